@@ -1,0 +1,250 @@
+"""Which kernels run: backends, the active choice, and the way from an operation to its code.
+
+``device`` says where arrays live, a *backend* says whose kernels run on them.  Each operation is a
+folder ``kernels/<operation>/`` whose ``__init__.py`` checks the arguments and then calls
+:meth:`Operation.run`; a backend implements it by a module of a fixed name in that folder
+(``reference.py`` for ``numpy``, ``numba_cpu.py`` for ``numba``, …).  So a new backend of an
+operation is a new file, and nothing is registered anywhere.
+
+What is asked for by name runs or raises :class:`BackendError` with the reason.  The default is the
+first backend of the device, in the order of :data:`BACKENDS`, that runs here and implements the
+operation.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar, Token
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ._errors import BackendError
+
+_KERNELS = Path(__file__).parent
+_log = logging.getLogger("rawgrad")
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A family of kernels.
+
+    Attributes:
+        name: the name users type.
+        device: the device whose arrays it takes.
+        module: the file in an operation's folder that implements it, without ``.py``.
+        requires: import names that must be installed.
+        summary: one line for ``rawgrad doctor``.
+    """
+
+    name: str
+    device: str
+    module: str
+    requires: tuple[str, ...]
+    summary: str
+
+    def problem(self) -> str | None:
+        """Why this backend cannot run here, or None if it can."""
+        return _problem(self.name)
+
+    def implements(self, operation: str) -> bool:
+        """Whether ``kernels/<operation>/`` holds this backend's module."""
+        return (_KERNELS / operation / f"{self.module}.py").is_file()
+
+
+#: In order of preference per device: the first that runs here is the default.
+BACKENDS: dict[str, Backend] = {
+    backend.name: backend
+    for backend in (
+        Backend("numba", "cpu", "numba_cpu", ("numba",), "compiled, parallel CPU kernels"),
+        Backend("numpy", "cpu", "reference", (), "the reference: what each kernel must compute"),
+        Backend("cuda", "cuda", "cuda", ("cupy",), "CUDA C++ kernels on an NVIDIA GPU"),
+        Backend("numba_cuda", "cuda", "numba_cuda", ("numba_cuda", "cupy"), "the same in Numba-CUDA"),
+        Backend("emulated", "cuda", "cuda", (), "the CUDA C++ kernels on a simulated GPU"),
+    )
+}
+
+
+@cache
+def _problem(name: str) -> str | None:
+    backend = BACKENDS[name]
+    if not any(backend.implements(folder.name) for folder in _KERNELS.iterdir() if folder.is_dir()):
+        return "this version of rawgrad has no kernels for it yet"
+    missing = [module for module in backend.requires if importlib.util.find_spec(module) is None]
+    return f"not installed: {', '.join(missing)}" if missing else None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was asked for: a backend per device, and pinned versions per operation.
+
+    Hashable, so that it can be part of a cache key; recorded in every graph node.
+    """
+
+    backends: tuple[tuple[str, str], ...] = ()
+    pins: tuple[tuple[str, str], ...] = ()
+
+    def for_device(self, device: str) -> str | None:
+        return dict(self.backends).get(device)
+
+    def pin_of(self, operation: str) -> str | None:
+        return dict(self.pins).get(operation)
+
+    def with_backend(self, backend: Backend, pins: Mapping[str, str]) -> Choice:
+        return Choice(
+            tuple(sorted({**dict(self.backends), backend.device: backend.name}.items())),
+            tuple(sorted({**dict(self.pins), **pins}.items())),
+        )
+
+
+def _known_backend(name: str) -> Backend:
+    try:
+        return BACKENDS[name]
+    except (KeyError, TypeError):
+        raise BackendError(f"backend {name!r} does not exist; there are: {', '.join(BACKENDS)}") from None
+
+
+def _checked_backend(name: str) -> Backend:
+    backend = _known_backend(name)
+    if problem := backend.problem():
+        raise BackendError(f"backend {name!r} cannot run here: {problem}")
+    return backend
+
+
+@cache
+def _process_choice() -> Choice:
+    """The choice that ``RAWGRAD_BACKEND`` makes for the whole process."""
+    name = os.environ.get("RAWGRAD_BACKEND", "")
+    return Choice().with_backend(_checked_backend(name), {}) if name else Choice()
+
+
+_active: ContextVar[Choice | None] = ContextVar("rawgrad_backend", default=None)
+
+
+def current_choice() -> Choice:
+    """The choice that is active in this context (thread, task)."""
+    return _active.get() or _process_choice()
+
+
+def set_choice(choice: Choice) -> Token[Choice | None]:
+    """Make ``choice`` active; hand the token to :func:`reset_choice` to undo it."""
+    return _active.set(choice)
+
+
+def reset_choice(token: Token[Choice | None]) -> None:
+    _active.reset(token)
+
+
+class backend:
+    """Choose whose kernels run: a call, or a context manager.
+
+    ``backend("numpy")`` takes effect at once and stays; ``with backend("numpy"):`` ends with the
+    block.  The choice belongs to the current context (thread or task) and holds for the device of
+    that backend; each graph node records it and uses it for its backward pass.
+    ``RAWGRAD_BACKEND=numpy`` does it for a whole process.
+
+    Args:
+        name: one of :func:`backends`.
+        pins: versions to pin, by operation: ``backend("cuda", gemm="v3_register_tile")``.
+
+    Raises:
+        BackendError: the backend does not exist or cannot run here (with the reason), or a pin
+            names an operation that does not exist.
+    """
+
+    def __init__(self, name: str, **pins: str) -> None:
+        chosen = _checked_backend(name)
+        for operation in pins:
+            if not (_KERNELS / operation / "__init__.py").is_file():
+                raise BackendError(f"cannot pin a version of {operation!r}: there is no such operation")
+        self._token = _active.set(current_choice().with_backend(chosen, pins))
+
+    def __enter__(self) -> backend:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _active.reset(self._token)
+
+
+def backends() -> dict[str, str | None]:
+    """Every backend, with None if it runs here and otherwise the reason why it does not."""
+    return {name: known.problem() for name, known in BACKENDS.items()}
+
+
+@dataclass
+class Operation:
+    """One operation: the folder ``kernels/<name>/`` and the way to its implementations.
+
+    Args:
+        package: ``__name__`` of the operation's package.
+    """
+
+    package: str
+    name: str = field(init=False)
+    _cache: dict[tuple[Choice, str, str, str | None], Callable[..., Any]] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.name = self.package.rpartition(".")[2]
+
+    def run(self, function: str, device: str, *arguments: Any, version: str | None = None) -> Any:
+        """Call ``function`` of the implementation that the active choice gives for ``device``.
+
+        The arguments must have been checked; every backend of an operation takes the same ones.
+        """
+        key = (current_choice(), device, function, version)
+        kernel = self._cache.get(key)
+        if kernel is None:
+            kernel = self._cache[key] = self._resolve(*key)
+        return kernel(*arguments)
+
+    def module(self, name: str) -> Any:
+        """The module that implements backend ``name`` for this operation."""
+        chosen = _checked_backend(name)
+        if not chosen.implements(self.name):
+            raise BackendError(f"backend {name!r} does not implement {self.name}")
+        return importlib.import_module(f"{self.package}.{chosen.module}")
+
+    def _resolve(self, choice: Choice, device: str, function: str, version: str | None) -> Callable[..., Any]:
+        name = choice.for_device(device) or self._default(device)
+        module = self.module(name)
+        version = version or choice.pin_of(self.name)
+        kernel = getattr(module, function)
+        if version is not None:
+            versions: dict[str, Callable[..., Any]] = getattr(module, "VERSIONS", {}).get(function, {})
+            if version not in versions:
+                known = ", ".join(versions) or "none: it has a single one"
+                raise BackendError(f"{function}: backend {name!r} has no version {version!r}; versions: {known}")
+            kernel = versions[version]
+        return _logged(kernel, function, name, version) if os.environ.get("RAWGRAD_DEBUG") else kernel
+
+    def _default(self, device: str) -> str:
+        for name, known in BACKENDS.items():
+            if known.device == device and known.implements(self.name) and known.problem() is None:
+                return name
+        raise BackendError(f"{self.name}: no backend that runs here takes arrays of device {device!r}")
+
+
+def _logged(kernel: Callable[..., Any], function: str, backend_name: str, version: str | None) -> Callable[..., Any]:
+    """``kernel``, writing one line per call to the log (``RAWGRAD_DEBUG=1``)."""
+    if not _log.handlers:
+        _log.addHandler(logging.StreamHandler())
+        _log.setLevel(logging.DEBUG)
+
+    def call(*arguments: Any) -> Any:
+        start = time.perf_counter()
+        result = kernel(*arguments)
+        milliseconds = 1e3 * (time.perf_counter() - start)
+        shapes = " ".join(str(tuple(a.shape)) for a in arguments if hasattr(a, "shape"))
+        _log.debug("%s %s %s %s %.3f ms", function, backend_name, version or "default", shapes, milliseconds)
+        return result
+
+    return call

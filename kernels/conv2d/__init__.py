@@ -1,0 +1,190 @@
+"""Two-dimensional convolution (cross-correlation, as in every deep-learning library).
+
+Legend::
+
+    N batch          C input channels    H W  input height, width
+    G groups         K output channels   R S  filter height, width
+                                         P Q  output height, width
+    stride (sh, sw)  padding (ph, pw): zeros on both sides  dilation (dh, dw)
+
+Output size::
+
+    P = (H + 2 ph - dh (R - 1) - 1) // sh + 1        Q likewise
+
+Forward, with x zero outside its bounds, and c running over the C/G channels of k's group::
+
+    y[n,k,p,q] = b[k] + sum_{c,r,s} w[k,c,r,s] x[n,c, p sh + r dh - ph, q sw + s dw - pw]
+
+Backward, with g = dL/dy::
+
+    dL/dx[n,c,h,w]  = sum over k and all (p,r) with p sh + r dh - ph = h, (q,s) likewise
+                      of w[k,c,r,s] g[n,k,p,q]
+    dL/dw[k,c,r,s]  = sum_{n,p,q} g[n,k,p,q] x[n,c, p sh + r dh - ph, q sw + s dw - pw]
+    dL/db[k]        = sum_{n,p,q} g[n,k,p,q]
+
+All three passes are linear in each argument and each is a derivative of the others, so the set is
+closed under differentiation.
+
+Source: Dumoulin and Visin, "A guide to convolution arithmetic for deep learning", 2016.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from .._contracts import check_out, check_rank, check_shape, common_device, common_float, pair
+from .._dispatch import Operation
+from .._errors import ArgumentError, ShapeError
+
+_operation = Operation(__name__)
+
+
+class Geometry(NamedTuple):
+    """All sizes of one convolution, in the letters of the legend."""
+
+    N: int
+    C: int
+    H: int
+    W: int
+    K: int
+    R: int
+    S: int
+    P: int
+    Q: int
+    G: int
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+
+    @property
+    def x_shape(self) -> tuple[int, int, int, int]:
+        return self.N, self.C, self.H, self.W
+
+    @property
+    def weight_shape(self) -> tuple[int, int, int, int]:
+        return self.K, self.C // self.G, self.R, self.S
+
+    @property
+    def y_shape(self) -> tuple[int, int, int, int]:
+        return self.N, self.K, self.P, self.Q
+
+
+@lru_cache(maxsize=1024)
+def geometry(
+    x_shape: tuple[int, ...],
+    weight_shape: tuple[int, ...],
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+) -> Geometry:
+    """Check the sizes of a convolution against each other and give them all, P and Q included.
+
+    Raises:
+        ShapeError: channels do not match, or the filter does not fit into the padded input.
+        ArgumentError: an option is outside its domain.
+    """
+    stride = pair("conv2d", "stride", stride, 1)
+    padding = pair("conv2d", "padding", padding, 0)
+    dilation = pair("conv2d", "dilation", dilation, 1)
+    if not isinstance(groups, int) or groups < 1:
+        raise ArgumentError(f"conv2d: groups must be an integer of at least 1; got {groups!r}")
+    (N, C, H, W), (K, C_of_group, R, S) = x_shape, weight_shape
+    if C % groups or K % groups:
+        raise ShapeError(f"conv2d: groups={groups} must divide the {C} channels of x and the {K} filters of weight")
+    if C_of_group != C // groups:
+        fix = f"; this weight takes an x of {C_of_group * groups} channels" if C_of_group else ""
+        raise ShapeError(
+            f"conv2d: weight must have shape (K, C/groups, R, S) = ({K}, {C // groups}, {R}, {S}) to match x of shape "
+            f"{x_shape} with groups={groups}; got {weight_shape}{fix}"
+        )
+    if R < 1 or S < 1:
+        raise ShapeError(f"conv2d: weight must have a filter of at least 1x1; got shape {weight_shape}")
+    P, Q = (
+        (size + 2 * p - d * (taps - 1) - 1) // s + 1
+        for size, p, d, taps, s in zip((H, W), padding, dilation, (R, S), stride, strict=True)
+    )
+    if P < 1 or Q < 1:
+        raise ShapeError(
+            f"conv2d: the filter {R}x{S} with dilation {dilation} does not fit into x of {H}x{W} with padding {padding}"
+        )
+    return Geometry(N, C, H, W, K, R, S, P, Q, groups, stride, padding, dilation)
+
+
+def conv2d_forward(
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    *,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    out: Any = None,
+    version: str | None = None,
+) -> Any:
+    """The convolution of ``x`` with ``weight``, plus ``bias``.
+
+    Args:
+        x: (N, C, H, W), float32 or float64, any strides.
+        weight: (K, C/groups, R, S), the dtype of ``x``.
+        bias: (K,) or None.
+        stride, padding, dilation: in elements; one integer or (vertical, horizontal).
+        out: array of the result's shape and dtype to write into.
+        version: the version of the kernel to run, by name.
+
+    Returns:
+        (N, K, P, Q), the dtype of ``x``.
+
+    Raises:
+        ShapeError, DtypeError, DeviceError, ArgumentError, BackendError.
+    """
+    device = common_device("conv2d", x=x, weight=weight, bias=bias)
+    dtype = common_float("conv2d", x=x, weight=weight, bias=bias)
+    check_rank("conv2d", "x", x, "N C H W")
+    check_rank("conv2d", "weight", weight, "K C/groups R S")
+    g = geometry(x.shape, weight.shape, stride, padding, dilation, groups)
+    if bias is not None:
+        check_shape("conv2d", "bias", bias, (g.K,), "K")
+    check_out("conv2d", out, g.y_shape, dtype, device, x, weight, bias)
+    return _operation.run("conv2d_forward", device, x, weight, bias, g, out, version=version)
+
+
+def conv2d_backward_input(grad: Any, weight: Any, g: Geometry, *, out: Any = None, version: str | None = None) -> Any:
+    """dL/dx of shape (N, C, H, W) from ``grad`` = dL/dy (N, K, P, Q) and ``weight`` (K, C/G, R, S).
+
+    Args:
+        g: the :func:`geometry` of the forward pass.
+        out, version: as in :func:`conv2d_forward`.
+    """
+    device = common_device("conv2d_backward_input", grad=grad, weight=weight)
+    dtype = common_float("conv2d_backward_input", grad=grad, weight=weight)
+    check_shape("conv2d_backward_input", "grad", grad, g.y_shape, "N K P Q")
+    check_shape("conv2d_backward_input", "weight", weight, g.weight_shape, "K C/groups R S")
+    check_out("conv2d_backward_input", out, g.x_shape, dtype, device, grad, weight)
+    return _operation.run("conv2d_backward_input", device, grad, weight, g, out, version=version)
+
+
+def conv2d_backward_weight(x: Any, grad: Any, g: Geometry, *, out: Any = None, version: str | None = None) -> Any:
+    """dL/dw of shape (K, C/G, R, S) from ``x`` (N, C, H, W) and ``grad`` = dL/dy (N, K, P, Q).
+
+    Args:
+        g: the :func:`geometry` of the forward pass.
+        out, version: as in :func:`conv2d_forward`.
+    """
+    device = common_device("conv2d_backward_weight", x=x, grad=grad)
+    dtype = common_float("conv2d_backward_weight", x=x, grad=grad)
+    check_shape("conv2d_backward_weight", "x", x, g.x_shape, "N C H W")
+    check_shape("conv2d_backward_weight", "grad", grad, g.y_shape, "N K P Q")
+    check_out("conv2d_backward_weight", out, g.weight_shape, dtype, device, x, grad)
+    return _operation.run("conv2d_backward_weight", device, x, grad, g, out, version=version)
+
+
+def conv2d_backward_bias(grad: Any, *, out: Any = None, version: str | None = None) -> Any:
+    """dL/db of shape (K,) from ``grad`` = dL/dy (N, K, P, Q): its sum over N, P and Q."""
+    device = common_device("conv2d_backward_bias", grad=grad)
+    dtype = common_float("conv2d_backward_bias", grad=grad)
+    check_rank("conv2d_backward_bias", "grad", grad, "N K P Q")
+    check_out("conv2d_backward_bias", out, (grad.shape[1],), dtype, device, grad)
+    return _operation.run("conv2d_backward_bias", device, grad, out, version=version)
