@@ -1,0 +1,100 @@
+"""The frame of all tests: backends as a parameter, `--require-gpu`, hypothesis' profile.
+
+A kernel test asks for the fixture ``backend`` and runs once for every backend that implements the
+operation, so a new backend of an operation needs no new test.  The operation is the one in the
+file's name (``test_gemm.py`` tests ``gemm``) unless a marker says otherwise::
+
+    from _tolerance import assert_accurate          # tests/kernels is on the path of all tests
+    from _layouts import LAYOUTS, untouched
+
+    @pytest.mark.parametrize("layout", LAYOUTS)
+    def test_agrees_with_the_definition(backend, layout):
+        x = backend.put(host_array, layout)         # on the backend's device, with odd strides
+        with untouched(x):                          # fails if the kernel writes into its input
+            y = softmax.softmax_forward(x, 1)       # runs on `backend`, which is active in the test
+        assert_accurate(backend.get(y), definition, host_array)
+
+    @pytest.mark.operation("sgd")                   # for a file that tests several operations
+    def test_sgd_momentum(backend): ...
+
+A backend that cannot run here is a visible skip with its reason; ``--require-gpu`` turns that into a
+failure for the backends of device ``cuda``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import numpy as np
+import pytest
+
+from rawgrad.kernels._devices import Device, device_named
+from rawgrad.kernels._dispatch import BACKENDS
+from rawgrad.kernels._dispatch import backend as use_backend
+
+sys.path.insert(0, str(Path(__file__).parent / "kernels"))
+
+# The same examples in every run; fixtures are not reset between examples, ours hold no state.
+hypothesis.settings.register_profile(
+    "rawgrad",
+    deadline=None,
+    max_examples=30,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("rawgrad")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--require-gpu", action="store_true", help="a GPU backend that cannot run is a failure, not a skip")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "operation(name): the kernel operation whose backends run this test")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "backend" in metafunc.fixturenames:
+        marker = metafunc.definition.get_closest_marker("operation")
+        operation = marker.args[0] if marker else metafunc.module.__name__.rpartition("test_")[2]
+        names = [name for name, known in BACKENDS.items() if known.implements(operation)]
+        assert names, f"{metafunc.definition.nodeid}: no backend implements an operation called {operation!r}"
+        metafunc.parametrize("backend", names, indirect=True)
+
+
+@dataclass(frozen=True)
+class BackendUnderTest:
+    """The active backend of a test, and the way of host arrays to its device and back."""
+
+    name: str
+    device: Device
+
+    def put(self, array: Any, layout: str = "C") -> Any:
+        """``array``'s values on the device, in one of the ``_layouts.LAYOUTS``."""
+        from _layouts import LAYOUTS
+
+        return LAYOUTS[layout](self.device.from_host(np.asarray(array)))
+
+    def get(self, array: Any) -> np.ndarray:
+        """The host copy of a result, which must live on the backend's device."""
+        assert type(array) is self.device.array_type, f"expected a result on {self.device.name!r}, got {type(array)}"
+        return self.device.to_host(array)
+
+
+@pytest.fixture
+def backend(request: pytest.FixtureRequest) -> Iterator[BackendUnderTest]:
+    """The backend of this run of the test, active while the test runs."""
+    known = BACKENDS[request.param]
+    if problem := known.problem():
+        message = f"backend {known.name!r} cannot run here: {problem}"
+        if known.device == "cuda" and request.config.getoption("--require-gpu"):
+            pytest.fail(message)
+        pytest.skip(message)
+    with use_backend(known.name):
+        yield BackendUnderTest(known.name, device_named(known.device))
