@@ -1,11 +1,14 @@
-"""Convolution in NumPy: gather the input's windows into columns, then multiply matrices.
+"""Convolution in NumPy: one matrix product per row of the filter.
 
-The columns (N, G, C/G·R·S, P·Q) hold, for each output position, the C/G·R·S inputs under the filter
-(Chellapilla, Puri and Simard, 2006, "im2col").  With them the forward pass and both gradients are
-each one matrix product per image and group.
+``_strips`` copies, for each output column q, the S inputs under one filter row beside each other;
+filter row r then meets the strips of the input rows p sh + r dh.  That is the method of Chellapilla,
+Puri and Simard (2006, "im2col") with the columns copied S times instead of R S times: the copying
+costs more than the multiplying.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -14,48 +17,84 @@ from .._contracts import deliver
 from . import Geometry
 
 
-def _tap(offset: int, dilation: int, stride: int, outputs: int) -> slice:
-    """The padded input positions that meet filter tap ``offset``, one for each output."""
-    first = offset * dilation
-    return slice(first, first + stride * (outputs - 1) + 1, stride)
-
-
-def _columns(x: np.ndarray, g: Geometry) -> np.ndarray:
-    (ph, pw), (dh, dw), (sh, sw) = g.padding, g.dilation, g.stride
-    padded = np.pad(x, ((0, 0), (0, 0), (ph, ph), (pw, pw)))
-    extent = (dh * (g.R - 1) + 1, dw * (g.S - 1) + 1)
-    windows = sliding_window_view(padded, extent, axis=(2, 3))[:, :, ::sh, ::sw, ::dh, ::dw]  # (N, C, P, Q, R, S)
-    return windows.transpose(0, 1, 4, 5, 2, 3).reshape(g.N, g.G, g.C // g.G * g.R * g.S, g.P * g.Q)
-
-
 def conv2d_forward(
     x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, g: Geometry, out: np.ndarray | None
 ) -> np.ndarray:
-    filters = weight.reshape(g.G, g.K // g.G, -1)  # (G, K/G, CRS)
-    y = np.matmul(filters, _columns(x, g)).reshape(g.y_shape)  # (N, G, K/G, PQ)
+    y = _correlate(_padded(x, g), weight, g.G, (g.P, g.Q), g.stride, g.dilation)
     if bias is not None:
         y += bias[:, None, None]
     return deliver(y, out)
 
 
 def conv2d_backward_input(grad: np.ndarray, weight: np.ndarray, g: Geometry, out: np.ndarray | None) -> np.ndarray:
-    filters = weight.reshape(g.G, g.K // g.G, -1)  # (G, K/G, CRS)
-    columns = np.matmul(filters.swapaxes(1, 2), grad.reshape(g.N, g.G, g.K // g.G, g.P * g.Q))  # (N, G, CRS, PQ)
-    columns = columns.reshape(g.N, g.C, g.R, g.S, g.P, g.Q)
+    """The gradient, spread out by the stride, correlated with the filter turned by 180 degrees."""
     (ph, pw), (dh, dw), (sh, sw) = g.padding, g.dilation, g.stride
-    padded = np.zeros((g.N, g.C, g.H + 2 * ph, g.W + 2 * pw), grad.dtype)
-    for r in range(g.R):
-        for s in range(g.S):
-            padded[:, :, _tap(r, dh, sh, g.P), _tap(s, dw, sw, g.Q)] += columns[:, :, r, s]
-    return deliver(np.ascontiguousarray(padded[:, :, ph : ph + g.H, pw : pw + g.W]), out)
+    margin_h, margin_w = dh * (g.R - 1), dw * (g.S - 1)
+    spread = np.zeros((g.N, g.K, g.H + 2 * ph + margin_h, g.W + 2 * pw + margin_w), grad.dtype)
+    spread[:, :, _every(sh, margin_h, g.P), _every(sw, margin_w, g.Q)] = grad
+    inside = spread[:, :, ph : ph + g.H + margin_h, pw : pw + g.W + margin_w]  # what meets x, not its padding
+    turned = weight.reshape(g.G, g.K // g.G, g.C // g.G, g.R, g.S)[..., ::-1, ::-1].swapaxes(1, 2)
+    turned = turned.reshape(g.C, g.K // g.G, g.R, g.S)
+    return deliver(_correlate(inside, turned, g.G, (g.H, g.W), (1, 1), g.dilation), out)
 
 
 def conv2d_backward_weight(x: np.ndarray, grad: np.ndarray, g: Geometry, out: np.ndarray | None) -> np.ndarray:
-    columns = _columns(x, g)  # (N, G, CRS, PQ)
-    gradient = grad.reshape(g.N, g.G, g.K // g.G, g.P * g.Q)
-    return deliver(np.matmul(gradient, columns.swapaxes(2, 3)).sum(axis=0).reshape(g.weight_shape), out)
+    gradient = grad.reshape(g.N, g.G, g.K // g.G, g.P * g.Q).swapaxes(2, 3)  # (N, G, PQ, K/G)
+    result = np.empty(g.weight_shape, grad.dtype)
+    strips = _strips(_padded(x, g), g.G, g.S, (g.P, g.Q), g.R, g.stride, g.dilation)
+    for r, strip in enumerate(strips):
+        products = np.matmul(strip, gradient).sum(axis=0)  # (G, CS, K/G)
+        result[:, :, r] = products.swapaxes(1, 2).reshape(g.K, g.C // g.G, g.S)
+    return deliver(result, out)
 
 
 def conv2d_backward_bias(grad: np.ndarray, out: np.ndarray | None) -> np.ndarray:
     return deliver(grad.sum(axis=(0, 2, 3)), out)
 
+
+def _correlate(
+    x: np.ndarray,
+    weight: np.ndarray,
+    groups: int,
+    size: tuple[int, int],
+    stride: tuple[int, int],
+    dilation: tuple[int, int],
+) -> np.ndarray:
+    """The (N, K, P, Q) sums of products of the padded ``x`` with ``weight``; ``size`` is (P, Q)."""
+    K, C_of_group, R, S = weight.shape
+    y = np.empty((len(x), groups, K // groups, size[0] * size[1]), x.dtype)
+    product = np.empty_like(y)  # one for all rows: fresh memory costs more than the product
+    for r, strip in enumerate(_strips(x, groups, S, size, R, stride, dilation)):
+        row = weight[:, :, r].reshape(groups, K // groups, C_of_group * S)
+        np.matmul(row, strip, out=product if r else y)
+        if r:
+            y += product
+    return y.reshape(len(x), K, *size)
+
+
+def _strips(
+    x: np.ndarray,
+    groups: int,
+    S: int,
+    size: tuple[int, int],
+    R: int,
+    stride: tuple[int, int],
+    dilation: tuple[int, int],
+) -> Iterator[np.ndarray]:
+    """For each filter row r the inputs under it, (N, G, C/G S, P Q); ``x`` is padded already."""
+    (P, Q), (sh, sw), (dh, dw) = size, stride, dilation
+    N, C, H, _ = x.shape
+    windows = sliding_window_view(x, dw * (S - 1) + 1, axis=3)[:, :, :, ::sw, ::dw]  # (N, C, H, Q, S)
+    columns = windows.transpose(0, 1, 4, 2, 3).reshape(N, groups, C // groups * S, H, Q)
+    for r in range(R):
+        yield columns[:, :, :, _every(sh, r * dh, P)].reshape(N, groups, C // groups * S, P * Q)
+
+
+def _padded(x: np.ndarray, g: Geometry) -> np.ndarray:
+    (ph, pw) = g.padding
+    return np.pad(x, ((0, 0), (0, 0), (ph, ph), (pw, pw)))
+
+
+def _every(step: int, first: int, count: int) -> slice:
+    """``count`` indices from ``first`` on, ``step`` apart."""
+    return slice(first, first + step * (count - 1) + 1, step)
