@@ -6,7 +6,7 @@ Legend: x the input, y = f(x) the output, g = dL/dy, s the logistic sigmoid, s(x
 ==============  ====================================================  =======================================
 kind            y = f(x)                                              dL/dx
 ==============  ====================================================  =======================================
-relu            max(x, 0)                                             g where y > 0, else 0
+relu            max(x, 0)                                             0 where y <= 0, else g
 leaky_relu      x where x > 0, else a x          (a: negative_slope)  g where y > 0, else a g
 elu             x where x > 0, else α (e^x - 1)                       g where y > 0, else g (y + α)
 sigmoid         s(x)                                                  g y (1 - y)
