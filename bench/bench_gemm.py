@@ -1,0 +1,15 @@
+"""Rows of ``gemm`` under pytest-benchmark: ``pytest bench/bench_gemm.py --benchmark-only``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from rawgrad.bench import single
+
+
+@pytest.mark.parametrize(("row", "contestant"), single.cases("gemm"))
+def test_gemm(benchmark: Any, row: str, contestant: str) -> None:
+    """Validated against the reference, then timed."""
+    single.run(benchmark, row, contestant)

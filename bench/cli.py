@@ -1,0 +1,102 @@
+"""``rawgrad bench``: measure rows, print them as a table, write them into a result file."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..kernels._errors import RawgradError
+from . import load, machine, memory, peers, results, rows
+from .harness import measure
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1; got {number}")
+    return number
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="rawgrad bench",
+        description="Measure rawgrad and its peers side by side in one process: results are validated first, contestants "
+        "take turns, medians are printed and, with --out, written with machine, versions, commit and command.",
+    )
+    parser.add_argument("rows", nargs="*", metavar="ROW", help="rows to measure, by default all (see --list)")
+    parser.add_argument("--list", action="store_true", help="list the rows with their contestants and stop")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write a JSON result file")
+    parser.add_argument("--rounds", type=_positive, default=20, metavar="N", help="rounds (default: %(default)s)")
+    parser.add_argument(
+        "--min-round", type=float, default=0.1, metavar="S", help="least seconds of a turn (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--threads",
+        type=_positive,
+        default=machine.usable_cores(),
+        metavar="N",
+        help="threads of every contestant (default: the usable cores, %(default)s)",
+    )
+    parser.add_argument("--no-memory", action="store_true", help="skip the measurement of peak memory")
+    return parser
+
+
+def _list() -> None:
+    for name, spec in rows.ROWS.items():
+        print(f"{name:36} against {', '.join(spec.peers)}")
+    for peer in peers.PEERS:
+        if reason := peers.problem(peer):
+            print(f"\n{peer} takes no part here: {reason}")
+
+
+def _measure(name: str, options: argparse.Namespace) -> results.Row:
+    used = {}
+    if not options.no_memory:
+        used = {who: memory.measure(name, who, options.threads) for who in rows.contestants(name)}
+    work = rows.build(name)
+    peers.set_threads(options.threads)
+    return measure(
+        work, rounds=options.rounds, min_round=options.min_round, threads=options.threads, memory=used
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; 0 if every row was measured, 1 if a row failed (the others are still reported)."""
+    options = _parser().parse_args(argv)
+    if options.list:
+        _list()
+        return 0
+    names = options.rows or list(rows.ROWS)
+    for name in names:
+        rows.spec(name)  # refuse a wrong name before an hour of measuring
+    for peer in peers.PEERS:
+        if reason := peers.problem(peer):
+            print(f"rawgrad bench: without {peer}: {reason}", file=sys.stderr)
+    measured, failed = [], 0
+    for name in names:
+        print(f"{name} …", file=sys.stderr, flush=True)
+        try:
+            measured.append(_measure(name, options))
+        except RawgradError as error:
+            failed += 1
+            print(f"rawgrad bench: {name}: {error}", file=sys.stderr)
+    print(results.markdown(measured), end="")
+    if any(row.noisy for row in measured):
+        print(f"\nnoisy: other processes used over {load.NOISY:.0%} of the CPU meanwhile")
+    if options.out and measured:
+        commit, dirty = machine.commit()
+        report = results.Report(
+            results.SCHEMA,
+            machine.now(),
+            machine.command_line(),
+            commit,
+            dirty,
+            machine.machine(),
+            machine.versions(),
+            measured,
+        )
+        results.write(report, options.out)
+        print(f"\nwritten: {options.out}")
+    return 1 if failed else 0

@@ -1,0 +1,220 @@
+"""How a figure comes about: contestants do the same work side by side in one process.
+
+1. *Validate.*  Each contestant's result is checked against the reference.  A wrong result is an
+   error, :class:`WrongResult`, and there is no row.
+2. *Warm up and calibrate.*  Each contestant is called a few times, then its number of calls per
+   round is set so that a round lasts at least ``min_round`` seconds.
+3. *Measure in rounds.*  In each round every contestant has one turn; who begins rotates from round
+   to round, so that a machine that becomes slower or faster does so for all.  A turn opens with one
+   call that is not timed: the caches and the spinning threads of the one before it are gone then.
+4. *Report* medians and quartiles over the rounds, and the ratio peer / rawgrad of each round, whose
+   median is not moved by what happens to both.
+
+Where calls get input sets that are together larger than the caches (:func:`sets_past_cache`), no
+call finds its inputs in a cache.  The CPU time that other processes used meanwhile is recorded.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..kernels._errors import ArgumentError, RawgradError
+from . import load, machine
+from .results import Entry, Memory, Ratio, Row, Spread
+
+#: The contestant that the ratios compare with.
+OURS = "rawgrad"
+_WARM_UP_CALLS = 3
+
+Clock = Callable[[], int]
+
+
+class WrongResult(RawgradError, AssertionError):
+    """A contestant's result does not agree with the reference, so its time means nothing."""
+
+
+@dataclass
+class Contestant:
+    """One way to do the work.
+
+    Attributes:
+        name: ``rawgrad`` or the peer's.
+        call: the work; called as ``call(*inputs[i])`` with the input sets in turn.
+        inputs: one or more sets of arguments.
+        detail: version, backend or options, for the record.
+        result: gives what is checked, in host arrays; by default the result of the first call.
+        reset: called, not timed, before each turn; makes work that has a state start afresh.
+    """
+
+    name: str
+    call: Callable[..., Any]
+    inputs: Sequence[tuple[Any, ...]] = ((),)
+    detail: str = ""
+    result: Callable[[], Any] | None = None
+    reset: Callable[[], None] | None = None
+    _calls: int = field(default=0, init=False, repr=False)
+
+    def checked_result(self) -> Any:
+        """What the check of the work gets."""
+        return self.call(*self.inputs[0]) if self.result is None else self.result()
+
+    def turn(self, calls: int, clock: Clock) -> float:
+        """Seconds per call over ``calls`` calls, opened by one that is not timed."""
+        sets = [self.inputs[(self._calls + i) % len(self.inputs)] for i in range(calls + 1)]
+        self._calls += len(sets)
+        if self.reset is not None:
+            self.reset()
+        gc.collect()  # the garbage of the one before
+        call = self.call
+        call(*sets.pop())
+        start = clock()
+        for arguments in sets:
+            call(*arguments)
+        return (clock() - start) / calls / 1e9
+
+
+@dataclass(frozen=True)
+class Work:
+    """The same work for several contestants, and how to tell a right result.
+
+    Attributes:
+        name, description, dtype, layout, flops, bytes: as in :class:`~rawgrad.bench.results.Row`.
+        contestants: in the order of the first round.
+        reference: computes the result that is right.
+        reference_name: what that is, for the record.
+        check: ``check(result, reference)`` raises AssertionError, saying where, if they disagree.
+    """
+
+    name: str
+    description: str
+    contestants: Sequence[Contestant]
+    reference: Callable[[], Any]
+    reference_name: str
+    check: Callable[[Any, Any], None]
+    dtype: str = "float32"
+    layout: str = "contiguous"
+    flops: int = 0
+    bytes: int = 0
+
+
+def sets_past_cache(bytes_of_one: int) -> int:
+    """How many input sets of that size are together twice the last-level cache, at least 2, at most 256."""
+    return int(min(256, max(2, -(-2 * machine.cache_bytes() // max(1, bytes_of_one)))))
+
+
+def assert_close(result: Any, reference: Any, tolerance: float, what: str = "result") -> None:
+    """Every element of ``result`` within ``tolerance`` times the largest magnitude in ``reference``.
+
+    Tuples, lists and mappings are compared item by item.
+
+    Raises:
+        AssertionError: naming the item, the worst index, both values and the share of the budget used.
+    """
+    if isinstance(reference, Mapping):
+        result, reference = list(result.values()), list(reference.values())
+    if isinstance(reference, tuple | list):
+        assert len(result) == len(reference), f"{what} must have {len(reference)} items; got {len(result)}"
+        for i, (one, other) in enumerate(zip(result, reference, strict=True)):
+            assert_close(one, other, tolerance, f"{what}[{i}]")
+        return
+    result, reference = np.asarray(result, np.float64), np.asarray(reference, np.float64)
+    assert result.shape == reference.shape, f"{what} must have shape {reference.shape}; got {result.shape}"
+    if reference.size == 0:
+        return
+    error = np.abs(result - reference)
+    budget = tolerance * np.abs(reference).max()
+    if not error.max() <= budget:  # also when it is NaN
+        worst = np.unravel_index(np.argmax(np.where(np.isnan(error), np.inf, error)), error.shape)
+        raise AssertionError(
+            f"{what}{list(map(int, worst))} must be {reference[worst]:.9g} within {budget:.3g}; got {result[worst]:.9g}, "
+            f"off by {error[worst]:.3g}"
+        )
+
+
+def validate(work: Work) -> None:
+    """Check each contestant's result against the reference.
+
+    Raises:
+        WrongResult: names the work, the contestant and the first disagreement.
+    """
+    reference = work.reference()
+    for contestant in work.contestants:
+        try:
+            work.check(contestant.checked_result(), reference)
+        except AssertionError as error:
+            raise WrongResult(f"{work.name}: {contestant.name} gives a wrong result: {error}") from error
+
+
+def calibrate(contestant: Contestant, min_round: float, clock: Clock) -> int:
+    """Warm up, then find how many calls last at least ``min_round`` seconds."""
+    contestant.turn(_WARM_UP_CALLS, clock)
+    calls = 1
+    while (seconds := contestant.turn(calls, clock) * calls) < min_round:
+        # Aim a little higher; at most tenfold, since the first guess may be off.
+        calls = max(calls + 1, min(10 * calls, int(1.1 * calls * min_round / max(seconds, 1e-9)) + 1))
+    return calls
+
+
+def measure(
+    work: Work,
+    *,
+    rounds: int = 20,
+    min_round: float = 0.1,
+    threads: int = 1,
+    memory: Mapping[str, Memory] | None = None,
+    clock: Clock = time.perf_counter_ns,
+    cpu_times: Callable[[], load.CpuTimes | None] = load.cpu_times,
+) -> Row:
+    """Validate and time ``work`` as the head of this module tells.
+
+    Args:
+        rounds: how many, at least 1.
+        min_round: seconds that each contestant's turn lasts at least.
+        threads: for the record; ``peers.set_threads`` sets them.
+        memory: measured before, by contestant (``memory.measure``).
+        clock: nanoseconds.
+        cpu_times: the load of the machine.
+
+    Raises:
+        WrongResult: a contestant's result is wrong.
+    """
+    if rounds < 1:
+        raise ArgumentError(f"bench: rounds must be an integer of at least 1; got {rounds!r}")
+    validate(work)
+    calls = {c.name: calibrate(c, min_round, clock) for c in work.contestants}
+    seconds: dict[str, list[float]] = {c.name: [] for c in work.contestants}
+    before = cpu_times()
+    for r in range(rounds):
+        first = r % len(work.contestants)
+        for contestant in (*work.contestants[first:], *work.contestants[:first]):
+            seconds[contestant.name].append(contestant.turn(calls[contestant.name], clock))
+    others = load.others_share(before, cpu_times())
+    return Row(
+        name=work.name,
+        description=work.description,
+        dtype=work.dtype,
+        layout=work.layout,
+        flops=work.flops,
+        bytes=work.bytes,
+        threads=threads,
+        validated_against=work.reference_name,
+        load_of_others=others,
+        noisy=others is not None and others > load.NOISY,
+        entries=[
+            Entry(
+                c.name, c.detail, calls[c.name], Spread.of(seconds[c.name]), seconds[c.name], (memory or {}).get(c.name)
+            )
+            for c in work.contestants
+        ],
+        ratios=[
+            Ratio(name, Spread.of([peer / ours for peer, ours in zip(theirs, seconds[OURS], strict=True)]))
+            for name, theirs in seconds.items()
+            if name != OURS and OURS in seconds
+        ],
+    )

@@ -1,0 +1,100 @@
+"""The libraries that rawgrad is compared with, each behind the few names that a program needs.
+
+rawgrad's names are torch's, so one program text serves both: it takes a :class:`Library` and uses
+its ``nn``, ``functional`` and ``optim``.  A peer is imported when it is first asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+from ..kernels._dispatch import current_choice
+from ..kernels._errors import BackendError
+from .harness import OURS
+
+#: Import name of each peer that may be absent, and what installs it.
+PEERS = {"torch": "pip install torch"}
+
+
+@dataclass(frozen=True)
+class Library:
+    """One deep-learning library.
+
+    Attributes:
+        name: ``rawgrad`` or ``torch``.
+        detail: version and backend, for the record.
+        nn, functional, optim: its modules of these names.
+        tensor: a tensor of a NumPy array's values.
+        host: the NumPy array of a tensor's values.
+    """
+
+    name: str
+    detail: str
+    nn: Any
+    functional: Any
+    optim: Any
+    tensor: Callable[[np.ndarray], Any]
+    host: Callable[[Any], np.ndarray]
+
+
+def problem(name: str) -> str | None:
+    """Why the peer ``name`` cannot be had here, or None if it can."""
+    if name not in PEERS:
+        return f"there is no such peer; there are: {', '.join(PEERS)}"
+    if importlib.util.find_spec(name) is None:
+        return f"it is not installed; {PEERS[name]}"
+    return None
+
+
+def available() -> list[str]:
+    """The peers that are installed here."""
+    return [name for name in PEERS if problem(name) is None]
+
+
+@cache
+def library(name: str) -> Library:
+    """rawgrad or a peer, imported.
+
+    Raises:
+        BackendError: the peer is unknown or not installed; the message says what installs it.
+    """
+    if name == OURS:
+        root = importlib.import_module(__package__.rpartition(".")[0])
+        backend = current_choice().for_device("cpu")
+        detail = f"{root.__version__}, backend {backend or 'by default'}"
+        return Library(name, detail, root.nn, root.functional, root.optim, root.tensor, lambda t: t.detach().numpy())
+    if reason := problem(name):
+        raise BackendError(f"bench: peer {name!r} cannot run here: {reason}")
+    import torch
+
+    return Library(
+        name,
+        version("torch"),
+        torch.nn,
+        torch.nn.functional,
+        torch.optim,
+        torch.from_numpy,
+        lambda t: t.detach().numpy(),
+    )
+
+
+def set_threads(count: int) -> None:
+    """Give every thread pool that is loaded by now ``count`` threads, for the rest of the process.
+
+    That is NumPy's BLAS and each OpenMP (threadpoolctl), and torch's own pool.  Import the
+    contestants before.
+    """
+    from threadpoolctl import threadpool_limits
+
+    threadpool_limits(limits=count)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(count)

@@ -1,0 +1,239 @@
+"""One training step of P5, P9 and P10: forward, loss, backward, optimizer step.
+
+One text serves every library, since rawgrad's names are torch's.  All start from the same weights,
+which NumPy draws, and see the same batches.  Before anything is timed, each contestant trains a few
+steps from those weights, and its losses and the change of every parameter must agree with the same
+steps of rawgrad's NumPy reference in float64.  Each timed turn starts from those weights again, so
+that every round is the same work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..kernels._dispatch import backend
+from . import shapes
+from .harness import OURS, Contestant, Work, assert_close
+from .peers import Library, library
+
+#: Batches that the steps take in turn, and how many are compared before timing.
+_BATCHES = 8
+_PROVED_STEPS = 4
+#: Losses may differ by this share of the loss, the change of a parameter by this share of its norm.
+_LOSS_TOLERANCE = 2e-5
+_CHANGE_TOLERANCE = 2e-3
+_IMAGE = 28
+_CLASSES = 10
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program's network and its training.
+
+    Attributes:
+        description: for the record.
+        network: makes the network of one library.
+        optimizer: makes the optimizer of one library for its parameters.
+        step: the sizes, at a batch.
+        flat: whether images come as 784 numbers instead of (1, 28, 28).
+    """
+
+    description: str
+    network: Callable[[Library], Any]
+    optimizer: Callable[[Library, Any], Any]
+    step: Callable[[int], shapes.Step]
+    flat: bool = False
+
+
+def _p5_network(lib: Library) -> Any:
+    nn, layers = lib.nn, []
+    for conv in shapes.p5_convolutions(1):
+        layers += [nn.Conv2d(conv.C, conv.K, conv.R, padding=conv.pad.top), nn.ReLU(), nn.MaxPool2d(2)]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(980, _CLASSES))
+
+
+def _p9_network(lib: Library, dropout: float = 0.0) -> Any:
+    nn, layers = lib.nn, []
+    widths = shapes.P9_WIDTHS
+    for a, b in zip(widths[:-2], widths[1:-1], strict=True):
+        layers += [nn.Linear(a, b), nn.ReLU(), *([nn.Dropout(dropout)] if dropout else [])]
+    return nn.Sequential(*layers, nn.Linear(*widths[-2:]))
+
+
+def _p10_network(lib: Library, channels: tuple[int, int, int], first_filter: int, dropout: float = 0.0) -> Any:
+    nn, layers = lib.nn, []
+    for conv in shapes.p10_convolutions(1, channels, first_filter):
+        layers += [nn.ZeroPad2d(tuple(conv.pad)), nn.Conv2d(conv.C, conv.K, conv.R, stride=conv.stride), nn.ReLU()]
+    layers += [nn.Flatten(), nn.Linear(49 * channels[2], 200), nn.ReLU(), *([nn.Dropout(dropout)] if dropout else [])]
+    return nn.Sequential(*layers, nn.Linear(200, _CLASSES))
+
+
+def _sgd(lib: Library, parameters: Any) -> Any:
+    return lib.optim.SGD(parameters, lr=0.01)
+
+
+def _adam(lib: Library, parameters: Any) -> Any:
+    return lib.optim.Adam(parameters, lr=0.003)
+
+
+PROGRAMS = {
+    "p5": Program("CNN 20-20, softmax cross-entropy, SGD", _p5_network, _sgd, shapes.p5),
+    "p9": Program("784-200-100-60-30-10, ReLU, Adam", _p9_network, _adam, shapes.p9, flat=True),
+    "p9_dropout": Program(
+        "784-200-100-60-30-10, ReLU, dropout 0.25, Adam", lambda lib: _p9_network(lib, 0.25), _adam, shapes.p9, flat=True
+    ),
+    "p10": Program(
+        "CNN 4-8-12, linear 200, Adam",
+        lambda lib: _p10_network(lib, *shapes.SMALL_P10),
+        _adam,
+        lambda batch: shapes.p10(batch, *shapes.SMALL_P10),
+    ),
+    "p10_dropout": Program(
+        "CNN 6-12-24, linear 200 with dropout 0.25, Adam",
+        lambda lib: _p10_network(lib, *shapes.LARGE_P10, 0.25),
+        _adam,
+        lambda batch: shapes.p10(batch, *shapes.LARGE_P10),
+    ),
+}
+
+
+def batches(program: Program, batch: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Images like MNIST's (values in [0, 1), four fifths of them 0) and labels, the same in every run."""
+    draw = np.random.default_rng(2024)
+    shape = (batch, _IMAGE**2) if program.flat else (batch, 1, _IMAGE, _IMAGE)
+    return [
+        (
+            (draw.random(shape) * (draw.random(shape) < 0.2)).astype(np.float32),
+            draw.integers(0, _CLASSES, batch),
+        )
+        for _ in range(_BATCHES)
+    ]
+
+
+def initial_weights(parameter_shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
+    """Weights of variance 2 / inputs (He et al., 2015) and small positive biases, the same in every run."""
+    draw = np.random.default_rng(7)
+    return [
+        (draw.normal(0, np.sqrt(2 / np.prod(shape[1:])), shape) if len(shape) > 1 else draw.random(shape) / 10).astype(
+            np.float32
+        )
+        for shape in parameter_shapes
+    ]
+
+
+class Training:
+    """A network in training, in one library.
+
+    Args:
+        dtype: of parameters and images.
+        deterministic: leaves dropout out, whose masks differ from library to library.
+    """
+
+    def __init__(
+        self, lib: Library, program: Program, dtype: type[np.floating] = np.float32, *, deterministic: bool = False
+    ) -> None:
+        self._lib = lib
+        self._dtype = dtype
+        self._network = program.network(lib)
+        if deterministic:
+            self._network.eval()  # no layer of these programs but dropout knows the difference
+        self._parameters = list(self._network.parameters())
+        for parameter, values in zip(
+            self._parameters, initial_weights([tuple(p.shape) for p in self._parameters]), strict=True
+        ):
+            parameter.data = lib.tensor(values.astype(dtype)).data
+        self._optimizer = program.optimizer(lib, self._parameters)
+
+    def put(self, images: np.ndarray, labels: np.ndarray) -> tuple[Any, Any]:
+        """A batch as the library's tensors."""
+        return self._lib.tensor(images.astype(self._dtype)), self._lib.tensor(labels)
+
+    def step(self, images: Any, labels: Any) -> Any:
+        """One training step; gives the loss, a tensor."""
+        loss = self._lib.functional.cross_entropy(self._network(images), labels)
+        self._optimizer.zero_grad()
+        loss.backward()
+        self._optimizer.step()
+        return loss
+
+    def weights(self) -> list[np.ndarray]:
+        """A copy of every parameter."""
+        return [np.array(self._lib.host(parameter)) for parameter in self._parameters]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What some training steps did: their losses, and how each parameter changed."""
+
+    losses: list[float]
+    changes: list[np.ndarray]
+
+
+def trace(lib: Library, program: Program, batch: int, dtype: type[np.floating] = np.float32) -> Trace:
+    """The first steps, with dropout left out."""
+    training = Training(lib, program, dtype, deterministic=True)
+    before = training.weights()
+    losses = [
+        float(training.step(*training.put(*one)).item()) for one in batches(program, batch)[:_PROVED_STEPS]
+    ]
+    return Trace(losses, [after - start for start, after in zip(before, training.weights(), strict=True)])
+
+
+def _reference(program: Program, batch: int) -> Trace:
+    with backend("numpy"):
+        return trace(library(OURS), program, batch, np.float64)
+
+
+def check(result: Trace, reference: Trace) -> None:
+    """Losses element by element, changes of each parameter by their norm.
+
+    By the norm, since Adam's first steps are about ±lr whatever the gradient's size: where a
+    gradient is all rounding error, so is the sign of the step, in every library.
+    """
+    assert_close(result.losses, reference.losses, _LOSS_TOLERANCE, "losses")
+    for i, (one, other) in enumerate(zip(result.changes, reference.changes, strict=True)):
+        assert one.shape == other.shape, f"parameter {i} must have shape {other.shape}; got {one.shape}"
+        share = np.linalg.norm(one - other) / np.linalg.norm(other)
+        assert share <= _CHANGE_TOLERANCE, (
+            f"the change of parameter {i} {other.shape} must be the reference's within {_CHANGE_TOLERANCE:g} of its norm; "
+            f"it is off by {share:.3g}"
+        )
+
+
+def _contestant(lib: Library, program: Program, batch: int) -> Contestant:
+    training = Training(lib, program)
+
+    def reset() -> None:
+        nonlocal training
+        training = Training(lib, program)
+
+    return Contestant(
+        lib.name,
+        lambda images, labels: training.step(images, labels),
+        [training.put(*one) for one in batches(program, batch)],
+        lib.detail,
+        result=lambda: trace(lib, program, batch),
+        reset=reset,
+    )
+
+
+def train_step(name: str, batch: int, contestants: Sequence[str]) -> Work:
+    """The row of one program at one batch."""
+    program = PROGRAMS[name]
+    step = program.step(batch)
+    return Work(
+        name=f"train_step_{name}_batch{batch}",
+        description=f"{program.description}: forward, loss, backward, update at batch {batch}",
+        contestants=[_contestant(library(c), program, batch) for c in contestants],
+        reference=lambda: _reference(program, batch),
+        reference_name=f"rawgrad's NumPy reference in float64, {_PROVED_STEPS} steps"
+        + (", dropout left out" if "dropout" in name else ""),
+        check=check,
+        layout="NC" if program.flat else "NCHW",
+        flops=step.flops(),
+        bytes=step.bytes(),
+    )

@@ -1,0 +1,226 @@
+"""A result file: what was measured, on which machine, from which commit, by which command.
+
+The dataclasses below are the schema: each is a JSON object with exactly these keys.  Times are
+seconds per call, memory is bytes, rates are shares of one.  Files live in ``bench/results/``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+from ..kernels._errors import DataError
+
+#: Raised by one whenever a key changes its meaning, appears or disappears.
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The middle and the spread of one figure over the rounds."""
+
+    median: float
+    q1: float
+    q3: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Median, quartiles (inclusive), least and greatest of ``values`` (at least one)."""
+        q1, _, q3 = quantiles(values, n=4, method="inclusive") if len(values) > 1 else (values[0],) * 3
+        return cls(median(values), q1, q3, min(values), max(values))
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a process of its own held while it ran one contestant; see ``memory``.
+
+    Attributes:
+        peak: most resident bytes of the whole process while the work ran, libraries included.
+        baseline: resident bytes just before the first call: libraries, model, inputs.
+        work: ``peak - baseline``: activations, gradients, optimizer state, workspaces, and what the
+            library loads at its first call.
+        method: how it was read.
+    """
+
+    peak: int
+    baseline: int
+    work: int
+    method: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One contestant's part of a row.
+
+    Attributes:
+        name: ``rawgrad``, ``torch``, …
+        detail: its version, backend or options.
+        inner: calls per round, calibrated to the least round time.
+        seconds: per call, over the rounds.
+        round_seconds: seconds per call of each round, in order.
+        memory: peak memory, or None if it was not measured.
+    """
+
+    name: str
+    detail: str
+    inner: int
+    seconds: Spread
+    round_seconds: list[float]
+    memory: Memory | None
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A peer's time over rawgrad's, computed round by round: above 1 rawgrad is ahead."""
+
+    peer: str
+    times: Spread
+
+
+@dataclass(frozen=True)
+class Row:
+    """One piece of work, done by every contestant.
+
+    Attributes:
+        name: as in ``rawgrad bench NAME``.
+        description: what one call does.
+        dtype, layout: of the arrays, for all contestants.
+        flops, bytes: of one call, by the formulas in ``shapes``; 0 where none is stated.
+        threads: given to each contestant.
+        validated_against: the reference that every contestant's result agreed with before timing.
+        load_of_others: share of the machine's CPU time that other processes used during the
+            measurement, None where the system does not tell.
+        noisy: whether that share was above the limit.
+    """
+
+    name: str
+    description: str
+    dtype: str
+    layout: str
+    flops: int
+    bytes: int
+    threads: int
+    validated_against: str
+    load_of_others: float | None
+    noisy: bool
+    entries: list[Entry]
+    ratios: list[Ratio]
+
+
+@dataclass(frozen=True)
+class Report:
+    """A result file."""
+
+    schema: int
+    date: str
+    command: str
+    commit: str | None
+    dirty: bool | None
+    machine: dict[str, Any]
+    versions: dict[str, Any]
+    rows: list[Row]
+
+
+def write(report: Report, path: Path | str) -> None:
+    """Write ``report`` as JSON, whole or not at all (temporary file, fsync, rename)."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(asdict(report), indent=1, allow_nan=False) + "\n"
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def read(path: Path | str) -> Report:
+    """The report in ``path``.
+
+    Raises:
+        DataError: not JSON, of another schema, or a key is missing, unknown or of another type;
+            the message says where.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"bench results: {path} must be a JSON file; got {error}") from None
+    schema = content.get("schema") if isinstance(content, dict) else None
+    if schema != SCHEMA:
+        raise DataError(f"bench results: {path} must have schema {SCHEMA}; got {schema!r}")
+    report: Report = _parse(Report, content, str(path))
+    return report
+
+
+def _parse(kind: Any, value: Any, where: str) -> Any:
+    """``value``, as JSON gave it, as the type ``kind``; ``where`` is its place for the message."""
+    if is_dataclass(kind) and isinstance(kind, type):
+        if not isinstance(value, dict):
+            raise DataError(f"bench results: {where} must be an object ({kind.__name__}); got {value!r}")
+        hints = typing.get_type_hints(kind)
+        names = {field.name for field in fields(kind)}
+        if names != set(value):
+            missing, unknown = sorted(names - set(value)), sorted(set(value) - names)
+            raise DataError(f"bench results: {where} must have exactly its keys; missing {missing}, unknown {unknown}")
+        return kind(**{name: _parse(hints[name], value[name], f"{where}: {name}") for name in names})
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is types.UnionType:  # X | None
+        return None if value is None else _parse(arguments[0], value, where)
+    if origin is list and isinstance(value, list):
+        return [_parse(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if origin is dict and isinstance(value, dict):
+        return value
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if kind in (int, str, bool) and type(value) is kind:
+        return value
+    raise DataError(f"bench results: {where} must be of type {kind}; got {value!r}")
+
+
+def _time(seconds: float) -> str:
+    for unit, scale in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+        if seconds >= scale:
+            return f"{seconds / scale:.3g} {unit}" if seconds < 100 * scale else f"{seconds / scale:.0f} {unit}"
+    return f"{seconds / 1e-9:.0f} ns"
+
+
+def _table_row(row: Row, entry: Entry) -> list[str]:
+    ratio = next((r.times for r in row.ratios if r.peer == entry.name), None)
+    seconds = entry.seconds
+    return [
+        row.name + (" (noisy)" if row.noisy else ""),
+        entry.name,
+        _time(seconds.median),
+        f"{_time(seconds.q1)} – {_time(seconds.q3)}",
+        _time(seconds.low),
+        f"{row.flops / seconds.median / 1e9:.3g}" if row.flops else "",
+        f"{row.bytes / seconds.median / 1e9:.3g}" if row.bytes else "",
+        f"{entry.memory.work / 2**20:.0f} / {entry.memory.peak / 2**20:.0f}" if entry.memory else "",
+        f"{ratio.median:.2f} ({ratio.q1:.2f} – {ratio.q3:.2f})" if ratio else "",
+    ]
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """A Markdown table of ``rows``: one line per contestant.
+
+    GFLOP/s and GB/s are the stated operations and bytes over the median.  Memory is in MiB: of the
+    work, and of the whole process at its peak.  The last column is the peer's time over rawgrad's.
+    """
+    head = "row|contestant|median|quartiles|min|GFLOP/s|GB/s|peak MiB (work / process)|peer ÷ rawgrad".split("|")
+    lines = [head, ["---"] * len(head), *(_table_row(row, entry) for row in rows for entry in row.entries)]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)

@@ -1,0 +1,134 @@
+"""Result files: what is written is what is read, and what is no result file is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from rawgrad.bench import machine, results
+from rawgrad.bench.results import Entry, Memory, Ratio, Report, Row, Spread
+from rawgrad.kernels._errors import DataError
+
+
+def a_row(**changes) -> Row:
+    ours = Entry("rawgrad", "0.1", 4, Spread.of([0.010, 0.012, 0.011]), [0.010, 0.012, 0.011], None)
+    theirs = Entry("torch", "2", 2, Spread.of([0.022]), [0.022], Memory(300 * 2**20, 100 * 2**20, 200 * 2**20, "VmHWM"))
+    row = Row(
+        name="train_step_p5_batch100",
+        description="a step",
+        dtype="float32",
+        layout="NCHW",
+        flops=11_000_000,
+        bytes=0,
+        threads=2,
+        validated_against="the reference",
+        load_of_others=0.01,
+        noisy=False,
+        entries=[ours, theirs],
+        ratios=[Ratio("torch", Spread(2.0, 1.9, 2.1, 1.8, 2.2))],
+    )
+    return dataclasses.replace(row, **changes)
+
+
+def a_report(*rows: Row) -> Report:
+    return Report(results.SCHEMA, machine.now(), "rawgrad bench", None, None, {"cores": 2}, {"numpy": "2"}, list(rows))
+
+
+def test_quartiles_of_known_numbers():
+    assert Spread.of([5.0, 1.0, 2.0, 4.0, 3.0]) == Spread(3.0, 2.0, 4.0, 1.0, 5.0)
+    assert Spread.of([7.0]) == Spread(7.0, 7.0, 7.0, 7.0, 7.0)
+
+
+def test_written_is_read(tmp_path):
+    report = a_report(a_row(), a_row(name="other", load_of_others=None, ratios=[]))
+    path = tmp_path / "deep" / "file.json"
+    results.write(report, path)
+    assert results.read(path) == report
+    assert [p.name for p in path.parent.iterdir()] == ["file.json"]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file.json"
+    results.write(a_report(), path)
+    old = path.read_bytes()
+    broken = a_row(load_of_others=float("nan"))  # is not JSON
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        results.write(a_report(broken), path)
+    assert path.read_bytes() == old
+    assert [p.name for p in tmp_path.iterdir()] == ["file.json"]
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "file.json"
+    results.write(a_report(), path)
+    old = path.read_bytes()
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(results.os, "replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        results.write(a_report(a_row()), path)
+    assert path.read_bytes() == old
+    assert [p.name for p in tmp_path.iterdir()] == ["file.json"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.update(schema=99), r"must have schema 1; got 99"),
+        (lambda c: c.pop("schema"), r"must have schema 1; got None"),
+        (lambda c: c.pop("machine"), r"missing \['machine'\], unknown \[\]"),
+        (lambda c: c["rows"][0].update(colour=1), r"rows\[0\] must have exactly its keys; missing \[\], unknown \['colour'\]"),
+        (lambda c: c["rows"][0].update(noisy=1), r"rows\[0\]: noisy must be of type"),
+        (lambda c: c["rows"][0].update(threads=True), r"rows\[0\]: threads must be of type"),
+        (lambda c: c["rows"][0]["entries"][1]["seconds"].update(q1="x"), r"entries\[1\]: seconds: q1 must be of type"),
+        (lambda c: c["rows"][0]["entries"].insert(0, 3), r"rows\[0\]: entries\[0\] must be an object \(Entry\); got 3"),
+    ],
+)
+def test_other_content_is_refused_with_its_place(tmp_path, change, message):
+    path = tmp_path / "file.json"
+    results.write(a_report(a_row()), path)
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=message):
+        results.read(path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "\x00"])
+def test_no_json_object_is_refused(tmp_path, text):
+    path = tmp_path / "file.json"
+    path.write_text(text)
+    with pytest.raises(DataError, match="bench results"):
+        results.read(path)
+
+
+def test_every_recorded_file_can_be_read():
+    for path in sorted((Path(results.__file__).parent / "results").glob("*.json")):
+        report = results.read(path)
+        assert report.rows, path
+        assert report.commit, f"{path}: a figure needs the commit that it belongs to"
+
+
+def test_the_table():
+    lines = results.markdown([a_row(), a_row(name="loud", noisy=True)]).splitlines()
+    assert len(lines) == 2 + 4
+    ours = [cell.strip() for cell in lines[2].strip("|").split("|")]
+    theirs = [cell.strip() for cell in lines[3].strip("|").split("|")]
+    assert ours == ["train_step_p5_batch100", "rawgrad", "11 ms", "10.5 ms – 11.5 ms", "10 ms", "1", "", "", ""]
+    assert theirs[-2:] == ["200 / 300", "2.00 (1.90 – 2.10)"]
+    assert theirs[5] == "0.5"  # 11 MFLOP in 22 ms
+    assert lines[4].startswith("| loud (noisy) | rawgrad |")
+    assert len({line.count("|") for line in lines}) == 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(2.5, "2.5 s"), (0.1234, "123 ms"), (12.34e-3, "12.3 ms"), (1e-6, "1 µs"), (5e-9, "5 ns")]
+)
+def test_times_are_short(seconds, text):
+    row = a_row(entries=[Entry("rawgrad", "", 1, Spread.of([seconds]), [seconds], None)], ratios=[])
+    assert f"| {text} |" in results.markdown([row])
