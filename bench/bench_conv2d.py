@@ -1,4 +1,4 @@
-"""Rows of ``conv2d`` under pytest-benchmark: ``pytest bench/bench_conv2d.py --benchmark-only``."""
+"""Rows of ``conv2d`` under pytest-benchmark (``pytest bench/ --benchmark-only``)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of ``gemm`` under pytest-benchmark: ``pytest bench/bench_gemm.py --benchmark-only``."""
+"""Rows of ``gemm`` under pytest-benchmark (``pytest bench/ --benchmark-only``)."""
 
 from __future__ import annotations
 

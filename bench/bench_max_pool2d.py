@@ -1,4 +1,4 @@
-"""Rows of ``max_pool2d`` under pytest-benchmark: ``pytest bench/bench_max_pool2d.py --benchmark-only``."""
+"""Rows of ``max_pool2d`` under pytest-benchmark (``pytest bench/ --benchmark-only``)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of ``softmax_cross_entropy`` under pytest-benchmark: ``pytest bench/bench_softmax_cross_entropy.py --benchmark-only``."""
+"""Rows of ``softmax_cross_entropy`` under pytest-benchmark (``pytest bench/ --benchmark-only``)."""
 
 from __future__ import annotations
 

@@ -22,8 +22,8 @@ def _positive(text: str) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="rawgrad bench",
-        description="Measure rawgrad and its peers side by side in one process: results are validated first, contestants "
-        "take turns, medians are printed and, with --out, written with machine, versions, commit and command.",
+        description="Measure rawgrad and its peers side by side in one process: results are validated first, the "
+        "contestants take turns, medians are printed and, with --out, written with machine, versions, commit, command.",
     )
     parser.add_argument("rows", nargs="*", metavar="ROW", help="rows to measure, by default all (see --list)")
     parser.add_argument("--list", action="store_true", help="list the rows with their contestants and stop")
@@ -57,9 +57,7 @@ def _measure(name: str, options: argparse.Namespace) -> results.Row:
         used = {who: memory.measure(name, who, options.threads) for who in rows.contestants(name)}
     work = rows.build(name)
     peers.set_threads(options.threads)
-    return measure(
-        work, rounds=options.rounds, min_round=options.min_round, threads=options.threads, memory=used
-    )
+    return measure(work, rounds=options.rounds, min_round=options.min_round, threads=options.threads, memory=used)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

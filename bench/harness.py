@@ -132,8 +132,8 @@ def assert_close(result: Any, reference: Any, tolerance: float, what: str = "res
     if not error.max() <= budget:  # also when it is NaN
         worst = np.unravel_index(np.argmax(np.where(np.isnan(error), np.inf, error)), error.shape)
         raise AssertionError(
-            f"{what}{list(map(int, worst))} must be {reference[worst]:.9g} within {budget:.3g}; got {result[worst]:.9g}, "
-            f"off by {error[worst]:.3g}"
+            f"{what}{list(map(int, worst))} must be {reference[worst]:.9g} within {budget:.3g}; got {result[worst]:.9g}"
+            f", off by {error[worst]:.3g}"
         )
 
 

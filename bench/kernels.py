@@ -35,7 +35,9 @@ def _work(
 
     def contestant(who: str) -> Contestant:
         lib = None if who == "numpy" else library(who)
-        sets: list[tuple[Any, ...]] = [tuple(map(lib.tensor, one)) for one in inputs] if who == "torch" and lib else [*inputs]
+        sets: list[tuple[Any, ...]] = [*inputs]
+        if lib is not None and who != OURS:
+            sets = [tuple(map(lib.tensor, one)) for one in inputs]
         call = calls[who]()
 
         def result() -> list[np.ndarray]:
@@ -91,7 +93,7 @@ def conv2d_work(name: str, shape: shapes.Conv2d, input_gradient: bool, contestan
     """Forward with bias, then the gradients of weight, bias and, where asked, of the input."""
     pad = shape.pad
     assert pad.left == pad.right == pad.top == pad.bottom, "the kernel itself pads equally on all sides"
-    options = {"stride": shape.stride, "padding": pad.left}
+    options: dict[str, Any] = {"stride": shape.stride, "padding": pad.left}
 
     def ours(x: Any, weight: Any, bias: Any, grad: Any) -> tuple[Any, ...]:
         y = conv2d.conv2d_forward(x, weight, bias, **options)
@@ -117,8 +119,8 @@ def conv2d_work(name: str, shape: shapes.Conv2d, input_gradient: bool, contestan
 
     return _work(
         name,
-        f"{shape.C}→{shape.K} {shape.R}×{shape.S} stride {shape.stride} on {shape.H}×{shape.W}, batch {shape.N}: forward, "
-        f"gradients of weight, bias{' and input' if input_gradient else ''}",
+        f"{shape.C}→{shape.K} {shape.R}×{shape.S} stride {shape.stride} on {shape.H}×{shape.W}, batch {shape.N}: "
+        f"forward, gradients of weight, bias{' and input' if input_gradient else ''}",
         shape.flops_forward() + shape.flops_backward(input_gradient),
         shape.bytes_forward() + shape.bytes_backward(input_gradient),
         lambda random: (
@@ -154,8 +156,8 @@ def max_pool2d_work(name: str, shape: shapes.MaxPool2d, contestants: Sequence[st
 
     return _work(
         name,
-        f"{shape.kernel}×{shape.kernel} stride {shape.stride} on ({shape.N}, {shape.C}, {shape.H}, {shape.W}): forward, "
-        "backward",
+        f"{shape.kernel}×{shape.kernel} stride {shape.stride} on ({shape.N}, {shape.C}, {shape.H}, {shape.W}): "
+        "forward, backward",
         shape.flops(),
         shape.bytes(),
         lambda random: (

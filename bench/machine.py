@@ -38,7 +38,8 @@ def _quota() -> float | None:
     """Cores that the control group allows on average (cgroup 2 or 1); None without a limit."""
     limit = (_text("/sys/fs/cgroup/cpu.max") or "max").split()
     if limit[0] == "max":
-        limit = [_text("/sys/fs/cgroup/cpu/cpu.cfs_quota_us") or "-1", _text("/sys/fs/cgroup/cpu/cpu.cfs_period_us") or "1"]
+        first = "/sys/fs/cgroup/cpu/cpu.cfs_"
+        limit = [_text(f"{first}quota_us") or "-1", _text(f"{first}period_us") or "1"]
     return None if int(limit[0]) < 0 else int(limit[0]) / int(limit[1])
 
 
@@ -78,7 +79,8 @@ def versions() -> dict[str, Any]:
     from threadpoolctl import threadpool_info
 
     found["pools"] = [
-        f"{p['user_api']} {p['internal_api']} {p['version'] or ''} {p.get('architecture', '')}: {p['num_threads']} threads"
+        " ".join(filter(None, (p["user_api"], p["internal_api"], p["version"], p.get("architecture"))))
+        + f": {p['num_threads']} threads"
         for p in threadpool_info()
     ]
     return found
@@ -103,7 +105,8 @@ def commit() -> tuple[str | None, bool | None]:
 
 def command_line() -> str:
     """The command that started this process, with the variables that change how it computes."""
-    settings = [f"{k}={v}" for k, v in sorted(os.environ.items()) if k.startswith(("RAWGRAD_", "OMP_", "OPENBLAS_", "MKL_"))]
+    prefixes = ("RAWGRAD_", "OMP_", "OPENBLAS_", "MKL_")
+    settings = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith(prefixes)]
     program = "rawgrad" if Path(sys.argv[0]).name in ("rawgrad", "__main__.py") else Path(sys.argv[0]).name
     return shlex.join([*settings, program, *sys.argv[1:]])
 

@@ -66,7 +66,8 @@ def measure(row: str, contestant: str, threads: int) -> Memory:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     child = subprocess.run(command, capture_output=True, text=True, env=environment)
     if child.returncode:
-        raise RawgradError(f"bench: measuring the memory of {contestant} at {row} failed: {child.stderr[-2000:].strip()}")
+        said = child.stderr[-2000:].strip()
+        raise RawgradError(f"bench: measuring the memory of {contestant} at {row} failed: {said}")
     return Memory(**json.loads(child.stdout.splitlines()[-1]))
 
 

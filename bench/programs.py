@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,7 @@ def _p5_network(lib: Library) -> Any:
 def _p9_network(lib: Library, dropout: float = 0.0) -> Any:
     nn, layers = lib.nn, []
     widths = shapes.P9_WIDTHS
-    for a, b in zip(widths[:-2], widths[1:-1], strict=True):
+    for a, b in pairwise(widths[:-1]):
         layers += [nn.Linear(a, b), nn.ReLU(), *([nn.Dropout(dropout)] if dropout else [])]
     return nn.Sequential(*layers, nn.Linear(*widths[-2:]))
 
@@ -84,7 +85,11 @@ PROGRAMS = {
     "p5": Program("CNN 20-20, softmax cross-entropy, SGD", _p5_network, _sgd, shapes.p5),
     "p9": Program("784-200-100-60-30-10, ReLU, Adam", _p9_network, _adam, shapes.p9, flat=True),
     "p9_dropout": Program(
-        "784-200-100-60-30-10, ReLU, dropout 0.25, Adam", lambda lib: _p9_network(lib, 0.25), _adam, shapes.p9, flat=True
+        "784-200-100-60-30-10, ReLU, dropout 0.25, Adam",
+        lambda lib: _p9_network(lib, 0.25),
+        _adam,
+        shapes.p9,
+        flat=True,
     ),
     "p10": Program(
         "CNN 4-8-12, linear 200, Adam",
@@ -177,9 +182,7 @@ def trace(lib: Library, program: Program, batch: int, dtype: type[np.floating] =
     """The first steps, with dropout left out."""
     training = Training(lib, program, dtype, deterministic=True)
     before = training.weights()
-    losses = [
-        float(training.step(*training.put(*one)).item()) for one in batches(program, batch)[:_PROVED_STEPS]
-    ]
+    losses = [float(training.step(*training.put(*one)).item()) for one in batches(program, batch)[:_PROVED_STEPS]]
     return Trace(losses, [after - start for start, after in zip(before, training.weights(), strict=True)])
 
 
@@ -199,8 +202,8 @@ def check(result: Trace, reference: Trace) -> None:
         assert one.shape == other.shape, f"parameter {i} must have shape {other.shape}; got {one.shape}"
         share = np.linalg.norm(one - other) / np.linalg.norm(other)
         assert share <= _CHANGE_TOLERANCE, (
-            f"the change of parameter {i} {other.shape} must be the reference's within {_CHANGE_TOLERANCE:g} of its norm; "
-            f"it is off by {share:.3g}"
+            f"the change of parameter {i} {other.shape} must be within {_CHANGE_TOLERANCE:g} of the reference by norm"
+            f"; got {share:.3g}"
         )
 
 

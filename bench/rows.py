@@ -64,9 +64,7 @@ def _max_pool2d() -> dict[str, RowSpec]:
 
 
 def _softmax_cross_entropy() -> dict[str, RowSpec]:
-    sizes = {
-        f"softmax_cross_entropy_{N}x{C}": shapes.SoftmaxCrossEntropy(N, C) for N, C in ((512, 10), (256, 32000))
-    }
+    sizes = {f"softmax_cross_entropy_{N}x{C}": shapes.SoftmaxCrossEntropy(N, C) for N, C in ((512, 10), (256, 32000))}
     return {
         name: RowSpec("softmax_cross_entropy", partial(kernels.softmax_cross_entropy_work, name, shape))
         for name, shape in sizes.items()

@@ -11,6 +11,7 @@ width in and out, R S filter height and width.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 #: Bytes of a float32, of an int64 label, of a max-pool code (one byte up to 256 taps).
@@ -26,6 +27,9 @@ class Pad(NamedTuple):
     bottom: int
 
 
+_NO_PAD = Pad(0, 0, 0, 0)
+
+
 @dataclass(frozen=True)
 class Conv2d:
     """A convolution with bias."""
@@ -38,7 +42,7 @@ class Conv2d:
     R: int
     S: int
     stride: int = 1
-    pad: Pad = Pad(0, 0, 0, 0)
+    pad: Pad = _NO_PAD
 
     @property
     def P(self) -> int:
@@ -179,7 +183,7 @@ class Step:
 
 
 def _linears(batch: int, *widths: int) -> tuple[Gemm, ...]:
-    return tuple(Gemm(batch, a, b) for a, b in zip(widths, widths[1:], strict=False))
+    return tuple(Gemm(batch, a, b) for a, b in pairwise(widths))
 
 
 def p5_convolutions(batch: int) -> tuple[Conv2d, ...]:
@@ -221,9 +225,7 @@ def p9(batch: int) -> Step:
 
 def p10(batch: int, channels: tuple[int, int, int], first_filter: int) -> Step:
     """P10 with Adam."""
-    return Step(
-        p10_convolutions(batch, channels, first_filter), _linears(batch, 49 * channels[2], 200, 10), updated=7
-    )
+    return Step(p10_convolutions(batch, channels, first_filter), _linears(batch, 49 * channels[2], 200, 10), updated=7)
 
 
 SMALL_P10 = ((4, 8, 12), 5)

@@ -82,7 +82,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
         (lambda c: c.update(schema=99), r"must have schema 1; got 99"),
         (lambda c: c.pop("schema"), r"must have schema 1; got None"),
         (lambda c: c.pop("machine"), r"missing \['machine'\], unknown \[\]"),
-        (lambda c: c["rows"][0].update(colour=1), r"rows\[0\] must have exactly its keys; missing \[\], unknown \['colour'\]"),
+        (lambda c: c["rows"][0].update(colour=1), r"rows\[0\] must .* keys; missing \[\], unknown \['colour'\]"),
         (lambda c: c["rows"][0].update(noisy=1), r"rows\[0\]: noisy must be of type"),
         (lambda c: c["rows"][0].update(threads=True), r"rows\[0\]: threads must be of type"),
         (lambda c: c["rows"][0]["entries"][1]["seconds"].update(q1="x"), r"entries\[1\]: seconds: q1 must be of type"),
