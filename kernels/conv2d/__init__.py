@@ -70,7 +70,6 @@ class Geometry(NamedTuple):
         return self.N, self.K, self.P, self.Q
 
 
-@lru_cache(maxsize=1024)
 def geometry(
     x_shape: tuple[int, ...],
     weight_shape: tuple[int, ...],
@@ -88,8 +87,20 @@ def geometry(
     stride = pair("conv2d", "stride", stride, 1)
     padding = pair("conv2d", "padding", padding, 0)
     dilation = pair("conv2d", "dilation", dilation, 1)
-    if not isinstance(groups, int) or groups < 1:
+    if not isinstance(groups, int) or isinstance(groups, bool) or groups < 1:
         raise ArgumentError(f"conv2d: groups must be an integer of at least 1; got {groups!r}")
+    return _geometry(tuple(x_shape), tuple(weight_shape), stride, padding, dilation, groups)
+
+
+@lru_cache(maxsize=1024)
+def _geometry(
+    x_shape: tuple[int, ...],
+    weight_shape: tuple[int, ...],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+) -> Geometry:
     (N, C, H, W), (K, C_of_group, R, S) = x_shape, weight_shape
     if C % groups or K % groups:
         raise ShapeError(f"conv2d: groups={groups} must divide the {C} channels of x and the {K} filters of weight")

@@ -1,0 +1,116 @@
+"""General matrix multiplication with what usually follows it: bias and activation.
+
+Legend::
+
+    M rows of the result    N columns of the result    K length of the sum
+    ...  batch dimensions, broadcast against each other
+
+Forward, with op(a) = a or its transpose in the last two dimensions, op(b) likewise::
+
+    y[..., m, n] = activation( sum_k op(a)[..., m, k] op(b)[..., k, n]  +  bias[n] )
+
+With K = 0 the sum is 0.  Backward, with g = dL/d(the argument of the activation)::
+
+    dL/d op(a) = g op(b)^T        dL/d op(b) = op(a)^T g        dL/dbias = sum of g over all but n
+
+which are this operation again: for y = a b they are ``gemm(g, b, transpose_b=True)`` and
+``gemm(a, g, transpose_a=True)``, summed over the dimensions that were broadcast.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .._contracts import check_out, check_shape, common_device, common_float
+from .._dispatch import Operation
+from .._errors import ArgumentError, ShapeError
+
+_operation = Operation(__name__)
+
+#: Kinds of :mod:`..activation` that may follow the product, with their default options.
+ACTIVATIONS = ("relu", "gelu", "silu", "sigmoid", "tanh")
+
+
+class Geometry(NamedTuple):
+    """All sizes of one product, in the letters of the legend."""
+
+    batch: tuple[int, ...]
+    M: int
+    N: int
+    K: int
+
+    @property
+    def y_shape(self) -> tuple[int, ...]:
+        return *self.batch, self.M, self.N
+
+
+def geometry(
+    a_shape: tuple[int, ...], b_shape: tuple[int, ...], transpose_a: bool = False, transpose_b: bool = False
+) -> Geometry:
+    """Check the sizes of a product against each other and give them all.
+
+    Raises:
+        ShapeError: fewer than two dimensions, different K, or batch dimensions that don't broadcast.
+    """
+    for name, shape, legend in (
+        ("a", a_shape, "K, M" if transpose_a else "M, K"),
+        ("b", b_shape, "N, K" if transpose_b else "K, N"),
+    ):
+        if len(shape) < 2:
+            raise ShapeError(f"gemm: {name} must have at least 2 dimensions (..., {legend}); got shape {tuple(shape)}")
+    M, K = a_shape[-2:][::-1] if transpose_a else a_shape[-2:]
+    K_of_b, N = b_shape[-2:][::-1] if transpose_b else b_shape[-2:]
+    if K != K_of_b:
+        flags = f"transpose_a={bool(transpose_a)}, transpose_b={bool(transpose_b)}"
+        raise ShapeError(
+            f"gemm: a and b must have the same K; got K={K} in a of shape {tuple(a_shape)} and K={K_of_b} in b of "
+            f"shape {tuple(b_shape)} with {flags}"
+        )
+    try:
+        batch = np.broadcast_shapes(a_shape[:-2], b_shape[:-2])
+    except ValueError:
+        raise ShapeError(
+            f"gemm: the batch dimensions of a and b must broadcast; got shapes {tuple(a_shape)} and {tuple(b_shape)}"
+        ) from None
+    return Geometry(batch, M, N, K)
+
+
+def gemm(
+    a: Any,
+    b: Any,
+    bias: Any = None,
+    *,
+    transpose_a: bool = False,
+    transpose_b: bool = False,
+    activation: str | None = None,
+    out: Any = None,
+    version: str | None = None,
+) -> Any:
+    """The matrix product of ``a`` and ``b``, plus ``bias``, through ``activation``.
+
+    Args:
+        a: (..., M, K), or (..., K, M) with ``transpose_a``; float32 or float64, any strides.
+        b: (..., K, N), or (..., N, K) with ``transpose_b``; the dtype of ``a``.
+        bias: (N,) or None.
+        activation: one of :data:`ACTIVATIONS` or None.
+        out: array of the result's shape and dtype to write into.
+        version: the version of the kernel to run, by name.
+
+    Returns:
+        (..., M, N), the dtype of ``a``.
+
+    Raises:
+        ShapeError, DtypeError, DeviceError, ArgumentError, BackendError.
+    """
+    device = common_device("gemm", a=a, b=b, bias=bias)
+    dtype = common_float("gemm", a=a, b=b, bias=bias)
+    g = geometry(a.shape, b.shape, transpose_a, transpose_b)
+    if bias is not None:
+        check_shape("gemm", "bias", bias, (g.N,), "N")
+    if activation is not None and activation not in ACTIVATIONS:
+        raise ArgumentError(f"gemm: activation must be one of {', '.join(ACTIVATIONS)} or None; got {activation!r}")
+    check_out("gemm", out, g.y_shape, dtype, device, a, b, bias)
+    arguments = a, b, bias, bool(transpose_a), bool(transpose_b), activation, out
+    return _operation.run("gemm", device, *arguments, version=version)
