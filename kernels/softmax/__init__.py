@@ -41,7 +41,9 @@ def _checked_axis(operation: str, x: Any, axis: int) -> int:
     except TypeError:
         raise ArgumentError(f"{operation}: axis must be an integer; got {axis!r}") from None
     if not -x.ndim <= index < x.ndim:
-        raise ArgumentError(f"{operation}: axis must be in [{-x.ndim}, {x.ndim}) for shape {tuple(x.shape)}; got {axis}")
+        raise ArgumentError(
+            f"{operation}: axis must be in [{-x.ndim}, {x.ndim}) for shape {tuple(x.shape)}; got {axis}"
+        )
     return index % x.ndim
 
 
