@@ -1,0 +1,1 @@
+"""Floor 3: modules, layers, losses, optimizers, data and training."""
