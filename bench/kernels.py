@@ -15,7 +15,7 @@ from ..kernels import conv2d, gemm, max_pool2d, softmax_cross_entropy
 from ..kernels._dispatch import backend
 from . import shapes
 from .harness import OURS, Contestant, Work, assert_close, sets_past_cache
-from .peers import library
+from .peers import detail, library
 
 #: Float32 results may differ from float64's by this share of the largest magnitude.
 _TOLERANCE = 1e-5
@@ -34,16 +34,15 @@ def _work(
     inputs = [first, *(draw(random) for _ in range(sets_past_cache(sum(a.nbytes for a in first)) - 1))]
 
     def contestant(who: str) -> Contestant:
-        lib = None if who == "numpy" else library(who)
         sets: list[tuple[Any, ...]] = [*inputs]
-        if lib is not None and who != OURS:
-            sets = [tuple(map(lib.tensor, one)) for one in inputs]
+        if who not in (OURS, "numpy"):
+            sets = [tuple(map(library(who).tensor, one)) for one in inputs]
         call = calls[who]()
 
         def result() -> list[np.ndarray]:
             return [np.asarray(part) for part in call(*sets[0])]
 
-        return Contestant(who, call, sets, lib.detail if lib else np.__version__, result)
+        return Contestant(who, call, sets, detail(who), result)
 
     def reference() -> list[np.ndarray]:
         with backend("numpy"):

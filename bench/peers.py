@@ -31,14 +31,12 @@ class Library:
 
     Attributes:
         name: ``rawgrad`` or ``torch``.
-        detail: version and backend, for the record.
         nn, functional, optim: its modules of these names.
         tensor: a tensor of a NumPy array's values.
         host: the NumPy array of a tensor's values.
     """
 
     name: str
-    detail: str
     nn: Any
     functional: Any
     optim: Any
@@ -60,6 +58,17 @@ def available() -> list[str]:
     return [name for name in PEERS if problem(name) is None]
 
 
+def detail(name: str) -> str:
+    """Version of a contestant, and for rawgrad the backend, for the record."""
+    if name == OURS:
+        return f"{_root().__version__}, backend {current_choice().for_device('cpu') or 'by default'}"
+    return version(name)
+
+
+def _root() -> Any:
+    return importlib.import_module(__package__.rpartition(".")[0])
+
+
 @cache
 def library(name: str) -> Library:
     """rawgrad or a peer, imported.
@@ -68,23 +77,14 @@ def library(name: str) -> Library:
         BackendError: the peer is unknown or not installed; the message says what installs it.
     """
     if name == OURS:
-        root = importlib.import_module(__package__.rpartition(".")[0])
-        backend = current_choice().for_device("cpu")
-        detail = f"{root.__version__}, backend {backend or 'by default'}"
-        return Library(name, detail, root.nn, root.functional, root.optim, root.tensor, lambda t: t.detach().numpy())
+        root = _root()
+        return Library(name, root.nn, root.functional, root.optim, root.tensor, lambda t: t.detach().numpy())
     if reason := problem(name):
         raise BackendError(f"bench: peer {name!r} cannot run here: {reason}")
     import torch
 
-    return Library(
-        name,
-        version("torch"),
-        torch.nn,
-        torch.nn.functional,
-        torch.optim,
-        torch.from_numpy,
-        lambda t: t.detach().numpy(),
-    )
+    nn = torch.nn
+    return Library(name, nn, nn.functional, torch.optim, torch.from_numpy, lambda t: t.detach().numpy())
 
 
 def set_threads(count: int) -> None:

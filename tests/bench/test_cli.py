@@ -1,0 +1,104 @@
+"""``rawgrad bench`` on planted rows, and memory."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from rawgrad.bench import cli, harness, memory, results, rows
+from rawgrad.bench.harness import Contestant, Work
+from rawgrad.kernels._errors import ArgumentError, RawgradError
+
+
+def planted(value):
+    def build(who):
+        return Work(
+            name="planted",
+            description="adds",
+            contestants=[Contestant(name, lambda: np.float64(value)) for name in who],
+            reference=lambda: np.float64(1),
+            reference_name="one",
+            check=lambda result, right: harness.assert_close(result, right, 1e-6),
+            flops=1,
+        )
+
+    return rows.RowSpec("planted", build, ("numpy",))
+
+
+@pytest.fixture
+def rows_planted(monkeypatch):
+    monkeypatch.setattr(rows, "ROWS", {"right": planted(1), "wrong": planted(2)})
+
+
+QUICK = ("--no-memory", "--rounds", "3", "--min-round", "0.0001", "--threads", "1")
+
+
+def test_a_row_is_printed_and_written(rows_planted, tmp_path, capsys):
+    path = tmp_path / "out.json"
+    assert cli.main(["right", *QUICK, "--out", str(path)]) == 0
+    report = results.read(path)
+    (row,) = report.rows
+    assert [entry.name for entry in row.entries] == ["rawgrad", "numpy"]
+    assert row.threads == 1 and all(len(entry.round_seconds) == 3 for entry in row.entries)
+    assert report.machine["cores"] >= 1 and report.versions["numpy"] == np.__version__
+    out = capsys.readouterr().out
+    assert "| planted" in out and str(path) in out
+
+
+def test_a_wrong_result_fails_the_command_and_leaves_the_others(rows_planted, tmp_path, capsys):
+    path = tmp_path / "out.json"
+    assert cli.main([*QUICK, "--out", str(path)]) == 1
+    assert len(results.read(path).rows) == 1
+    assert "wrong: planted: rawgrad gives a wrong result: result[] must be 1" in capsys.readouterr().err
+
+
+def test_nothing_is_written_when_nothing_was_measured(rows_planted, tmp_path):
+    assert cli.main(["wrong", *QUICK, "--out", str(tmp_path / "out.json")]) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_row_is_refused_before_anything_is_measured(rows_planted, capsys):
+    with pytest.raises(ArgumentError, match="got 'left'"):
+        cli.main(["right", "left", *QUICK])
+    assert "planted" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("options", [["--rounds", "0"], ["--threads", "-1"], ["--rounds", "many"]])
+def test_wrong_options_are_refused(options, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(options)
+    assert caught.value.code == 2
+    assert options[0] in capsys.readouterr().err
+
+
+def test_list_names_every_row(capsys):
+    assert cli.main(["--list"]) == 0
+    out = capsys.readouterr().out
+    for name in rows.ROWS:
+        assert name in out
+
+
+def test_memory_counts_what_the_work_holds():
+    size = 64 * 2**20
+
+    def hold():
+        np.ones(size, np.uint8).sum()
+
+    work = planted(1).build(["rawgrad"])
+    work.contestants[0].call = hold
+    used = memory.of_this_process(work)
+    assert used.peak == used.baseline + used.work
+    # On top of the array: what NumPy needs to sum it.  With ru_maxrss an earlier peak may hide it.
+    if used.method == "VmHWM":
+        assert size * 0.95 <= used.work <= size * 1.25
+
+
+def test_memory_of_a_child_that_fails_is_an_error_with_its_words():
+    with pytest.raises(RawgradError, match=r"(?s)memory of rawgrad at nonsense failed: .*got 'nonsense'"):
+        memory.measure("nonsense", "rawgrad", 1)
+
+
+def test_memory_is_measured_in_a_child():
+    used = memory.measure("gemm_100x980x10", "rawgrad", 1)
+    assert used.peak >= used.baseline > 10 * 2**20
+    assert used.method in ("VmHWM", "ru_maxrss")
