@@ -61,7 +61,7 @@ class DataReport:
     problems: list[str]
 
     def __str__(self) -> str:
-        rows = [("split", "samples", "shape", "dtype", "lowest", "highest", "mean", "NaN/inf")]
+        rows: list[tuple[str, ...]] = [("split", "samples", "shape", "dtype", "lowest", "highest", "mean", "NaN/inf")]
         for s in self.splits:
             shape = " ".join("x".join(map(str, shape)) or "scalar" for shape in s.shapes)
             numbers = (f"{s.low:.4g}", f"{s.high:.4g}", f"{s.mean:.4g}", f"{s.not_finite:,}")

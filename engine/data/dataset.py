@@ -188,7 +188,9 @@ def random_split(
 
 def _draw_seed(generator: Any) -> int:
     if generator is None:
-        from ...autograd.random import default_generator as generator
+        from ...autograd.random import default_generator
+
+        generator = default_generator
     if not isinstance(generator, np.random.Generator):
         generator = generator.numpy()
     return int(generator.integers(2**63))

@@ -53,19 +53,21 @@ def load_image(
     return np.ascontiguousarray(grey[None])
 
 
-def prepare_digit(image: Any, size: int = 28, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def prepare_digit(image: Any, size: int = 28, *, fill: float = 20 / 28, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """A picture of one digit as MNIST would have it: light ink on black, normalised in size and place.
 
     The paper is the colour that prevails along the border; ink is what departs from it, measured
     along the line in colour space on which it departs most, so dark on light, light on dark and
-    coloured digits come out alike.  The ink's longer side becomes 20/28 of ``size`` and its centre
-    of mass goes to pixel ``size // 2``, as MNIST's makers did.  A square picture whose ink already
-    has that proportion keeps its own scale, so an MNIST digit comes back as it was.
+    coloured digits come out alike.  The ink's longer side becomes ``fill`` of ``size`` and its centre
+    of mass goes to pixel ``size // 2``, as MNIST's makers did, or as near to it as leaves the whole
+    digit in the picture.  A square picture whose ink already has that proportion keeps its own
+    scale, so an MNIST digit comes back as it was.
 
     Args:
         image: a path, a Pillow picture, or an array: (H, W), (1, H, W) or (H, W, 3 or 4), uint8 from
             0 to 255 or floating from 0 to 1.
         size: the side of the result, in pixels.
+        fill: the ink's longer side as a share of ``size``: 20/28 for MNIST, 1 for :class:`Digits`.
         max_pixels: refuse larger pictures.
 
     Returns:
@@ -80,17 +82,16 @@ def prepare_digit(image: Any, size: int = 28, *, max_pixels: int = MAX_PIXELS) -
     height, width = ink.shape
     rows, columns = (np.flatnonzero((ink > _INK).any(axis)) for axis in (1, 0))
     longest = max(rows[-1] - rows[0], columns[-1] - columns[0]) + 1
-    box = size * 20 / 28
+    if not 0 < fill <= 1:
+        raise ArgumentError(f"prepare_digit: fill must be above 0 and at most 1; got {fill!r}")
+    box = size * fill
     # How many pixels of the picture make one of the result.
     scale = max(height, width) / size
     if height != width or not 0.88 < longest / scale / box < 1.12:
         scale = longest / box
 
     mass = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].astype(np.float64)
-    top = rows[0] + _centre(mass.sum(1)) - (size // 2 + 0.5) * scale
-    left = columns[0] + _centre(mass.sum(0)) - (size // 2 + 0.5) * scale
-    # Whole pixels of the result wherever that is possible: it keeps a sharp picture sharp.
-    top, left = (scale * round(start / scale) for start in (top, left))
+    top, left = (_begin(mass.sum(1 - axis), first[0], size, scale) for axis, first in ((0, rows), (1, columns)))
     result = _resized(ink, (size, size), (top, left, top + scale * size, left + scale * size))
     return (result / max(result.max(), np.float32(1e-6)))[None]
 
@@ -105,9 +106,19 @@ _GRAIN = 0.04
 _CONTRAST = 0.06
 
 
-def _centre(mass: np.ndarray) -> float:
-    """The centre of mass along an axis, in pixels from its beginning (pixel i reaches from i to i+1)."""
-    return float((mass * (np.arange(len(mass)) + 0.5)).sum() / mass.sum())
+def _begin(mass: np.ndarray, first: int, size: int, scale: float) -> float:
+    """Where along an axis the result begins, in pixels of the picture (pixel i reaches from i to i+1).
+
+    Args:
+        mass: the ink at each pixel from ``first`` on.
+        size: the result's pixels, each of ``scale`` pixels of the picture.
+    """
+    centre = first + float((mass * (np.arange(len(mass)) + 0.5)).sum() / mass.sum())
+    begin = centre - (size // 2 + 0.5) * scale
+    # Whole pixels of the result: that keeps a sharp picture sharp.
+    begin = scale * round(begin / scale)
+    last = first + len(mass) - size * scale  # beginning here, the result ends with the ink
+    return min(max(begin, last), float(first)) if last <= first else begin
 
 
 def _ink(rgb: np.ndarray, alpha: np.ndarray | None) -> np.ndarray:
@@ -160,7 +171,7 @@ def _resized(grey: np.ndarray, size: tuple[int, int], box: tuple[float, float, f
 
 def _opened(source: Any, max_pixels: int, read: Callable[[Any], Any]) -> Any:
     """``read(picture)`` of the upright Pillow picture that a path, picture or array gives."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     if isinstance(source, np.ndarray):
         source = Image.fromarray(_bytes(source))
@@ -173,7 +184,7 @@ def _opened(source: Any, max_pixels: int, read: Callable[[Any], Any]) -> Any:
                 return read(_upright(picture, source, max_pixels))
     except DataError:
         raise
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise DataError(f"image: {source} must be a picture ({' or '.join(FORMATS)}); got something else") from error
     except Image.DecompressionBombError as error:
         raise DataError(f"image: {source} must have at most max_pixels={max_pixels} pixels; {error}") from error

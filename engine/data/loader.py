@@ -200,8 +200,8 @@ def _collate(samples: list[Any], place: str) -> Any:
         return samples
     if isinstance(first, bool | int | float) and not isinstance(first, np.generic):
         _same(samples, place, "type", type)
-        kind = np.bool_ if isinstance(first, bool) else np.int64 if isinstance(first, int) else np.float32
-        return np.array(samples, kind)
+        dtype = "bool" if isinstance(first, bool) else "int64" if isinstance(first, int) else "float32"
+        return np.array(samples, dtype)
     if isinstance(first, np.generic):
         _same(samples, place, "type", type)
         return np.array(samples)
