@@ -1,0 +1,47 @@
+"""Checks of constructor arguments, and the parameters that layers make."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ...kernels._contracts import FLOATS
+from ...kernels._devices import device_named
+from ...kernels._errors import ArgumentError, DtypeError
+from ..module import Parameter
+
+
+def count(layer: str, argument: str, value: Any, least: int = 1) -> int:
+    """``value``, which must be an integer of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise ArgumentError(f"{layer}: {argument} must be an integer of at least {least}; got {value!r}")
+    return int(value)
+
+
+def axis(layer: str, argument: str, value: Any) -> int:
+    """``value``, which must be an integer; negative ones count from the end."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise ArgumentError(f"{layer}: {argument} must be an integer; got {value!r}")
+    return int(value)
+
+
+def number(layer: str, argument: str, value: Any, least: float = -np.inf, most: float = np.inf) -> float:
+    """``value``, which must be a real number in [least, most]."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not least <= value <= most:
+        bounds = "a real number" if (least, most) == (-np.inf, np.inf) else f"a real number in [{least:g}, {most:g}]"
+        raise ArgumentError(f"{layer}: {argument} must be {bounds}; got {value!r}")
+    return float(value)
+
+
+def parameter(shape: tuple[int, ...], device: str | None, dtype: Any) -> Parameter:
+    """A parameter of zeros, for an initialisation to fill; on the CPU and in float32 by default."""
+    return Parameter(array_of_zeros(shape, device, dtype))
+
+
+def array_of_zeros(shape: tuple[int, ...], device: str | None, dtype: Any) -> Any:
+    """An array of zeros on ``device`` (the CPU if None) of a floating ``dtype`` (float32 if None)."""
+    kind = np.dtype(np.float32 if dtype is None else dtype)
+    if kind not in FLOATS:
+        raise DtypeError(f"parameter: dtype must be float32 or float64; got {kind}")
+    return device_named(device or "cpu").array_module.zeros(shape, kind)

@@ -1,0 +1,135 @@
+"""Layers made of layers: ``Sequential`` and ``ModuleList``."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby
+from typing import Any, Self, overload
+
+from ...kernels._errors import ArgumentError, IndexRangeError, RawgradError
+from ..module import Module, _indented
+
+
+class _Indexed(Module):
+    """Children known by their position."""
+
+    def _key(self, index: int) -> str:
+        """The name of the child at ``index``, which may count from the end."""
+        keys = list(self._modules)
+        try:
+            return keys[operator.index(index)]
+        except IndexError:
+            raise IndexRangeError(
+                f"{type(self).__name__}: index must lie in [{-len(keys)}, {len(keys)}); got {index}"
+            ) from None
+        except TypeError:
+            raise ArgumentError(f"{type(self).__name__}: index must be an integer or a slice; got {index!r}") from None
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def __iter__(self) -> Iterator[Module]:
+        return iter(self._modules.values())
+
+    def __setitem__(self, index: int, module: Module) -> None:
+        self.add_module(self._key(index), module)
+
+    def __delitem__(self, index: int | slice) -> None:
+        keys = list(self._modules)
+        gone = set(keys[index]) if isinstance(index, slice) else {self._key(index)}
+        self._keep([(key, module) for key, module in self._modules.items() if key not in gone])
+
+    def _keep(self, left: list[tuple[str, Module]]) -> None:
+        """Have just the children ``left``; where the names are numbers, count them anew."""
+        numbered = all(key.isdigit() for key, _ in left)
+        self._modules.clear()
+        for i, (key, module) in enumerate(left):
+            self.add_module(str(i) if numbered else key, module)
+
+    def append(self, module: Module) -> Self:
+        """Add ``module`` at the end, named by its position."""
+        self.add_module(str(len(self)), module)
+        return self
+
+    def extend(self, modules: Iterable[Module]) -> Self:
+        """Add all of ``modules`` at the end."""
+        for module in list(modules):
+            self.append(module)
+        return self
+
+    def insert(self, index: int, module: Module) -> Self:
+        """Add ``module`` before position ``index``; positions after it move up."""
+        if not isinstance(module, Module):
+            raise ArgumentError(f"{type(self).__name__}: must hold Modules; got {type(module).__qualname__}")
+        values = list(self._modules.values())
+        values.insert(operator.index(index), module)
+        self._modules.clear()
+        return self.extend(values)
+
+
+class Sequential(_Indexed):
+    """Layers one after the other.
+
+    Args:
+        layers: the layers, named ``"0"``, ``"1"``, …; or one mapping of names to layers.
+
+    Slices are Sequentials that share the layers, under the names they have here.
+    """
+
+    def __init__(self, *layers: Module | Mapping[str, Module]) -> None:
+        super().__init__()
+        if len(layers) == 1 and isinstance(layers[0], Mapping):
+            for name, layer in layers[0].items():
+                self.add_module(name, layer)
+        else:
+            for i, layer in enumerate(layers):
+                self.add_module(str(i), layer)  # type: ignore[arg-type]
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequential: ...
+    @overload
+    def __getitem__(self, index: int) -> Module: ...
+    def __getitem__(self, index: int | slice) -> Module:
+        if isinstance(index, slice):
+            return type(self)(dict(list(self._modules.items())[index]))
+        return self._modules[self._key(index)]
+
+    def forward(self, input: Any) -> Any:
+        layer: Module = self
+        name = ""
+        try:
+            for name, layer in self._modules.items():  # noqa: B007 (used where it fails)
+                input = layer(input)
+        except RawgradError as error:
+            # A layer may stand here under several names; only here is it known which one failed.
+            if error.__dict__.get("_module") is layer and layer is not self:
+                self._prefix(error, name)
+            raise
+        return input
+
+
+class ModuleList(_Indexed):
+    """A list of modules, whose parameters the owner has; calling them is up to the owner."""
+
+    def __init__(self, modules: Iterable[Module] = ()) -> None:
+        super().__init__()
+        self.extend(modules)
+
+    @overload
+    def __getitem__(self, index: slice) -> ModuleList: ...
+    @overload
+    def __getitem__(self, index: int) -> Module: ...
+    def __getitem__(self, index: int | slice) -> Module:
+        if isinstance(index, slice):
+            return type(self)(list(self._modules.values())[index])
+        return self._modules[self._key(index)]
+
+    def __repr__(self) -> str:
+        lines, start = [], 0
+        for text, same in groupby(repr(module) for module in self):
+            number = len(list(same))
+            name = f"({start}): " if number == 1 else f"({start}-{start + number - 1}): {number} x "
+            lines.append(name + _indented(text))
+            start += number
+        return self._repr_with(lines)
