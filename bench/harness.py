@@ -5,8 +5,9 @@
 2. *Warm up and calibrate.*  Each contestant is called a few times, then its number of calls per
    round is set so that a round lasts at least ``min_round`` seconds.
 3. *Measure in rounds.*  In each round every contestant has one turn; who begins rotates from round
-   to round, so that a machine that becomes slower or faster does so for all.  A turn opens with one
-   call that is not timed: the caches and the spinning threads of the one before it are gone then.
+   to round, so that a machine that becomes slower or faster does so for all.  A turn opens with a
+   pause of :data:`SETTLE` seconds, in which the idle threads of the one before it stop spinning,
+   and with a tenth of its calls, not timed, in which caches and threads become its own.
 4. *Report* medians and quartiles over the rounds, and the ratio peer / rawgrad of each round, whose
    median is not moved by what happens to both.
 
@@ -30,6 +31,9 @@ from .results import Entry, Memory, Ratio, Row, Spread
 
 #: The contestant that the ratios compare with.
 OURS = "rawgrad"
+#: Seconds.  Measured on two cores: OpenBLAS's second thread spins for 45 ms after its last call,
+#: OpenMP's for up to 7 ms; without the pause they take a core from whoever comes next.
+SETTLE = 0.1
 _WARM_UP_CALLS = 3
 
 Clock = Callable[[], int]
@@ -64,15 +68,19 @@ class Contestant:
         """What the check of the work gets."""
         return self.call(*self.inputs[0]) if self.result is None else self.result()
 
-    def turn(self, calls: int, clock: Clock) -> float:
-        """Seconds per call over ``calls`` calls, opened by one that is not timed."""
-        sets = [self.inputs[(self._calls + i) % len(self.inputs)] for i in range(calls + 1)]
+    def turn(self, calls: int, clock: Clock, settle: float) -> float:
+        """Seconds per call over ``calls`` calls, after the opening that the head of this module tells of."""
+        opening = 1 + calls // 10
+        sets = [self.inputs[(self._calls + i) % len(self.inputs)] for i in range(opening + calls)]
         self._calls += len(sets)
+        opening_sets, sets = sets[:opening], sets[opening:]
+        time.sleep(settle)
         if self.reset is not None:
             self.reset()
         gc.collect()  # the garbage of the one before
         call = self.call
-        call(*sets.pop())
+        for arguments in opening_sets:
+            call(*arguments)
         start = clock()
         for arguments in sets:
             call(*arguments)
@@ -151,11 +159,11 @@ def validate(work: Work) -> None:
             raise WrongResult(f"{work.name}: {contestant.name} gives a wrong result: {error}") from error
 
 
-def calibrate(contestant: Contestant, min_round: float, clock: Clock) -> int:
+def calibrate(contestant: Contestant, min_round: float, clock: Clock, settle: float) -> int:
     """Warm up, then find how many calls last at least ``min_round`` seconds."""
-    contestant.turn(_WARM_UP_CALLS, clock)
+    contestant.turn(_WARM_UP_CALLS, clock, settle)
     calls = 1
-    while (seconds := contestant.turn(calls, clock) * calls) < min_round:
+    while (seconds := contestant.turn(calls, clock, settle) * calls) < min_round:
         # Aim a little higher; at most tenfold, since the first guess may be off.
         calls = max(calls + 1, min(10 * calls, int(1.1 * calls * min_round / max(seconds, 1e-9)) + 1))
     return calls
@@ -166,6 +174,7 @@ def measure(
     *,
     rounds: int = 20,
     min_round: float = 0.1,
+    settle: float = SETTLE,
     threads: int = 1,
     memory: Mapping[str, Memory] | None = None,
     clock: Clock = time.perf_counter_ns,
@@ -176,6 +185,7 @@ def measure(
     Args:
         rounds: how many, at least 1.
         min_round: seconds that each contestant's turn lasts at least.
+        settle: seconds of pause before each turn.
         threads: for the record; ``peers.set_threads`` sets them.
         memory: measured before, by contestant (``memory.measure``).
         clock: nanoseconds.
@@ -187,13 +197,13 @@ def measure(
     if rounds < 1:
         raise ArgumentError(f"bench: rounds must be an integer of at least 1; got {rounds!r}")
     validate(work)
-    calls = {c.name: calibrate(c, min_round, clock) for c in work.contestants}
+    calls = {c.name: calibrate(c, min_round, clock, settle) for c in work.contestants}
     seconds: dict[str, list[float]] = {c.name: [] for c in work.contestants}
     before = cpu_times()
     for r in range(rounds):
         first = r % len(work.contestants)
         for contestant in (*work.contestants[first:], *work.contestants[:first]):
-            seconds[contestant.name].append(contestant.turn(calls[contestant.name], clock))
+            seconds[contestant.name].append(contestant.turn(calls[contestant.name], clock, settle))
     others = load.others_share(before, cpu_times())
     return Row(
         name=work.name,

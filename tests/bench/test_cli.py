@@ -28,6 +28,7 @@ def planted(value):
 @pytest.fixture
 def rows_planted(monkeypatch):
     monkeypatch.setattr(rows, "ROWS", {"right": planted(1), "wrong": planted(2)})
+    monkeypatch.setattr(harness.time, "sleep", lambda _: None)
 
 
 QUICK = ("--no-memory", "--rounds", "3", "--min-round", "0.0001", "--threads", "1")

@@ -51,7 +51,8 @@ def quiet():
 
 
 def measure(machine, of, **options):
-    return harness.measure(of, clock=machine.clock, cpu_times=options.pop("cpu_times", quiet), **options)
+    options = {"cpu_times": quiet, "settle": 0, **options}
+    return harness.measure(of, clock=machine.clock, **options)
 
 
 def test_a_planted_slow_peer_gives_its_ratio():
@@ -111,7 +112,7 @@ def test_who_begins_rotates_from_round_to_round():
     for contestant in row_work.contestants:  # so that nothing but the rounds is in the diary below
         contestant.result = lambda: np.array([3.0])
     measure(machine, row_work, rounds=4, min_round=1e-6)
-    turns = [name for name, _ in machine.diary][-4 * 3 * 2 :]  # one call each, opened by one that is not timed
+    turns = [name for name, _ in machine.diary][-4 * 3 * 2 :]  # one call each, after one that is not timed
     assert turns[::2] == turns[1::2]
     assert turns[::2] == [
         *("rawgrad", "torch", "numpy"),
@@ -244,3 +245,11 @@ def test_sets_past_cache(monkeypatch):
     assert harness.sets_past_cache(10**6) == 2  # never one: it would stay where it is
     assert harness.sets_past_cache(1) == 256
     assert harness.sets_past_cache(0) == 256
+
+
+def test_a_turn_opens_with_a_pause_and_a_tenth_of_its_calls(monkeypatch):
+    machine = Machine()
+    monkeypatch.setattr(harness.time, "sleep", lambda seconds: machine.diary.append(("pause", seconds)))
+    one = machine.contestant("rawgrad", [1000])
+    assert one.turn(20, machine.clock, 0.25) == pytest.approx(1e-6)
+    assert machine.diary == [("pause", 0.25), *[("rawgrad", ())] * (3 + 20)]
