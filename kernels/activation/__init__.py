@@ -85,15 +85,13 @@ def _checked_options(kind: str, given: dict[str, Any]) -> tuple[Any, ...]:
     for name, value in given.items():
         if name not in defaults:
             known = ", ".join(defaults) or "none"
-            raise ArgumentError(
-                f"activation: {name} must be an option of {kind}, which has {known}; got {name}={value!r}"
-            )
+            raise ArgumentError(f"activation: {name} must be an option of {kind} ({known}); got {name}={value!r}")
         if name == "approximate":
             if value not in ("none", "tanh"):
                 raise ArgumentError(f"activation: approximate must be 'none' or 'tanh'; got {value!r}")
             continue
         try:
-            valid = float(value) >= _LEAST[name] and float(value) < math.inf
+            valid = bool(_LEAST[name] <= value < math.inf)
         except (TypeError, ValueError):
             valid = False
         if not valid:

@@ -51,6 +51,16 @@ def _silu(x: np.ndarray, out: np.ndarray) -> None:
     out *= x
 
 
+def _twice_u(x: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """2u = 2 √(2/π) (x + 0.044715 x³), of which gelu's approximation takes s."""
+    np.multiply(x, x, out=out)
+    out *= _CUBIC
+    out += 1
+    out *= x
+    out *= 2 * _ROOT
+    return out
+
+
 def _gelu_gate(x: np.ndarray, out: np.ndarray, approximate: str) -> None:
     """Φ(x), or its approximation s(2u): the factor of x in gelu."""
     if approximate == "none":
@@ -58,12 +68,7 @@ def _gelu_gate(x: np.ndarray, out: np.ndarray, approximate: str) -> None:
 
         ndtr(x, out=out)
     else:
-        np.multiply(x, x, out=out)
-        out *= _CUBIC
-        out += 1
-        out *= x
-        out *= 2 * _ROOT
-        _sigmoid(out, out)
+        _sigmoid(_twice_u(x, out), out)
 
 
 def _gelu(x: np.ndarray, out: np.ndarray, approximate: str) -> None:
@@ -138,12 +143,13 @@ def _gelu_backward(grad: np.ndarray, x: np.ndarray, out: np.ndarray, approximate
         out *= -0.5
         np.exp(out, out=out)
         out *= 1 / math.sqrt(2 * math.pi)
-    else:  # s (1 - s) 2u'
+    else:  # s (1 - s) 2u', where 1 - s is s(-2u), which keeps its digits
         out *= 3 * _CUBIC
         out += 1
         out *= 2 * _ROOT
         out *= gate
-        out *= 1 - gate
+        minus_2u = _twice_u(-x, np.empty_like(x))
+        out *= _sigmoid(minus_2u, minus_2u)
     out *= x
     out += gate
     out *= grad

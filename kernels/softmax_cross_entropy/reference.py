@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from . import label_error
@@ -42,12 +44,12 @@ def _with_labels(
         target = np.where(ignored, 0, target)
     at_label = (np.arange(N), target)
 
-    w = 1.0 if weight is None else weight[target]  # 1 or (N,)
-    hit = (1 - smoothing) * w  # 1 or (N,)
+    w: Any = 1.0 if weight is None else weight[target]  # 1 or (N,)
+    hit: Any = (1 - smoothing) * w  # 1 or (N,)
     loss = (log_total[:, 0] - z[at_label]) * hit  # (N,)
     grad = p
     if smoothing:
-        share = smoothing / C if weight is None else smoothing / C * weight  # 1 or (C,)
+        share: Any = smoothing / C if weight is None else smoothing / C * weight  # 1 or (C,)
         loss += ((log_total - z) * share).sum(axis=1)
         mass = hit + (smoothing if weight is None else share.sum())  # sum over k of w[k] t'[k]: 1 or (N,)
         grad *= mass if weight is None else mass[:, None]

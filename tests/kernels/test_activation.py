@@ -1,0 +1,229 @@
+"""Activations against their definitions, complex-step derivatives, hand-worked values and torch."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from _derivative import complex_step
+from _layouts import LAYOUTS, untouched
+from _tolerance import assert_accurate, assert_within
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rawgrad.kernels import activation
+from rawgrad.kernels._errors import ArgumentError, DeviceError, DtypeError, ShapeError
+
+
+def erf(x):
+    return np.vectorize(math.erf, otypes=[np.float64])(x).astype(x.dtype)
+
+
+def gelu_tanh(x):
+    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def gelu(x):
+    return 0.5 * x * (1 + erf(x / math.sqrt(2)))
+
+
+def gelu_derivative(x, grad):  # Φ(x) + x φ(x)
+    return grad * (0.5 * (1 + erf(x / math.sqrt(2))) + x * np.exp(-0.5 * x * x) / math.sqrt(2 * math.pi))
+
+
+def from_complex_step(f):
+    return lambda x, grad: grad * (f(x + 1e-20j).imag / x.dtype.type(1e-20))
+
+
+def piecewise(positive, negative):
+    return lambda x: np.where(x.real > 0, positive(x), negative(x))
+
+
+ELU = {a: piecewise(lambda x: x, lambda x, a=a: a * (np.exp(x) - 1)) for a in (1.0, 0.3)}
+LEAKY = {a: piecewise(lambda x: x, lambda x, a=a: a * x) for a in (0.01, 0.0, 1.5)}
+# kind, options, definition, derivative
+CASES = [
+    ("relu", {}, piecewise(lambda x: x, lambda x: 0 * x), None),
+    ("leaky_relu", {}, LEAKY[0.01], None),
+    ("leaky_relu", {"negative_slope": 0.0}, LEAKY[0.0], None),
+    ("leaky_relu", {"negative_slope": 1.5}, LEAKY[1.5], None),  # steeper on the left
+    ("elu", {}, ELU[1.0], None),
+    ("elu", {"alpha": 0.3}, ELU[0.3], None),
+    ("sigmoid", {}, lambda x: 1 / (1 + np.exp(-x)), None),
+    ("tanh", {}, lambda x: 1 - 2 / (np.exp(2 * x) + 1), None),
+    ("silu", {}, lambda x: x / (1 + np.exp(-x)), None),
+    ("gelu", {}, gelu, gelu_derivative),
+    ("gelu", {"approximate": "none"}, gelu, gelu_derivative),
+    ("gelu", {"approximate": "tanh"}, gelu_tanh, None),
+    ("softplus", {}, lambda x: np.log(1 + np.exp(x)), None),
+    ("softplus", {"beta": 3.0, "threshold": 40.0}, lambda x: np.log(1 + np.exp(3 * x)) / 3, None),
+]
+IDS = [" ".join([kind, *map(str, options.values())]) for kind, options, *_ in CASES]
+every_case = pytest.mark.parametrize(("kind", "options", "definition", "derivative"), CASES, ids=IDS)
+# no dimensions; one element; prime; a vector length and one more; 4-D; empty batch
+SHAPES = [(), (1,), (7,), (33,), (2, 3, 5, 4), (0, 3)]
+
+
+def saved_for(kind, x, y):
+    return y if activation.saves(kind) == "output" else x
+
+
+@every_case
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_forward_and_backward_agree_with_the_definition(backend, kind, options, definition, derivative, dtype, shape):
+    rng = np.random.default_rng(1)
+    host_x = rng.uniform(-6, 6, shape).astype(dtype)
+    host_grad = rng.standard_normal(shape).astype(dtype)
+    x, grad = backend.put(host_x), backend.put(host_grad)
+    with untouched(x):
+        y = activation.activation_forward(x, kind, **options)
+    assert_accurate(backend.get(y), definition, host_x)
+    saved = saved_for(kind, x, y)
+    with untouched(grad, saved):
+        dx = activation.activation_backward(grad, saved, kind, **options)
+    assert_accurate(backend.get(dx), derivative or from_complex_step(definition), host_x, host_grad)
+
+
+@every_case
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_any_strides_give_the_same_bits(backend, kind, options, definition, derivative, layout):
+    rng = np.random.default_rng(2)
+    host_x, host_grad = rng.uniform(-6, 6, (2, 2, 3, 4, 5)).astype(np.float32)
+    x, grad = backend.put(host_x, layout), backend.put(host_grad, layout)
+    y = activation.activation_forward(x, kind, **options)
+    plain = activation.activation_forward(backend.put(host_x), kind, **options)
+    np.testing.assert_allclose(backend.get(y), backend.get(plain), rtol=4e-7, atol=1e-7)
+    out = backend.put(np.full_like(host_x, np.nan), layout)
+    assert activation.activation_forward(x, kind, out=out, **options) is out
+    np.testing.assert_array_equal(backend.get(out), backend.get(y))
+    dx = activation.activation_backward(grad, saved_for(kind, x, y), kind, **options)
+    plain = activation.activation_backward(
+        backend.put(host_grad), backend.put(backend.get(saved_for(kind, x, y))), kind, **options
+    )
+    np.testing.assert_allclose(backend.get(dx), backend.get(plain), rtol=1e-5, atol=1e-6)
+
+
+def test_hand_worked(backend):
+    def at(kind, x, **options):
+        return float(backend.get(activation.activation_forward(backend.put(np.array(x)), kind, **options)))
+
+    assert at("sigmoid", 0.0) == 0.5
+    assert at("sigmoid", math.log(3)) == pytest.approx(0.75, rel=1e-15)
+    assert at("silu", math.log(3)) == pytest.approx(0.75 * math.log(3), rel=1e-15)
+    assert at("elu", -math.log(2), alpha=3) == pytest.approx(-1.5, rel=1e-15)
+    assert at("softplus", 0.0, beta=2) == pytest.approx(math.log(2) / 2, rel=1e-15)
+    assert at("softplus", 21.0) == 21.0  # beyond the threshold it is exactly linear, as in torch
+    assert at("softplus", 21.0, threshold=30) == pytest.approx(21 + math.exp(-21), rel=1e-15)
+    assert at("gelu", 1.0) == pytest.approx(0.8413447460685429, rel=1e-15)  # Φ(1)
+    assert at("leaky_relu", -3.0, negative_slope=0.25) == -0.75
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("kind", "options", "values", "slopes"),
+    [  # at -1e30, 1e30, inf, NaN
+        ("relu", {}, [0, 1e30, np.inf, np.nan], [0, 1, 1, 1]),
+        ("leaky_relu", {"negative_slope": 0.5}, [-5e29, 1e30, np.inf, np.nan], [0.5, 1, 1, 0.5]),
+        ("elu", {}, [-1, 1e30, np.inf, np.nan], [0, 1, 1, np.nan]),
+        ("sigmoid", {}, [0, 1, 1, np.nan], [0, 0, 0, np.nan]),
+        ("tanh", {}, [-1, 1, 1, np.nan], [0, 0, 0, np.nan]),
+        ("silu", {}, [0, 1e30, np.inf, np.nan], [0, 1, np.nan, np.nan]),
+        ("gelu", {}, [0, 1e30, np.inf, np.nan], [0, 1, 1, np.nan]),
+        ("gelu", {"approximate": "tanh"}, [0, 1e30, np.inf, np.nan], [0, 1, 1, np.nan]),
+        ("softplus", {}, [0, 1e30, np.inf, np.nan], [0, 1, 1, np.nan]),
+    ],
+)
+def test_huge_and_not_finite(backend, kind, options, values, slopes, dtype):
+    host = np.array([-1e30, 1e30, np.inf, np.nan] * 5, dtype)  # 20: vector loops and their remainder
+    x = backend.put(host)
+    y = activation.activation_forward(x, kind, **options)
+    np.testing.assert_array_equal(backend.get(y), np.array(values * 5, dtype))
+    dx = activation.activation_backward(backend.put(np.ones_like(host)), saved_for(kind, x, y), kind, **options)
+    np.testing.assert_array_equal(backend.get(dx), np.array(slopes * 5, dtype))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_small_values_keep_their_digits(backend, dtype):
+    x = np.array([-20.0, -8.0, -3.0], dtype)
+    y = activation.activation_forward(backend.put(x), "sigmoid")
+    eps = np.finfo(dtype).eps
+    np.testing.assert_allclose(backend.get(y), [math.exp(v) / (1 + math.exp(v)) for v in x.tolist()], rtol=4 * eps)
+    y = activation.activation_forward(backend.put(x), "softplus")
+    np.testing.assert_allclose(backend.get(y), [math.log1p(math.exp(v)) for v in x.tolist()], rtol=4 * eps)
+    x = np.array([-1e-20, -1e-30], dtype)
+    np.testing.assert_array_equal(backend.get(activation.activation_forward(backend.put(x), "elu")), x)
+    x = np.array([-5.0, -3.0], dtype)
+    y = activation.activation_forward(backend.put(x), "gelu")
+    np.testing.assert_allclose(
+        backend.get(y), [v * math.erfc(-v / math.sqrt(2)) / 2 for v in x.tolist()], rtol=40 * eps
+    )
+
+
+def test_relu_drops_infinite_gradients_of_dropped_inputs(backend):
+    y = backend.put(np.array([0.0, 2.0, 0.0, 3.0]))
+    grad = backend.put(np.array([np.inf, np.inf, np.nan, np.nan]))
+    dx = activation.activation_backward(grad, y, "relu")
+    np.testing.assert_array_equal(backend.get(dx), [0.0, np.inf, 0.0, np.nan])
+
+
+@every_case
+def test_agrees_with_torch(backend, kind, options, definition, derivative):
+    torch = pytest.importorskip("torch")
+    name = {"sigmoid": torch.sigmoid, "tanh": torch.tanh}.get(kind) or getattr(torch.nn.functional, kind)
+    host = np.random.default_rng(3).uniform(-12, 12, 500)
+    tensor = torch.tensor(host, requires_grad=True)
+    expected = name(tensor, **options)
+    (expected_grad,) = torch.autograd.grad(expected.sum(), tensor)
+    x = backend.put(host)
+    y = activation.activation_forward(x, kind, **options)
+    dx = activation.activation_backward(backend.put(np.ones(500)), saved_for(kind, x, y), kind, **options)
+    assert_within(backend.get(y), expected.detach().numpy(), 1e-14)
+    assert_within(backend.get(dx), expected_grad.numpy(), 2e-14)
+
+
+@given(st.integers(-40, 40).map(lambda n: n / 2), st.sampled_from(["sigmoid", "softplus", "silu", "tanh"]))
+def test_symmetries(backend, value, kind):
+    """s(x) + s(-x) = 1, softplus(x) - softplus(-x) = x = silu(x) - silu(-x), tanh is odd."""
+    x = np.array([value, -value])
+    plus, minus = backend.get(activation.activation_forward(backend.put(x), kind)).tolist()
+    difference = {"sigmoid": plus + minus - 1, "tanh": plus + minus}.get(kind, plus - minus - value)
+    assert abs(difference) <= 1e-14 if kind != "softplus" else abs(difference) <= 3e-9  # e^-20, cut off there
+
+
+def test_complex_step_knows_a_derivative():
+    """The tests' own tool: d(x²)/dx = 2x, d(sum of products)/dx."""
+    x, grad = np.array([1.0, -3.0]), np.array([1.0, 10.0])
+    np.testing.assert_array_equal(complex_step(lambda z: z * z, x, grad), [2.0, -60.0])
+    np.testing.assert_array_equal(complex_step(lambda z: z[0] * z[1], x, np.array(2.0)), [-6.0, 2.0])
+
+
+def test_refusals(backend):
+    x = backend.put(np.ones(3))
+    forward, backward = activation.activation_forward, activation.activation_backward
+    with pytest.raises(ArgumentError, match="activation: kind must be one of relu, .*; got 'swish'"):
+        forward(x, "swish")
+    with pytest.raises(ArgumentError, match="kind must be one of"):
+        activation.saves(None)
+    with pytest.raises(ArgumentError, match=r"alpha must be an option of relu \(none\); got alpha=1"):
+        forward(x, "relu", alpha=1)
+    with pytest.raises(ArgumentError, match="approximate must be 'none' or 'tanh'; got 'fast'"):
+        forward(x, "gelu", approximate="fast")
+    for bad in (-0.1, math.nan, math.inf, "0.1", None):
+        with pytest.raises(ArgumentError, match="negative_slope must be finite and >= 0"):
+            forward(x, "leaky_relu", negative_slope=bad)
+    with pytest.raises(ArgumentError, match="beta must be finite and positive; got 0"):
+        forward(x, "softplus", beta=0)
+    with pytest.raises(DtypeError, match="activation: x must be float32 or float64; got int64"):
+        forward(backend.put(np.arange(3)), "relu")
+    with pytest.raises(DeviceError, match="activation: x: expected an array"):
+        forward([1.0], "relu")
+    with pytest.raises(ShapeError, match=r"grad must have shape \(3,\); got \(2,\)"):
+        backward(backend.put(np.ones(2)), x, "relu")
+    with pytest.raises(DtypeError, match="one dtype; grad is float32, saved is float64"):
+        backward(backend.put(np.ones(3, np.float32)), x, "relu")
+    with pytest.raises(ArgumentError, match="out overlaps"):
+        forward(x, "relu", out=x)
+    with pytest.raises(ShapeError, match="out must have shape"):
+        forward(x, "relu", out=backend.put(np.ones(4)))

@@ -1,0 +1,117 @@
+"""Softmax and log-softmax against their definitions, complex-step derivatives and torch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from _derivative import complex_step
+from _layouts import LAYOUTS, untouched
+from _tolerance import assert_accurate, assert_within
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rawgrad.kernels import softmax as ops
+from rawgrad.kernels._errors import ArgumentError, DtypeError, ShapeError
+
+FORWARD = {"softmax": ops.softmax_forward, "log_softmax": ops.log_softmax_forward}
+BACKWARD = {"softmax": ops.softmax_backward, "log_softmax": ops.log_softmax_backward}
+
+
+def definition(name, axis):
+    def of(x):
+        e = np.exp(x)
+        y = e / e.sum(axis=axis, keepdims=True)
+        return y if name == "softmax" else np.log(y)
+
+    return of
+
+
+# one element; one row; odd; an axis of length one; the middle axis; last of 4; empty batch; empty axis
+SIZES = [((1,), 0), ((5,), -1), ((3, 7), 1), ((3, 1), 1), ((2, 5, 3), 1), ((2, 3, 2, 4), -1), ((0, 4), 1), ((4, 0), 1)]
+
+
+@pytest.mark.parametrize("name", FORWARD)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("shape", "axis"), SIZES, ids=str)
+def test_agrees_with_the_definition(backend, name, dtype, layout, shape, axis):
+    rng = np.random.default_rng(0)
+    host_x, host_grad = rng.uniform(-4, 4, (2, *shape)).astype(dtype)
+    x, grad = backend.put(host_x, layout), backend.put(host_grad, layout)
+    f = definition(name, axis)
+    with untouched(x):
+        y = FORWARD[name](x, axis)
+    assert_accurate(backend.get(y), f, host_x)
+    with untouched(grad, y):
+        dx = BACKWARD[name](grad, y, axis)
+    assert_accurate(backend.get(dx), lambda x, g: complex_step(f, x, g), host_x, host_grad, scale=np.abs(host_grad))
+
+
+def test_worked_values(backend):
+    """Programs P2: softmax(3, 1, -3) = .88 .12 0."""
+    y = backend.get(ops.softmax_forward(backend.put(np.array([3.0, 1.0, -3.0])), 0))
+    np.testing.assert_allclose(y, [0.87887824, 0.11894324, 0.00217852], atol=5e-9)
+    y = backend.get(ops.log_softmax_forward(backend.put(np.log([1.0, 2.0, 5.0])), 0))
+    np.testing.assert_allclose(y, np.log([0.125, 0.25, 0.625]), rtol=1e-15)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_huge_and_not_finite(backend, dtype):
+    inf, nan = np.inf, np.nan
+    rows = [[1e30, 1e30, -1e30], [1e4, 0, -1e4], [-inf, 0, 0], [-inf] * 3, [inf, 0, 0], [nan, 0, 0]]
+    x = backend.put(np.array(rows, dtype))
+    expected = [[0.5, 0.5, 0], [1, 0, 0], [0, 0.5, 0.5], [nan] * 3, [nan] * 3, [nan] * 3]
+    np.testing.assert_array_equal(backend.get(ops.softmax_forward(x, 1)), np.array(expected, dtype))
+    half = -np.log(dtype(2))
+    expected = [[half, half, -dtype(1e30)], [0, -1e4, -2e4], [-inf, half, half], [nan] * 3, [nan] * 3, [nan] * 3]
+    if dtype is np.float32:
+        expected[0][2] = -2 * np.float32(1e30)
+    else:
+        expected[0][2] = -2e30
+    np.testing.assert_array_equal(backend.get(ops.log_softmax_forward(x, 1)), np.array(expected, dtype))
+
+
+@pytest.mark.parametrize("name", FORWARD)
+def test_agrees_with_torch(backend, name):
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(4)
+    host_x, host_grad = 20 * rng.standard_normal((2, 4, 5, 6))
+    tensor = torch.tensor(host_x, requires_grad=True)
+    expected = getattr(torch, name)(tensor, 1)
+    (expected_dx,) = torch.autograd.grad(expected, tensor, torch.tensor(host_grad))
+    y = FORWARD[name](backend.put(host_x), 1)
+    dx = BACKWARD[name](backend.put(host_grad), y, 1)
+    assert_within(backend.get(y), expected.detach().numpy(), 4e-14)
+    assert_within(backend.get(dx), expected_dx.numpy(), 4e-14)
+
+
+@given(st.data())
+def test_properties(backend, data):
+    """Probabilities add up to one, a constant along the axis changes nothing, gradients add up to zero."""
+    shape = tuple(data.draw(st.lists(st.integers(1, 5), min_size=1, max_size=4)))
+    axis = data.draw(st.integers(-len(shape), len(shape) - 1))
+    rng = np.random.default_rng(data.draw(st.integers(0, 1000)))
+    host = rng.integers(-50, 50, shape) / 8  # so that adding 64 is exact
+    y = ops.softmax_forward(backend.put(host), axis)
+    np.testing.assert_allclose(backend.get(y).sum(axis=axis), 1, rtol=1e-14)
+    np.testing.assert_array_equal(backend.get(ops.softmax_forward(backend.put(host + 64), axis)), backend.get(y))
+    log_y = ops.log_softmax_forward(backend.put(host), axis)
+    np.testing.assert_allclose(np.exp(backend.get(log_y)), backend.get(y), rtol=1e-13)
+    grad = backend.put(rng.standard_normal(shape))
+    for dx in (ops.softmax_backward(grad, y, axis), ops.log_softmax_backward(grad, log_y, axis)):
+        np.testing.assert_allclose(backend.get(dx).sum(axis=axis), 0, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", FORWARD)
+def test_refusals(backend, name):
+    x = backend.put(np.ones((2, 3)))
+    with pytest.raises(ArgumentError, match=rf"{name}: axis must be in \[-2, 2\).*got 2"):
+        FORWARD[name](x, 2)
+    with pytest.raises(ArgumentError, match="axis must be an integer; got 1.0"):
+        FORWARD[name](x, 1.0)
+    with pytest.raises(ShapeError, match=f"{name}: x must have at least one dimension"):
+        FORWARD[name](backend.put(np.array(1.0)), 0)
+    with pytest.raises(DtypeError, match=f"{name}: x must be float32 or float64; got int64"):
+        FORWARD[name](backend.put(np.ones(3, np.int64)), 0)
+    with pytest.raises(ShapeError, match=rf"{name}_backward: grad must have shape \(2, 3\); got \(3,\)"):
+        BACKWARD[name](backend.put(np.ones(3)), x, 0)
