@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import platform
 import shlex
@@ -12,7 +13,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("rawgrad", "numpy", "scipy", "numba", "cupy", "torch", "threadpoolctl")
+from ..kernels._dispatch import backends
+
+_PACKAGES = ("numpy", "scipy", "numba", "cupy", "torch", "threadpoolctl")
 
 
 def usable_cores() -> int:
@@ -69,13 +72,15 @@ def cache_bytes() -> int:
 
 
 def versions() -> dict[str, Any]:
-    """Python, the packages that matter (None where absent), and each loaded thread pool."""
-    found: dict[str, Any] = {"python": platform.python_version()}
+    """Python, rawgrad and the packages that matter (None where absent), backends, loaded thread pools."""
+    root = importlib.import_module(__package__.rpartition(".")[0])
+    found: dict[str, Any] = {"python": platform.python_version(), "rawgrad": root.__version__}
     for package in _PACKAGES:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = None
+    found["backends"] = [name for name, problem in backends().items() if problem is None]
     from threadpoolctl import threadpool_info
 
     found["pools"] = [
@@ -95,12 +100,14 @@ def _git(*arguments: str) -> str | None:
 
 
 def commit() -> tuple[str | None, bool | None]:
-    """The commit of this checkout and whether tracked files differ from it; None outside of git."""
+    """The commit of this checkout and whether its files differ from it, results apart; None outside of git."""
     here = Path(__file__).parents[1].resolve()
     top = _git("rev-parse", "--show-toplevel")
     if top is None or Path(top).resolve() != here:  # installed, perhaps inside somebody else's repository
         return None, None
-    return _git("rev-parse", "HEAD"), bool(_git("status", "--porcelain", "--untracked-files=no"))
+    return _git("rev-parse", "HEAD"), bool(
+        _git("status", "--porcelain", "--", str(here), f":(exclude){here}/bench/results")
+    )
 
 
 def command_line() -> str:

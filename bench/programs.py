@@ -145,6 +145,8 @@ class Training:
         self._lib = lib
         self._dtype = dtype
         self._network = program.network(lib)
+        if dtype is np.float64:
+            self._network.double()
         if deterministic:
             self._network.eval()  # no layer of these programs but dropout knows the difference
         self._parameters = list(self._network.parameters())
