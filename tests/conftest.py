@@ -52,7 +52,9 @@ hypothesis.settings.load_profile("rawgrad")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--require-gpu", action="store_true", help="a GPU backend that cannot run is a failure, not a skip")
+    parser.addoption(
+        "--require-gpu", action="store_true", help="a GPU backend that cannot run is a failure, not a skip"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -11,6 +11,7 @@ from .._windows import Region, taps
 from . import Geometry
 
 
+@np.errstate(invalid="ignore", over="ignore")  # NaN and infinity travel silently
 def avg_pool2d_forward(x: np.ndarray, g: Geometry, out: np.ndarray | None) -> np.ndarray:
     y = np.zeros(g.y_shape, x.dtype)
     for _, windows, inputs in _taps(g):
@@ -19,6 +20,7 @@ def avg_pool2d_forward(x: np.ndarray, g: Geometry, out: np.ndarray | None) -> np
     return deliver(y, out)
 
 
+@np.errstate(invalid="ignore", over="ignore")  # NaN and infinity travel silently
 def avg_pool2d_backward(grad: np.ndarray, g: Geometry, out: np.ndarray | None) -> np.ndarray:
     share = grad / _divisors(g, grad.dtype)
     dx = np.zeros(g.x_shape, grad.dtype)

@@ -17,6 +17,7 @@ from .._contracts import deliver
 from . import Geometry
 
 
+@np.errstate(invalid="ignore", over="ignore")  # NaN and infinity travel silently
 def conv2d_forward(
     x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, g: Geometry, out: np.ndarray | None
 ) -> np.ndarray:
@@ -26,6 +27,7 @@ def conv2d_forward(
     return deliver(y, out)
 
 
+@np.errstate(invalid="ignore", over="ignore")  # NaN and infinity travel silently
 def conv2d_backward_input(grad: np.ndarray, weight: np.ndarray, g: Geometry, out: np.ndarray | None) -> np.ndarray:
     """The gradient, spread out by the stride, correlated with the filter turned by 180 degrees."""
     (ph, pw), (dh, dw), (sh, sw) = g.padding, g.dilation, g.stride
@@ -38,6 +40,7 @@ def conv2d_backward_input(grad: np.ndarray, weight: np.ndarray, g: Geometry, out
     return deliver(_correlate(inside, turned, g.G, (g.H, g.W), (1, 1), g.dilation), out)
 
 
+@np.errstate(invalid="ignore", over="ignore")  # NaN and infinity travel silently
 def conv2d_backward_weight(x: np.ndarray, grad: np.ndarray, g: Geometry, out: np.ndarray | None) -> np.ndarray:
     gradient = grad.reshape(g.N, g.G, g.K // g.G, g.P * g.Q).swapaxes(2, 3)  # (N, G, PQ, K/G)
     result = np.empty(g.weight_shape, grad.dtype)
@@ -48,6 +51,7 @@ def conv2d_backward_weight(x: np.ndarray, grad: np.ndarray, g: Geometry, out: np
     return deliver(result, out)
 
 
+@np.errstate(invalid="ignore", over="ignore")  # NaN and infinity travel silently
 def conv2d_backward_bias(grad: np.ndarray, out: np.ndarray | None) -> np.ndarray:
     return deliver(grad.sum(axis=(0, 2, 3)), out)
 

@@ -62,7 +62,7 @@ def geometry(
             raise ShapeError(f"gemm: {name} must have at least 2 dimensions (..., {legend}); got shape {tuple(shape)}")
     M, K = a_shape[-2:][::-1] if transpose_a else a_shape[-2:]
     K_of_b, N = b_shape[-2:][::-1] if transpose_b else b_shape[-2:]
-    if K != K_of_b:
+    if K_of_b != K:
         flags = f"transpose_a={bool(transpose_a)}, transpose_b={bool(transpose_b)}"
         raise ShapeError(
             f"gemm: a and b must have the same K; got K={K} in a of shape {tuple(a_shape)} and K={K_of_b} in b of "

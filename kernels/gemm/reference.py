@@ -7,6 +7,7 @@ import numpy as np
 from .._contracts import deliver
 
 
+@np.errstate(invalid="ignore", over="ignore")  # NaN and infinity travel silently
 def gemm(
     a: np.ndarray,
     b: np.ndarray,

@@ -177,6 +177,4 @@ def max_pool2d_gather(x: Any, codes: Any, g: Geometry, *, out: Any = None, versi
 def _check_codes(operation: str, codes: Any, g: Geometry) -> None:
     check_shape(operation, "codes", codes, g.y_shape, "N C P Q")
     if codes.dtype != g.code_dtype:
-        raise DtypeError(
-            f"{operation}: codes must be {g.code_dtype} for a window of {g.R}x{g.S}; got {codes.dtype}"
-        )
+        raise DtypeError(f"{operation}: codes must be {g.code_dtype} for a window of {g.R}x{g.S}; got {codes.dtype}")

@@ -25,6 +25,7 @@ def max_pool2d_forward(x: np.ndarray, g: Geometry, out: np.ndarray | None) -> tu
     return y, last - rank
 
 
+@np.errstate(invalid="ignore", over="ignore")  # NaN and infinity travel silently
 def max_pool2d_backward(grad: np.ndarray, codes: np.ndarray, g: Geometry, out: np.ndarray | None) -> np.ndarray:
     (ph, pw), (bottom, right) = g.padding, _overhang(g)
     padded = np.zeros((g.N, g.C, g.H + ph + bottom, g.W + pw + right), grad.dtype)

@@ -1,0 +1,208 @@
+"""avg_pool2d against its definition, hand-worked cases, SciPy and torch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from _layouts import LAYOUTS, untouched
+from _tolerance import assert_accurate
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rawgrad.kernels._errors import ArgumentError, DtypeError, ShapeError
+from rawgrad.kernels.avg_pool2d import avg_pool2d_backward, avg_pool2d_forward, geometry
+
+DTYPES = [np.float32, np.float64]
+
+
+def windows(g):
+    """For each output (p, q) its taps inside the input, and its divisor, counted one by one."""
+    for p, q in np.ndindex(g.P, g.Q):
+        inside, counted = [], 0
+        for r, s in np.ndindex(g.R, g.S):
+            h, w = p * g.stride[0] + r - g.padding[0], q * g.stride[1] + s - g.padding[1]
+            if 0 <= h < g.H and 0 <= w < g.W:
+                inside.append((h, w))
+            in_padding = h < g.H + g.padding[0] and w < g.W + g.padding[1]
+            counted += in_padding if g.count_include_pad else (h, w) in inside
+        yield p, q, inside, g.divisor_override or counted
+
+
+def forward(x, g):
+    y = np.zeros(g.y_shape, x.dtype)
+    for p, q, inside, divisor in windows(g):
+        for h, w in inside:
+            y[:, :, p, q] += x[:, :, h, w]
+        y[:, :, p, q] /= x.dtype.type(divisor)
+    return y
+
+
+def backward(grad, g):
+    dx = np.zeros(g.x_shape, grad.dtype)
+    for p, q, inside, divisor in windows(g):
+        for h, w in inside:
+            dx[:, :, h, w] += grad[:, :, p, q] / grad.dtype.type(divisor)
+    return dx
+
+
+def options(g, ceil_mode):
+    return {
+        "stride": g.stride,
+        "padding": g.padding,
+        "ceil_mode": ceil_mode,
+        "count_include_pad": g.count_include_pad,
+        "divisor_override": g.divisor_override,
+    }
+
+
+def test_worked_by_hand(backend):
+    x = backend.put(np.array([[[[1.0, 2.0, 3.0], [4.0, 5.0, 6.0], [7.0, 8.0, 9.0]]]]))
+
+    def pool(size, **options):
+        return backend.get(avg_pool2d_forward(x, size, **options))[0, 0].tolist()
+
+    assert pool(2) == [[3.0]]
+    assert pool(2, stride=1) == [[3.0, 4.0], [6.0, 7.0]]
+    assert pool(2, ceil_mode=True) == [[3.0, 4.5], [7.5, 9.0]]  # what hangs over does not count
+    assert pool(2, padding=1) == [[0.25, 1.25], [2.75, 7.0]]  # the padding does
+    assert pool(2, padding=1, count_include_pad=False) == [[1.0, 2.5], [5.5, 7.0]]
+    assert pool(2, divisor_override=2) == [[6.0]]
+
+    grad = backend.put(np.array([[[[4.0, 8.0], [12.0, 16.0]]]]))
+    dx = avg_pool2d_backward(grad, geometry((1, 1, 3, 3), 2, 1))
+    np.testing.assert_array_equal(backend.get(dx), [[[[1.0, 3.0, 2.0], [4.0, 10.0, 6.0], [3.0, 7.0, 4.0]]]])
+
+
+@st.composite
+def poolings(draw):
+    kernel = draw(st.integers(1, 4)), draw(st.integers(1, 4))
+    stride = draw(st.integers(1, 5)), draw(st.integers(1, 5))
+    padding = draw(st.integers(0, kernel[0] // 2)), draw(st.integers(0, kernel[1] // 2))
+    H, W = (max(1, k - 2 * p) + draw(st.integers(0, 6)) for k, p in zip(kernel, padding, strict=True))
+    x_shape = draw(st.integers(0, 2)), draw(st.integers(1, 3)), H, W
+    ceil_mode = draw(st.booleans())
+    divisor = draw(st.sampled_from([None, None, 1, 3, -2]))
+    return geometry(x_shape, kernel, stride, padding, ceil_mode, draw(st.booleans()), divisor), ceil_mode
+
+
+layouts = st.sampled_from(list(LAYOUTS))
+
+
+@given(poolings(), st.sampled_from(DTYPES), st.tuples(layouts, layouts), st.integers(0, 2**32 - 1))
+def test_agrees_with_the_definition(backend, pooling, dtype, layouts, seed):
+    g, ceil_mode = pooling
+    rng = np.random.default_rng(seed)
+    x, grad = rng.standard_normal(g.x_shape).astype(dtype), rng.standard_normal(g.y_shape).astype(dtype)
+    device_x, device_grad = backend.put(x, layouts[0]), backend.put(grad, layouts[1])
+    with untouched(device_x, device_grad):
+        y = avg_pool2d_forward(device_x, (g.R, g.S), **options(g, ceil_mode))
+        dx = avg_pool2d_backward(device_grad, g)
+    assert y.dtype == dx.dtype == dtype
+    assert_accurate(backend.get(y), forward, x, g, scale=forward(abs(x), g))
+    assert_accurate(backend.get(dx), backward, grad, g, scale=backward(abs(grad), g))
+
+
+@given(poolings(), st.integers(0, 2**32 - 1))
+def test_backward_is_the_adjoint_of_forward(backend, pooling, seed):
+    g, ceil_mode = pooling
+    rng = np.random.default_rng(seed)
+    x, grad = rng.standard_normal(g.x_shape), rng.standard_normal(g.y_shape)
+    y = backend.get(avg_pool2d_forward(backend.put(x), (g.R, g.S), **options(g, ceil_mode)))
+    dx = backend.get(avg_pool2d_backward(backend.put(grad), g))
+    np.testing.assert_allclose(np.vdot(dx, x), np.vdot(grad, y), rtol=0, atol=1e-13 * (1 + np.abs(grad).sum()))
+
+
+def test_agrees_with_scipy(backend):
+    from scipy.ndimage import uniform_filter
+
+    x = np.random.default_rng(0).standard_normal((3, 2, 13, 11))
+    y = avg_pool2d_forward(backend.put(x), 3, stride=2, padding=1)
+    everywhere = uniform_filter(x, (1, 1, 3, 3), mode="constant")
+    np.testing.assert_allclose(backend.get(y), everywhere[:, :, ::2, ::2], rtol=1e-13, atol=1e-15)
+
+
+# Why each: plain; overlap with padding; gaps; a rest; a rest that counts; a window that torch drops;
+# the window as large as the input (global average).
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "padding", "ceil_mode"),
+    [
+        ((28, 28), 2, None, 0, False),
+        ((9, 8), 3, 1, 1, False),
+        ((9, 8), 2, (3, 4), 0, False),
+        ((10, 9), 3, 2, 0, False),
+        ((10, 9), (3, 4), 2, (1, 2), True),
+        ((5, 5), 2, 5, 1, True),
+        ((4, 6), (4, 6), None, 0, False),
+    ],
+)
+@pytest.mark.parametrize(("include", "divisor"), [(True, None), (False, None), (True, 7)])
+def test_agrees_with_torch(backend, size, kernel, stride, padding, ceil_mode, include, divisor):
+    torch = pytest.importorskip("torch")
+    x = np.random.default_rng(0).standard_normal((2, 3, *size))
+    tensor = torch.tensor(x, requires_grad=True)
+    expected = torch.nn.functional.avg_pool2d(tensor, kernel, stride, padding, ceil_mode, include, divisor)
+    grad = np.random.default_rng(1).standard_normal(tuple(expected.shape))
+    expected.backward(torch.tensor(grad))
+
+    g = geometry(x.shape, kernel, stride, padding, ceil_mode, include, divisor)
+    y = avg_pool2d_forward(backend.put(x), kernel, **options(g, ceil_mode))
+    np.testing.assert_allclose(backend.get(y), expected.detach().numpy(), rtol=1e-13, atol=1e-15)
+    dx = avg_pool2d_backward(backend.put(grad), g)
+    np.testing.assert_allclose(backend.get(dx), tensor.grad.numpy(), rtol=1e-13, atol=1e-15)
+
+
+def test_nan_and_infinity_reach_exactly_the_windows_that_hold_them(backend):
+    x = np.ones((1, 1, 2, 6), np.float32)
+    x[0, 0, 0, 0], x[0, 0, 1, 3], x[0, 0, 0, 4:] = np.nan, np.inf, (np.inf, -np.inf)
+    y = avg_pool2d_forward(backend.put(x), 2)
+    np.testing.assert_array_equal(backend.get(y), [[[[np.nan, np.inf, np.nan]]]])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_out_takes_the_result(backend, layout):
+    rng = np.random.default_rng(0)
+    g = geometry((2, 3, 7, 6), 3, 2, 1)
+    x, grad = backend.put(rng.standard_normal(g.x_shape)), backend.put(rng.standard_normal(g.y_shape))
+    out = backend.put(np.full(g.y_shape, np.nan), layout)
+    assert avg_pool2d_forward(x, 3, stride=2, padding=1, out=out) is out
+    np.testing.assert_array_equal(backend.get(out), backend.get(avg_pool2d_forward(x, 3, stride=2, padding=1)))
+    out = backend.put(np.full(g.x_shape, np.nan), layout)
+    assert avg_pool2d_backward(grad, g, out=out) is out
+    np.testing.assert_array_equal(backend.get(out), backend.get(avg_pool2d_backward(grad, g)))
+
+
+def zeros(*shape, dtype=np.float32):
+    return np.zeros(shape, dtype)
+
+
+X = zeros(2, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda: avg_pool2d_forward(zeros(8, 8), 2),
+            ShapeError,
+            r"avg_pool2d: x must have 4 dimensions \(N, C, H, W\)",
+        ),
+        (lambda: avg_pool2d_forward(X, (2, 9)), ShapeError, "a window of 2x9 .* does not fit into x of 8x8"),
+        (lambda: avg_pool2d_forward(X, 2, padding=2), ArgumentError, "padding must be at most half of kernel_size"),
+        (
+            lambda: avg_pool2d_forward(X, 2.0),
+            ArgumentError,
+            "kernel_size must be an integer or a pair of integers; got 2.0",
+        ),
+        (lambda: avg_pool2d_forward(X, 2, divisor_override=0), ArgumentError, "an integer other than 0; got 0"),
+        (lambda: avg_pool2d_forward(X, 2, divisor_override=1.5), ArgumentError, "an integer other than 0; got 1.5"),
+        (lambda: avg_pool2d_forward(X.astype(np.int8), 2), DtypeError, "x must be float32 or float64; got int8"),
+        (
+            lambda: avg_pool2d_backward(zeros(2, 3, 4, 3), geometry(X.shape, 2)),
+            ShapeError,
+            r"avg_pool2d_backward: grad must have shape \(N, C, P, Q\) = \(2, 3, 4, 4\); got \(2, 3, 4, 3\)",
+        ),
+    ],
+)
+def test_refusals(call, error, message):
+    with pytest.raises(error, match=message):
+        call()

@@ -1,0 +1,207 @@
+"""gemm against its definition, hand-worked products, SciPy's BLAS and torch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from _layouts import LAYOUTS, untouched
+from _tolerance import assert_accurate
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rawgrad.kernels._errors import ArgumentError, DtypeError, ShapeError
+from rawgrad.kernels.gemm import ACTIVATIONS, gemm, geometry
+
+DTYPES = [np.float32, np.float64]
+
+
+def product(a, b, bias=None, transpose_a=False, transpose_b=False):
+    """The definition: every element a sum of products, in the dtype of the arguments."""
+    a = np.swapaxes(a, -1, -2) if transpose_a else a
+    b = np.swapaxes(b, -1, -2) if transpose_b else b
+    y = (a[..., :, :, None] * b[..., None, :, :]).sum(axis=-2, dtype=a.dtype)  # (..., M, K, N) summed over K
+    return y if bias is None else y + bias
+
+
+def magnitude(a, b, bias=None, *flags):
+    return product(abs(a), abs(b), None if bias is None else abs(bias), *flags).astype(np.float64)
+
+
+def activated(kind):
+    from scipy import special
+
+    functions = {
+        "relu": lambda z: np.maximum(z, 0),
+        "gelu": lambda z: z / 2 * (1 + special.erf(z / np.sqrt(z.dtype.type(2)))),
+        "silu": lambda z: z * special.expit(z),
+        "sigmoid": special.expit,
+        "tanh": np.tanh,
+    }
+    return lambda *arguments: functions[kind](product(*arguments))
+
+
+def random(shape, dtype=np.float32, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+def test_worked_by_hand(backend):
+    a = backend.put(np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]))
+    b = backend.put(np.array([[1.0, 0.0], [-1.0, 2.0], [0.5, 1.0]]))
+    bias = backend.put(np.array([-10.0, 100.0]))
+    np.testing.assert_array_equal(backend.get(gemm(a, b)), [[0.5, 7.0], [2.0, 16.0]])
+    np.testing.assert_array_equal(backend.get(gemm(a, b, bias)), [[-9.5, 107.0], [-8.0, 116.0]])
+    np.testing.assert_array_equal(backend.get(gemm(a, b, bias, activation="relu")), [[0.0, 107.0], [0.0, 116.0]])
+    np.testing.assert_array_equal(
+        backend.get(gemm(a, a, transpose_a=True)), [[17.0, 22.0, 27.0], [22.0, 29.0, 36.0], [27.0, 36.0, 45.0]]
+    )
+    np.testing.assert_array_equal(backend.get(gemm(a, a, transpose_b=True)), [[14.0, 32.0], [32.0, 77.0]])
+
+
+@st.composite
+def products(draw):
+    """Shapes of a, b and bias before transposition; sizes from empty to just beyond a vector's width."""
+    M, N, K = (draw(st.sampled_from([0, 1, 2, 3, 5, 17])) for _ in range(3))
+    batch = tuple(draw(st.lists(st.sampled_from([0, 1, 2, 3]), max_size=2)))
+    batch_of_a = tuple(1 if draw(st.booleans()) else n for n in batch)[draw(st.integers(0, len(batch))) :]
+    batch_of_b = batch[draw(st.integers(0, len(batch))) :]
+    flags = draw(st.booleans()), draw(st.booleans())
+    a = (*batch_of_a, *((K, M) if flags[0] else (M, K)))
+    b = (*batch_of_b, *((N, K) if flags[1] else (K, N)))
+    return a, b, (N,) if draw(st.booleans()) else None, flags
+
+
+@given(
+    products(),
+    st.sampled_from(DTYPES),
+    st.tuples(*[st.sampled_from(list(LAYOUTS))] * 3),
+    st.sampled_from([None, None, *ACTIVATIONS]),
+    st.integers(0, 2**32 - 1),
+)
+def test_agrees_with_the_definition(backend, shapes, dtype, layouts, activation, seed):
+    a_shape, b_shape, bias_shape, flags = shapes
+    rng = np.random.default_rng(seed)
+    host = [None if s is None else rng.standard_normal(s).astype(dtype) for s in (a_shape, b_shape, bias_shape)]
+    a, b, bias = (None if h is None else backend.put(h, layout) for h, layout in zip(host, layouts, strict=True))
+    with untouched(a, b, bias):
+        y = gemm(a, b, bias, transpose_a=flags[0], transpose_b=flags[1], activation=activation)
+    assert y.dtype == dtype
+    definition = product if activation is None else activated(activation)
+    assert_accurate(backend.get(y), definition, *host, *flags, scale=magnitude(*host, *flags))
+
+
+# 257 and 300 are no multiples of any tile; with K = 4096 lost digits would show.
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("M", "N", "K"), [(257, 33, 300), (3, 5, 4096), (64, 64, 64)])
+@pytest.mark.parametrize("flags", [(False, False), (True, False), (False, True), (True, True)])
+def test_large_products_keep_their_digits(backend, dtype, M, N, K, flags):
+    from scipy.linalg import blas
+
+    a = random((K, M) if flags[0] else (M, K), dtype)
+    b = random((N, K) if flags[1] else (K, N), dtype, seed=1)
+    y = backend.get(gemm(backend.put(a), backend.put(b), transpose_a=flags[0], transpose_b=flags[1]))
+
+    def one_after_the_other(a, b):
+        sums = np.zeros((M, N), a.dtype)
+        for left, right in zip(a if flags[0] else a.T, b.T if flags[1] else b, strict=True):
+            sums += np.multiply.outer(left, right)
+        return sums
+
+    assert_accurate(y, one_after_the_other, a, b)
+    multiply = blas.dgemm if dtype == np.float64 else blas.sgemm
+    assert_accurate(multiply(1.0, a, b, trans_a=flags[0], trans_b=flags[1]), one_after_the_other, a, b)
+
+
+def test_agrees_with_torch(backend):
+    torch = pytest.importorskip("torch")
+    a, b, bias = random((4, 1, 7, 5), np.float64), random((3, 5, 6), np.float64, 1), random((6,), np.float64, 2)
+    y = gemm(backend.put(a), backend.put(b), backend.put(bias), activation="gelu")
+    expected = torch.nn.functional.gelu(torch.tensor(a) @ torch.tensor(b) + torch.tensor(bias)).numpy()
+    np.testing.assert_allclose(backend.get(y), expected, rtol=1e-13, atol=1e-14)
+
+
+def test_the_gradients_of_the_docstring_are_adjoints(backend):
+    """<g, a b> = <g b^T, a> = <a^T g, b>."""
+    a, b, g = random((6, 4), np.float64), random((4, 5), np.float64, 1), random((6, 5), np.float64, 2)
+    device_a, device_b, device_g = backend.put(a), backend.put(b), backend.put(g)
+    inner = np.vdot(g, backend.get(gemm(device_a, device_b)))
+    np.testing.assert_allclose(np.vdot(backend.get(gemm(device_g, device_b, transpose_b=True)), a), inner, rtol=1e-13)
+    np.testing.assert_allclose(np.vdot(backend.get(gemm(device_a, device_g, transpose_a=True)), b), inner, rtol=1e-13)
+
+
+def test_an_empty_sum_is_zero_and_then_the_bias_and_the_activation(backend):
+    a, b = backend.put(np.zeros((2, 0))), backend.put(np.zeros((0, 3)))
+    bias = backend.put(np.array([-1.0, 0.0, 2.0]))
+    np.testing.assert_array_equal(backend.get(gemm(a, b)), np.zeros((2, 3)))
+    np.testing.assert_array_equal(backend.get(gemm(a, b, bias)), [[-1.0, 0.0, 2.0]] * 2)
+    np.testing.assert_array_equal(backend.get(gemm(a, b, bias, activation="relu")), [[0.0, 0.0, 2.0]] * 2)
+
+
+def test_nan_and_infinity_stay_in_their_row(backend):
+    a, b = np.ones((3, 2)), np.ones((2, 2))
+    a[1, 0], a[2, 1] = np.nan, -np.inf
+    y = backend.get(gemm(backend.put(a), backend.put(b)))
+    np.testing.assert_array_equal(y, [[2.0, 2.0], [np.nan, np.nan], [-np.inf, -np.inf]])
+    y = backend.get(gemm(backend.put(a), backend.put(b), activation="relu"))
+    np.testing.assert_array_equal(y, [[2.0, 2.0], [np.nan, np.nan], [0.0, 0.0]])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_out_takes_the_result(backend, layout):
+    a, b, bias = random((3, 4)), random((4, 5)), random((5,))
+    arguments = backend.put(a), backend.put(b), backend.put(bias)
+    out = backend.put(np.full((3, 5), np.nan, np.float32), layout)
+    for activation in (None, "tanh"):
+        assert gemm(*arguments, activation=activation, out=out) is out
+        np.testing.assert_array_equal(backend.get(out), backend.get(gemm(*arguments, activation=activation)))
+
+
+def test_same_bits_every_time(backend):
+    a, b = backend.put(random((129, 300))), backend.put(random((300, 65)))
+    first = backend.get(gemm(a, b)).tobytes()
+    assert all(backend.get(gemm(a, b)).tobytes() == first for _ in range(3))
+
+
+def test_geometry():
+    assert geometry((5, 1, 2, 3), (4, 6, 3), transpose_b=True) == ((5, 4), 2, 6, 3)
+
+
+def zeros(*shape, dtype=np.float32):
+    return np.zeros(shape, dtype)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda: gemm(zeros(3), zeros(3, 2)),
+            ShapeError,
+            r"gemm: a must have at least 2 dimensions \(..., M, K\); got shape \(3,\)",
+        ),
+        (
+            lambda: gemm(zeros(2, 3), zeros(3), transpose_b=True),
+            ShapeError,
+            r"gemm: b must have at least 2 dimensions \(..., N, K\); got shape \(3,\)",
+        ),
+        (
+            lambda: gemm(zeros(2, 3), zeros(2, 3)),
+            ShapeError,
+            r"gemm: a and b must have the same K; got K=3 in a of shape \(2, 3\) and K=2 in b of shape \(2, 3\)",
+        ),
+        (lambda: gemm(zeros(2, 2, 3), zeros(3, 3, 2)), ShapeError, r"gemm: the batch dimensions .* must broadcast"),
+        (
+            lambda: gemm(zeros(2, 3), zeros(3, 4), zeros(3)),
+            ShapeError,
+            r"bias must have shape \(N\) = \(4,\); got \(3,\)",
+        ),
+        (lambda: gemm(zeros(2, 3), zeros(3, 4, dtype=np.float64)), DtypeError, "a is float32, b is float64"),
+        (lambda: gemm(zeros(2, 3, dtype=np.int32), zeros(3, 4)), DtypeError, "a must be float32 or float64; got int32"),
+        (
+            lambda: gemm(zeros(2, 3), zeros(3, 4), activation="sine"),
+            ArgumentError,
+            "gemm: activation must be one of relu, .* or None; got 'sine'",
+        ),
+    ],
+)
+def test_refusals(call, error, message):
+    with pytest.raises(error, match=message):
+        call()

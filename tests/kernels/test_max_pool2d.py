@@ -1,0 +1,307 @@
+"""max_pool2d against its definition, hand-worked cases, SciPy and torch; the results are exact."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from _layouts import LAYOUTS, untouched
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rawgrad.kernels._errors import ArgumentError, DtypeError, ShapeError
+from rawgrad.kernels.max_pool2d import geometry, max_pool2d_backward, max_pool2d_forward, max_pool2d_gather
+
+NAN, INF = np.nan, np.inf
+
+
+def windows(g):
+    """For each output (p, q) the list of (code, h, w) of the taps that lie inside the input."""
+    for p, q in np.ndindex(g.P, g.Q):
+        inside = []
+        for r, s in np.ndindex(g.R, g.S):
+            h = p * g.stride[0] + r * g.dilation[0] - g.padding[0]
+            w = q * g.stride[1] + s * g.dilation[1] - g.padding[1]
+            if 0 <= h < g.H and 0 <= w < g.W:
+                inside.append((r * g.S + s, h, w))
+        yield p, q, inside
+
+
+def expected_forward(x, g):
+    """y, and the code of the maximum; -1 where the window has no tap inside the input."""
+    y, codes = np.full(g.y_shape, -INF, x.dtype), np.full(g.y_shape, -1)
+    for p, q, inside in windows(g):
+        for n, c in np.ndindex(g.N, g.C):
+            best = None
+            for code, h, w in inside:
+                value = x[n, c, h, w]
+                if best is None or value > best or (np.isnan(value) and not np.isnan(best)):
+                    best = y[n, c, p, q] = value
+                    codes[n, c, p, q] = code
+    return y, codes
+
+
+def expected_backward(grad, codes, g):
+    dx = np.zeros(g.x_shape, grad.dtype)
+    for p, q, inside in windows(g):
+        for n, c in np.ndindex(g.N, g.C):
+            for code, h, w in inside:
+                if code == codes[n, c, p, q]:
+                    dx[n, c, h, w] += grad[n, c, p, q]
+    return dx
+
+
+def expected_gather(x, codes, g):
+    y = np.zeros(g.y_shape, x.dtype)
+    for p, q, inside in windows(g):
+        for n, c in np.ndindex(g.N, g.C):
+            for code, h, w in inside:
+                if code == codes[n, c, p, q]:
+                    y[n, c, p, q] = x[n, c, h, w]
+    return y
+
+
+def options(g, ceil_mode):
+    return {"stride": g.stride, "padding": g.padding, "dilation": g.dilation, "ceil_mode": ceil_mode}
+
+
+def test_worked_by_hand(backend):
+    x = backend.put(
+        np.array([[[[1.0, 5.0, 2.0, 0.0], [3.0, 4.0, 8.0, 8.0], [-1.0, -2.0, 7.0, 6.0], [-3.0, -4.0, 5.0, 7.0]]]])
+    )
+    y, codes = max_pool2d_forward(x, 2)
+    np.testing.assert_array_equal(backend.get(y), [[[[5.0, 8.0], [-1.0, 7.0]]]])
+    np.testing.assert_array_equal(backend.get(codes), [[[[1, 2], [0, 0]]]])  # both ties go to the first
+    assert backend.get(codes).dtype == np.uint8
+    g = geometry((1, 1, 4, 4), 2)
+    grad = backend.put(np.array([[[[1.0, 2.0], [3.0, 4.0]]]]))
+    np.testing.assert_array_equal(
+        backend.get(max_pool2d_backward(grad, codes, g)),
+        [[[[0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 2.0, 0.0], [3.0, 0.0, 4.0, 0.0], [0.0, 0.0, 0.0, 0.0]]]],
+    )
+    np.testing.assert_array_equal(backend.get(max_pool2d_gather(x, codes, g)), backend.get(y))
+
+
+def test_overlapping_windows_share_their_maximum(backend):
+    x = backend.put(np.array([[[[0.0, 9.0, 1.0, 2.0]]]]))
+    y, codes = max_pool2d_forward(x, (1, 2), stride=1)
+    np.testing.assert_array_equal(backend.get(y), [[[[9.0, 9.0, 2.0]]]])
+    np.testing.assert_array_equal(backend.get(codes), [[[[1, 0, 1]]]])
+    grad = backend.put(np.array([[[[1.0, 10.0, 100.0]]]]))
+    dx = max_pool2d_backward(grad, codes, geometry((1, 1, 1, 4), (1, 2), 1))
+    np.testing.assert_array_equal(backend.get(dx), [[[[0.0, 11.0, 0.0, 100.0]]]])
+
+
+def test_the_first_nan_wins_and_infinity_is_a_number(backend):
+    rows = [[1.0, NAN, NAN], [NAN, INF, 5.0], [-INF, -INF, -INF], [-INF, 2.0, -INF], [INF, INF, 0.0], [-0.0, 0.0, -1.0]]
+    y, codes = max_pool2d_forward(backend.put(np.array(rows).reshape(6, 1, 1, 3)), (1, 3))
+    np.testing.assert_array_equal(backend.get(y).ravel(), [NAN, NAN, -INF, 2.0, INF, 0.0])
+    np.testing.assert_array_equal(backend.get(codes).ravel(), [1, 0, 0, 1, 0, 0])
+
+
+def test_padding_never_wins(backend):
+    """Not even against -infinity, so that the gradient reaches an element of the input."""
+    x = backend.put(np.full((1, 1, 1, 2), -INF))
+    y, codes = max_pool2d_forward(x, (1, 2), padding=(0, 1), stride=1)
+    np.testing.assert_array_equal(backend.get(y), [[[[-INF, -INF, -INF]]]])
+    np.testing.assert_array_equal(backend.get(codes), [[[[1, 0, 0]]]])
+    grad = backend.put(np.array([[[[1.0, 2.0, 4.0]]]]))
+    dx = max_pool2d_backward(grad, codes, geometry((1, 1, 1, 2), (1, 2), 1, (0, 1)))
+    np.testing.assert_array_equal(backend.get(dx), [[[[3.0, 4.0]]]])
+
+
+def test_a_window_without_input_is_minus_infinity_and_its_gradient_goes_nowhere(backend):
+    x = backend.put(np.full((1, 1, 1, 4), 7.0))  # the taps of the only window are at -1 and 4
+    y, codes = max_pool2d_forward(x, (1, 2), padding=(0, 1), dilation=5)
+    g = geometry((1, 1, 1, 4), (1, 2), None, (0, 1), 5)
+    np.testing.assert_array_equal(backend.get(y), [[[[-INF]]]])
+    np.testing.assert_array_equal(
+        backend.get(max_pool2d_backward(backend.put(np.ones((1, 1, 1, 1))), codes, g)), [[[[0.0] * 4]]]
+    )
+    np.testing.assert_array_equal(backend.get(max_pool2d_gather(x, codes, g)), [[[[0.0]]]])
+
+
+@st.composite
+def poolings(draw):
+    kernel = draw(st.integers(1, 4)), draw(st.integers(1, 4))
+    stride = draw(st.integers(1, 5)), draw(st.integers(1, 5))  # up to beyond the window
+    dilation = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    padding = draw(st.integers(0, kernel[0] // 2)), draw(st.integers(0, kernel[1] // 2))
+    H, W = (
+        max(1, d * (k - 1) + 1 - 2 * p) + draw(st.integers(0, 6))
+        for d, k, p in zip(dilation, kernel, padding, strict=True)
+    )
+    ceil_mode = draw(st.booleans())
+    x_shape = draw(st.integers(0, 2)), draw(st.integers(1, 3)), H, W
+    return geometry(x_shape, kernel, stride, padding, dilation, ceil_mode), ceil_mode
+
+
+@given(
+    poolings(),
+    st.sampled_from([np.float32, np.float64]),
+    st.tuples(*[st.sampled_from(list(LAYOUTS))] * 3),
+    st.integers(0, 2**32 - 1),
+)
+def test_agrees_with_the_definition(backend, pooling, dtype, layouts, seed):
+    g, ceil_mode = pooling
+    rng = np.random.default_rng(seed)
+    # Few values, so that there are many ties; whole numbers, so that sums are exact.
+    x = rng.choice([-INF, -2.0, -1.0, 0.0, 1.0, 2.0, INF, NAN], g.x_shape).astype(dtype)
+    grad = rng.integers(-9, 9, g.y_shape).astype(dtype)
+    device_x, device_grad = backend.put(x, layouts[0]), backend.put(grad, layouts[1])
+    with untouched(device_x):
+        y, codes = max_pool2d_forward(device_x, (g.R, g.S), **options(g, ceil_mode))
+    expected_y, expected_codes = expected_forward(x, g)
+    assert y.dtype == dtype
+    assert codes.dtype == np.uint8
+    np.testing.assert_array_equal(backend.get(y), expected_y)
+    seen = expected_codes >= 0
+    np.testing.assert_array_equal(backend.get(codes)[seen], expected_codes[seen])
+
+    device_codes = LAYOUTS[layouts[2]](codes)
+    with untouched(device_x, device_grad, device_codes):
+        dx = max_pool2d_backward(device_grad, device_codes, g)
+        gathered = max_pool2d_gather(device_x, device_codes, g)
+    assert dx.dtype == gathered.dtype == dtype
+    np.testing.assert_array_equal(backend.get(dx), expected_backward(grad, expected_codes, g))
+    np.testing.assert_array_equal(backend.get(gathered), expected_gather(x, expected_codes, g))
+
+
+@given(poolings(), st.integers(0, 2**32 - 1))
+def test_gather_is_the_adjoint_of_backward(backend, pooling, seed):
+    """<v, backward(g)> = <gather(v), g>, exactly, since all are whole numbers."""
+    g, ceil_mode = pooling
+    rng = np.random.default_rng(seed)
+    x, v, grad = (rng.integers(-9, 9, s).astype(np.float64) for s in (g.x_shape, g.x_shape, g.y_shape))
+    _, codes = max_pool2d_forward(backend.put(x), (g.R, g.S), **options(g, ceil_mode))
+    dx = backend.get(max_pool2d_backward(backend.put(grad), codes, g))
+    assert np.vdot(v, dx) == np.vdot(backend.get(max_pool2d_gather(backend.put(v), codes, g)), grad)
+
+
+def test_agrees_with_scipy(backend):
+    from scipy.ndimage import maximum_filter
+
+    x = np.random.default_rng(0).standard_normal((3, 2, 13, 11)).astype(np.float32)
+    y, _ = max_pool2d_forward(backend.put(x), 3, stride=2, padding=1)
+    everywhere = maximum_filter(x, (1, 1, 3, 3), mode="constant", cval=-INF)
+    np.testing.assert_array_equal(backend.get(y), everywhere[:, :, ::2, ::2])
+
+
+# Why each: the tutorial's 2x2; overlap; gaps; a rest with and without ceil_mode; torch drops the
+# window that would start in the padding behind; dilation; a window as large as the input.
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "padding", "dilation", "ceil_mode"),
+    [
+        ((28, 28), 2, None, 0, 1, False),
+        ((9, 8), 3, 1, 1, 1, False),
+        ((9, 8), 2, (3, 4), 0, 1, False),
+        ((10, 9), 3, 2, 0, 1, False),
+        ((10, 9), 3, 2, 0, 1, True),
+        ((10, 10), 2, 3, 1, 1, True),
+        ((5, 5), 2, 5, 1, 1, True),
+        ((12, 11), (2, 3), (2, 1), (1, 0), (3, 2), False),
+        ((12, 11), (2, 3), 2, 1, (3, 2), True),
+        ((4, 6), (4, 6), 1, 0, 1, False),
+    ],
+)
+def test_agrees_with_torch(backend, size, kernel, stride, padding, dilation, ceil_mode):
+    torch = pytest.importorskip("torch")
+    x = np.random.default_rng(0).integers(-3, 3, (2, 3, *size)).astype(np.float64)  # with ties
+    tensor = torch.tensor(x, requires_grad=True)
+    expected = torch.nn.functional.max_pool2d(tensor, kernel, stride, padding, dilation, ceil_mode)
+    grad = np.random.default_rng(1).integers(-9, 9, tuple(expected.shape)).astype(np.float64)
+    expected.backward(torch.tensor(grad))
+
+    g = geometry(x.shape, kernel, stride, padding, dilation, ceil_mode)
+    y, codes = max_pool2d_forward(backend.put(x), kernel, **options(g, ceil_mode))
+    np.testing.assert_array_equal(backend.get(y), expected.detach().numpy())
+    np.testing.assert_array_equal(backend.get(max_pool2d_backward(backend.put(grad), codes, g)), tensor.grad.numpy())
+
+
+@pytest.mark.parametrize(("kernel", "dtype"), [((16, 16), np.uint8), ((1, 257), np.int32), ((257, 1), np.int32)])
+def test_codes_of_large_windows(backend, kernel, dtype):
+    x = np.zeros((1, 1, *kernel), np.float32)
+    x[0, 0, -1, -1] = 1.0
+    y, codes = max_pool2d_forward(backend.put(x), kernel)
+    assert (float(backend.get(y)[0, 0, 0, 0]), int(backend.get(codes)[0, 0, 0, 0])) == (1.0, kernel[0] * kernel[1] - 1)
+    assert codes.dtype == dtype
+    g = geometry(x.shape, kernel)
+    np.testing.assert_array_equal(backend.get(max_pool2d_backward(y, codes, g)), x)
+
+
+def test_gradients_that_are_not_finite_go_only_where_they_belong(backend):
+    x = backend.put(np.array([[[[1.0, 2.0, 4.0, 3.0]]]]))
+    _, codes = max_pool2d_forward(x, (1, 2))
+    grad = backend.put(np.array([[[[NAN, INF]]]]))
+    dx = max_pool2d_backward(grad, codes, geometry((1, 1, 1, 4), (1, 2)))
+    np.testing.assert_array_equal(backend.get(dx), [[[[0.0, NAN, INF, 0.0]]]])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_out_takes_the_result(backend, layout):
+    rng = np.random.default_rng(0)
+    g = geometry((2, 3, 7, 6), 3, 2, 1)
+    x, grad = backend.put(rng.standard_normal(g.x_shape)), backend.put(rng.standard_normal(g.y_shape))
+    y, codes = max_pool2d_forward(x, 3, stride=2, padding=1)
+    out = backend.put(np.full(g.y_shape, NAN), layout)
+    y_in_out, codes_again = max_pool2d_forward(x, 3, stride=2, padding=1, out=out)
+    assert y_in_out is out
+    np.testing.assert_array_equal(backend.get(out), backend.get(y))
+    np.testing.assert_array_equal(backend.get(codes_again), backend.get(codes))
+    for call, shape in ((lambda **o: max_pool2d_backward(grad, codes, g, **o), g.x_shape),
+                        (lambda **o: max_pool2d_gather(x, codes, g, **o), g.y_shape)):  # fmt: skip
+        out = backend.put(np.full(shape, NAN), layout)
+        assert call(out=out) is out
+        np.testing.assert_array_equal(backend.get(out), backend.get(call()))
+
+
+def zeros(*shape, dtype=np.float32):
+    return np.zeros(shape, dtype)
+
+
+X = zeros(2, 3, 8, 8)
+G = geometry(X.shape, 2)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda: max_pool2d_forward(zeros(3, 8, 8), 2),
+            ShapeError,
+            r"max_pool2d: x must have 4 dimensions \(N, C, H, W\)",
+        ),
+        (
+            lambda: max_pool2d_forward(X, 9),
+            ShapeError,
+            r"max_pool2d: a window of 9x9 with dilation \(1, 1\) does not fit into x of 8x8 with padding \(0, 0\)",
+        ),
+        (lambda: max_pool2d_forward(zeros(2, 3, 0, 8), 2, padding=1), ShapeError, "does not fit into x of 0x8"),
+        (
+            lambda: max_pool2d_forward(X, 3, padding=2),
+            ArgumentError,
+            r"padding must be at most half of kernel_size \(3, 3\), rounded down; got \(2, 2\)",
+        ),
+        (lambda: max_pool2d_forward(X, 0), ArgumentError, "kernel_size must be integers of at least 1; got 0"),
+        (lambda: max_pool2d_forward(X, 2, stride=(1, 0)), ArgumentError, "stride must be integers of at least 1"),
+        (lambda: max_pool2d_forward(X.astype(int), 2), DtypeError, "x must be float32 or float64; got int64"),
+        (
+            lambda: max_pool2d_backward(zeros(2, 3, 4, 3), zeros(2, 3, 4, 4, dtype=np.uint8), G),
+            ShapeError,
+            r"max_pool2d_backward: grad must have shape \(N, C, P, Q\) = \(2, 3, 4, 4\); got \(2, 3, 4, 3\)",
+        ),
+        (
+            lambda: max_pool2d_backward(zeros(2, 3, 4, 4), zeros(2, 3, 4, 4, dtype=np.int64), G),
+            DtypeError,
+            "codes must be uint8 for a window of 2x2; got int64",
+        ),
+        (
+            lambda: max_pool2d_gather(X, zeros(2, 3, 4, 3, dtype=np.uint8), G),
+            ShapeError,
+            "gather: codes must have shape",
+        ),
+        (lambda: max_pool2d_forward(X, 1, out=X), ArgumentError, "max_pool2d: out overlaps an input in memory"),
+    ],
+)
+def test_refusals(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
