@@ -1,0 +1,460 @@
+"""Functions of tensors, under torch's names (``rawgrad.functional``, usually imported as ``F``).
+
+Shapes: N batch, C channels, H W height and width; integers or (vertical, horizontal) pairs where a
+size, stride or padding is asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..kernels._errors import ArgumentError, DtypeError, IndexRangeError, ShapeError
+from .functions import activation as _activation
+from .functions import avg_pool2d as _avg_pool2d
+from .functions import conv2d as _conv2d
+from .functions import dropout as _dropout
+from .functions import elementwise as _elementwise
+from .functions import embedding as _embedding
+from .functions import linear as _linear
+from .functions import max_pool2d as _max_pool2d
+from .functions import norms as _norms
+from .functions import softmax as _softmax
+from .functions import softmax_cross_entropy as _softmax_cross_entropy
+from .functions._operands import axis as _axis
+from .functions.indexing import SetItem as _SetItem
+from .functions.matmul import matmul
+from .functions.shape import cat, chunk, split, stack
+from .random import Generator, default_generator
+from .tensor import Tensor
+
+__all__ = [
+    "avg_pool2d", "batch_norm", "binary_cross_entropy_with_logits", "bmm", "cat", "chunk", "conv2d",
+    "cosine_similarity", "cross_entropy", "dropout", "elu", "embedding", "gelu", "group_norm", "l1_loss",
+    "layer_norm", "leaky_relu", "linear", "log_softmax", "matmul", "max_pool2d", "mm", "mse_loss", "nll_loss",
+    "one_hot", "pad", "relu", "sigmoid", "silu", "softmax", "softplus", "split", "stack", "tanh", "tril", "triu",
+    "where",
+]  # fmt: skip
+
+# ---- linear maps
+
+
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str | None = None) -> Tensor:
+    """``activation(input @ weight.T + bias)``, in one kernel.
+
+    Args:
+        input: (..., in_features).
+        weight: (out_features, in_features).
+        bias: (out_features) or None.
+        activation: None or the name of an activation: "relu", "sigmoid", "tanh", "gelu", …
+
+    Returns:
+        (..., out_features).
+    """
+    return _linear.linear(input, weight, bias, activation)
+
+
+def conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Two-dimensional convolution; see :mod:`rawgrad.kernels.conv2d` for the equations.
+
+    Args:
+        input: (N, C, H, W).
+        weight: (K, C/groups, R, S).
+        bias: (K) or None.
+
+    Returns:
+        (N, K, P, Q).
+    """
+    stride, padding, dilation = (tuple(v) if isinstance(v, list) else v for v in (stride, padding, dilation))
+    return _conv2d.Conv2d.apply(input, weight, bias, stride, padding, dilation, groups)  # type: ignore[no-any-return]
+
+
+def mm(input: Tensor, mat2: Tensor) -> Tensor:
+    """The product of two matrices (M, K) and (K, N)."""
+    if input.ndim != 2 or mat2.ndim != 2:
+        raise ShapeError(f"mm: takes two matrices; got shapes {tuple(input.shape)} and {tuple(mat2.shape)}")
+    return matmul(input, mat2)  # type: ignore[no-any-return]
+
+
+def bmm(input: Tensor, mat2: Tensor) -> Tensor:
+    """The products of two batches of matrices (B, M, K) and (B, K, N)."""
+    if input.ndim != 3 or mat2.ndim != 3 or input.shape[0] != mat2.shape[0]:
+        raise ShapeError(
+            f"bmm: takes (B, M, K) and (B, K, N); got shapes {tuple(input.shape)} and {tuple(mat2.shape)}"
+        )
+    return matmul(input, mat2)  # type: ignore[no-any-return]
+
+
+# ---- windows
+
+
+def pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: float = 0.0) -> Tensor:
+    """``input`` with a border.
+
+    Args:
+        pad: (before, after) of the last dimension, then of the one before it, …; negative cuts off.
+        mode: only "constant".
+        value: of the border.
+    """
+    if mode != "constant":
+        raise ArgumentError(f"pad: mode must be 'constant'; got {mode!r}")
+    if len(pad) % 2 or len(pad) > 2 * input.ndim:
+        raise ArgumentError(
+            f"pad: must be pairs (before, after) for at most {input.ndim} dimensions, last dimension first; "
+            f"got {tuple(pad)}"
+        )
+    before, after = [0] * input.ndim, [0] * input.ndim
+    for i in range(len(pad) // 2):
+        before[-1 - i], after[-1 - i] = int(pad[2 * i]), int(pad[2 * i + 1])
+    size = tuple(b + s + a for b, s, a in zip(before, input.shape, after, strict=True))
+    if min(size, default=0) < 0:
+        raise ShapeError(f"pad: {tuple(pad)} cuts more off than shape {tuple(input.shape)} has")
+    kept = input[tuple(slice(max(-b, 0), s + min(a, 0)) for b, s, a in zip(before, input.shape, after, strict=True))]
+    if all(b <= 0 for b in before) and all(a <= 0 for a in after):
+        return kept
+    border = Tensor(input.array_module.full(size, value, input.dtype))
+    inside = tuple(slice(max(b, 0), max(b, 0) + s) for b, s in zip(before, kept.shape, strict=True))
+    return _SetItem.apply(border, kept, inside)  # type: ignore[no-any-return]
+
+
+def max_pool2d(
+    input: Tensor,
+    kernel_size: int | tuple[int, int],
+    stride: int | tuple[int, int] | None = None,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    ceil_mode: bool = False,
+) -> Tensor:
+    """The largest element of each window of (N, C, H, W); ties go to the first, NaN wins."""
+    return _max_pool2d.MaxPool2d.apply(  # type: ignore[no-any-return]
+        input, kernel_size, stride, padding, dilation, ceil_mode
+    )
+
+
+def avg_pool2d(
+    input: Tensor,
+    kernel_size: int | tuple[int, int],
+    stride: int | tuple[int, int] | None = None,
+    padding: int | tuple[int, int] = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
+    """The mean of each window of (N, C, H, W)."""
+    options = stride, padding, ceil_mode, count_include_pad, divisor_override
+    return _avg_pool2d.AvgPool2d.apply(input, kernel_size, options)  # type: ignore[no-any-return]
+
+
+# ---- activations
+
+
+def relu(input: Tensor) -> Tensor:
+    """max(x, 0); NaN stays NaN."""
+    return _activation.activation(input, "relu")
+
+
+def leaky_relu(input: Tensor, negative_slope: float = 0.01) -> Tensor:
+    """x where positive, ``negative_slope`` · x elsewhere."""
+    return _activation.activation(input, "leaky_relu", negative_slope=negative_slope)
+
+
+def elu(input: Tensor, alpha: float = 1.0) -> Tensor:
+    """x where positive, ``alpha`` (e^x - 1) elsewhere."""
+    return _activation.activation(input, "elu", alpha=alpha)
+
+
+def gelu(input: Tensor, approximate: str = "none") -> Tensor:
+    """x Φ(x); ``approximate="tanh"`` for its approximation."""
+    return _activation.activation(input, "gelu", approximate=approximate)
+
+
+def silu(input: Tensor) -> Tensor:
+    """x · sigmoid(x)."""
+    return _activation.activation(input, "silu")
+
+
+def softplus(input: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
+    """log(1 + e^(βx)) / β, and x where βx exceeds ``threshold``."""
+    return _activation.activation(input, "softplus", beta=beta, threshold=threshold)
+
+
+def sigmoid(input: Tensor) -> Tensor:
+    """1 / (1 + e^-x)."""
+    return _activation.activation(input, "sigmoid")
+
+
+def tanh(input: Tensor) -> Tensor:
+    """The hyperbolic tangent."""
+    return _activation.activation(input, "tanh")
+
+
+def softmax(input: Tensor, dim: int) -> Tensor:
+    """e^x along ``dim``, scaled to add up to one."""
+    return _softmax.softmax(input, dim)
+
+
+def log_softmax(input: Tensor, dim: int) -> Tensor:
+    """The logarithm of :func:`softmax`, safe for large elements."""
+    return _softmax.log_softmax(input, dim)
+
+
+# ---- losses
+
+
+def _reduce(operation: str, losses: Tensor, reduction: str) -> Tensor:
+    if reduction == "mean":
+        return losses.mean()
+    if reduction == "sum":
+        return losses.sum()
+    if reduction == "none":
+        return losses
+    raise ArgumentError(f"{operation}: reduction must be 'mean', 'sum' or 'none'; got {reduction!r}")
+
+
+def _same_shape(operation: str, input: Tensor, target: Tensor) -> None:
+    # torch broadcasts here with a warning; it is nearly always a mistake ((N, 1) against (N)).
+    if input.shape != target.shape:
+        raise ShapeError(
+            f"{operation}: input and target must have one shape; got {tuple(input.shape)} and {tuple(target.shape)}"
+        )
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Softmax and cross-entropy in one pass that also gives the gradient.
+
+    Args:
+        input: logits (C), (N, C) or (N, C, d1, …).
+        target: integer labels (), (N) or (N, d1, …), or probabilities of the shape of ``input``.
+        weight: (C), of each class.
+        ignore_index: the label whose rows count nothing.
+        reduction: "mean" (over the weights of the labels), "sum" or "none".
+        label_smoothing: in [0, 1]: that much of each target is spread over all classes.
+
+    Raises:
+        IndexRangeError: a label outside [0, C).
+    """
+    return _softmax_cross_entropy.cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing)
+
+
+def nll_loss(
+    input: Tensor, target: Tensor, weight: Tensor | None = None, ignore_index: int = -100, reduction: str = "mean"
+) -> Tensor:
+    """-Σ weight · log-probability of the label.
+
+    Args:
+        input: log-probabilities (N, C) or (C).
+        target: integer labels (N) or ().
+    """
+    if input.ndim not in (1, 2) or target.ndim != input.ndim - 1:
+        raise ShapeError(
+            f"nll_loss: takes input (N, C) with target (N), or (C) with (); got {tuple(input.shape)} and "
+            f"{tuple(target.shape)}"
+        )
+    rows = input if input.ndim == 2 else input.reshape(1, -1)
+    labels = target.reshape(-1)
+    if len(rows) != len(labels):
+        raise ShapeError(f"nll_loss: {len(rows)} rows of input but {len(labels)} labels")
+    xp = rows.array_module
+    kept = labels.array != ignore_index
+    _check_labels("nll_loss", Tensor(xp.where(kept, labels.array, 0)), rows.shape[1])
+    safe = xp.where(kept, labels.array, 0)
+    picked = rows[Tensor(xp.arange(len(rows))), Tensor(safe)]
+    weights = Tensor(kept.astype(rows.dtype)) if weight is None else weight.detach()[Tensor(safe)] * Tensor(kept)
+    losses = _elementwise.where(Tensor(kept), -(picked * weights), 0.0)
+    if reduction == "mean":
+        return losses.sum() / weights.sum()  # type: ignore[no-any-return]
+    losses = _reduce("nll_loss", losses, reduction)
+    return losses.reshape(()) if input.ndim == 1 else losses
+
+
+def _check_labels(operation: str, labels: Tensor, classes: int) -> None:
+    if labels.dtype.kind not in "iu":
+        raise DtypeError(f"{operation}: labels must be integers; got {labels.dtype}")
+    flat = labels.array.reshape(-1)
+    bad = (flat < 0) | (flat >= classes)
+    if bool(bad.any()):
+        first = int(bad.argmax())
+        raise IndexRangeError(f"{operation}: label {int(flat[first])} at {first} is outside [0, {classes})")
+
+
+def mse_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+    """(input - target)²."""
+    _same_shape("mse_loss", input, target)
+    difference = input - target
+    return _reduce("mse_loss", difference * difference, reduction)
+
+
+def l1_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+    """|input - target|."""
+    _same_shape("l1_loss", input, target)
+    return _reduce("l1_loss", (input - target).abs(), reduction)
+
+
+def binary_cross_entropy_with_logits(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    pos_weight: Tensor | None = None,
+) -> Tensor:
+    """-w (p t log σ(x) + (1 - t) log(1 - σ(x))) with logits x and probabilities t, safe for any x."""
+    _same_shape("binary_cross_entropy_with_logits", input, target)
+    # -log σ(x) = softplus(-x), -log(1 - σ(x)) = softplus(x) = softplus(-x) + x
+    negative = softplus(-input, threshold=math.inf)
+    positive = 1 if pos_weight is None else (pos_weight - 1) * target + 1
+    losses = (1 - target) * input + positive * negative
+    return _reduce("binary_cross_entropy_with_logits", losses if weight is None else losses * weight, reduction)
+
+
+def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
+    """⟨x1, x2⟩ / (|x1| |x2|) along ``dim``, each norm at least ``eps``."""
+    x1, x2 = x1 + 0 * x2, x2 + 0 * x1
+    norms = (x1.norm(2, dim).clamp(min=eps), x2.norm(2, dim).clamp(min=eps))
+    return (x1 * x2).sum(dim) / (norms[0] * norms[1])  # type: ignore[no-any-return]
+
+
+# ---- normalisation and dropout
+
+
+def dropout(
+    input: Tensor, p: float = 0.5, training: bool = True, *, generator: Generator | None = None
+) -> Tensor:
+    """Each element 0 with probability ``p``, else scaled by 1/(1-p); ``input`` itself when not training.
+
+    The mask is a function of the generator's seed and offset alone, the same on every backend.
+    """
+    if not 0.0 <= p <= 1.0:
+        raise ArgumentError(f"dropout: p must be in [0, 1]; got {p}")
+    if not training or p == 0.0:
+        return input
+    return _dropout.dropout(input, p, generator or default_generator)
+
+
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Each channel of (N, C, …) normalised, by the batch's statistics in training, else by the running ones.
+
+    In training the running ones move towards the batch's by ``momentum`` (the variance unbiased),
+    in place.
+    """
+    if not training and running_mean is not None and running_var is not None:
+        shape = (1, -1, *(1,) * (input.ndim - 2))
+        scale = (running_var + eps) ** -0.5
+        scale = scale if weight is None else scale * weight
+        shift = -running_mean * scale
+        shift = shift if bias is None else shift + bias
+        if running_mean.shape != input.shape[1:2]:
+            raise ShapeError(
+                f"batch_norm: the running statistics of {running_mean.shape[0]} channels do not fit input of shape "
+                f"{tuple(input.shape)}"
+            )
+        return input * scale.reshape(shape) + shift.reshape(shape)  # type: ignore[no-any-return]
+    count = input.numel() // max(input.shape[1] if input.ndim > 1 else 1, 1)
+    if training and count < 2:
+        raise ShapeError(
+            f"batch_norm: training needs more than one value per channel; got input of shape {tuple(input.shape)}"
+        )
+    y, mean, rstd = _norms.BatchNorm.apply(input, weight, bias, None, eps)
+    if running_mean is not None and running_var is not None:
+        variance = (1.0 / (rstd.array * rstd.array) - eps) * (count / (count - 1))
+        for running, current in ((running_mean, mean.array), (running_var, variance)):
+            running.array *= 1 - momentum
+            running.array += momentum * current
+            running._version.value += 1
+    return y  # type: ignore[no-any-return]
+
+
+def layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Normalised over the last dimensions, which must be ``normalized_shape``, then scaled and shifted."""
+    wanted = tuple(normalized_shape)
+    if not wanted or tuple(input.shape[max(input.ndim - len(wanted), 0) :]) != wanted:
+        raise ShapeError(
+            f"layer_norm: the last sizes of input must be normalized_shape {wanted}; got input of shape "
+            f"{tuple(input.shape)}"
+        )
+    return _norms.LayerNorm.apply(input, weight, bias, len(wanted), eps)  # type: ignore[no-any-return]
+
+
+def group_norm(
+    input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    """(N, C, …) normalised over each of ``num_groups`` groups of channels, then scaled and shifted by channel."""
+    return _norms.GroupNorm.apply(input, weight, bias, num_groups, eps)  # type: ignore[no-any-return]
+
+
+# ---- indices
+
+
+def embedding(input: Tensor, weight: Tensor, padding_idx: int | None = None) -> Tensor:
+    """The rows of ``weight`` (V, D) at the indices ``input``; row ``padding_idx`` gets no gradient."""
+    if padding_idx is not None:
+        padding_idx = _axis("embedding (padding_idx)", padding_idx, weight.shape[0])
+    return _embedding.Embedding.apply(weight, input, padding_idx)  # type: ignore[no-any-return]
+
+
+def one_hot(input: Tensor, num_classes: int = -1) -> Tensor:
+    """int64 vectors with a single 1 at the label; by default as many classes as the largest label needs."""
+    if num_classes == -1:
+        if not input.numel():
+            raise ArgumentError("one_hot: num_classes must be given for an empty tensor")
+        num_classes = int(input.max()) + 1
+    _check_labels("one_hot", input, num_classes)
+    xp = input.array_module
+    return Tensor((input.array[..., None] == xp.arange(num_classes)).astype(np.int64))
+
+
+def where(condition: Tensor, input: Any, other: Any) -> Tensor:
+    """``input`` where ``condition`` holds, ``other`` elsewhere."""
+    return _elementwise.where(condition, input, other)
+
+
+def _triangle(operation: str, input: Tensor, diagonal: int) -> Tensor:
+    if input.ndim < 2:
+        raise ShapeError(f"{operation}: needs at least 2 dimensions; got shape {tuple(input.shape)}")
+    xp = input.array_module
+    mask = getattr(xp, operation)(xp.ones(input.shape[-2:], np.bool_), diagonal)
+    return _elementwise.where(Tensor(mask), input, 0)
+
+
+def tril(input: Tensor, diagonal: int = 0) -> Tensor:
+    """The lower triangle of the last two dimensions, zeros above ``diagonal``."""
+    return _triangle("tril", input, diagonal)
+
+
+def triu(input: Tensor, diagonal: int = 0) -> Tensor:
+    """The upper triangle of the last two dimensions, zeros below ``diagonal``."""
+    return _triangle("triu", input, diagonal)
+
+

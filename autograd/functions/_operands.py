@@ -1,0 +1,102 @@
+"""What the Functions share: dimensions, promotion of dtypes, undoing a broadcast."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import numpy as np
+
+from ...kernels._devices import is_array
+from ...kernels._errors import ArgumentError, DeviceError, IndexRangeError, ShapeError
+from ..tensor import DEFAULT_FLOAT, Tensor
+
+_KINDS = "biuf"
+
+
+def axis(operation: str, dim: Any, ndim: int) -> int:
+    """``dim`` counted from the front; a tensor without dimensions takes 0 and -1, as in torch."""
+    try:
+        number = operator.index(dim)
+    except TypeError:
+        raise ArgumentError(f"{operation}: dim must be an integer; got {dim!r}") from None
+    size = max(ndim, 1)
+    if not -size <= number < size:
+        raise IndexRangeError(f"{operation}: dim must be in [{-size}, {size - 1}]; got {number}")
+    return number % size
+
+
+def axes(operation: str, dim: Any, ndim: int) -> tuple[int, ...]:
+    """``dim`` (None: all, an integer or several) as sorted dimensions counted from the front."""
+    if dim is None:
+        return tuple(range(ndim))
+    several = tuple(dim) if isinstance(dim, list | tuple) else (dim,)
+    found = tuple(sorted(axis(operation, d, ndim) for d in several))
+    if len(set(found)) != len(found):
+        raise ArgumentError(f"{operation}: dim names a dimension twice: {dim}")
+    return found if ndim else ()
+
+
+def promote(a: Any, b: Any) -> np.dtype:
+    """The dtype of a result, by torch's rules.
+
+    Booleans, integers and floats are three categories.  Within a category the wider dtype wins; a
+    tensor with dimensions is widened neither by a scalar nor by a tensor without dimensions of its
+    own category or a lower one.
+    """
+    ranks = [_KINDS.index(x.dtype.kind.replace("u", "i")) for x in (a, b)]
+    if ranks[0] != ranks[1]:
+        return (a if ranks[0] > ranks[1] else b).dtype  # type: ignore[no-any-return]
+    if (a.ndim == 0) != (b.ndim == 0):
+        return (b if a.ndim == 0 else a).dtype  # type: ignore[no-any-return]
+    return np.promote_types(a.dtype, b.dtype)
+
+
+def scalar_dtype(tensor: Tensor, scalar: bool | int | float) -> np.dtype:
+    """The dtype of ``tensor`` combined with a Python scalar: only a higher category changes it."""
+    kind = tensor.dtype.kind
+    if isinstance(scalar, bool):
+        return tensor.dtype
+    if isinstance(scalar, int):
+        return np.dtype(np.int64) if kind == "b" else tensor.dtype
+    return tensor.dtype if kind == "f" else DEFAULT_FLOAT
+
+
+def as_operand(operation: str, value: Any, like: Tensor) -> Any:
+    """``value`` as a tensor, or as a Python scalar; None if it is neither."""
+    if isinstance(value, Tensor | bool | int | float):
+        return value
+    if isinstance(value, np.generic):
+        return value.item()
+    if is_array(value):
+        operand = Tensor(value)
+        if operand.device != like.device:
+            raise DeviceError(f"{operation}: the tensor is on {like.device!r}, the array on {operand.device!r}")
+        return operand
+    return None
+
+
+def raw(value: Any) -> Any:
+    """The array of a tensor, anything else as it is."""
+    return value.array if isinstance(value, Tensor) else value
+
+
+def broadcast_shape(operation: str, *shapes: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape that all ``shapes`` broadcast to."""
+    try:
+        return np.broadcast_shapes(*shapes)
+    except ValueError:
+        listed = " and ".join(str(tuple(s)) for s in shapes)
+        raise ShapeError(
+            f"{operation}: shapes {listed} do not broadcast together; from the last dimension backwards, sizes must "
+            "be equal or 1"
+        ) from None
+
+
+def sum_to(gradient: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The gradient of a broadcast: summed over what was repeated, back to ``shape``."""
+    if gradient.shape == shape:
+        return gradient
+    from .shape import SumTo
+
+    return SumTo.apply(gradient, shape)  # type: ignore[no-any-return]

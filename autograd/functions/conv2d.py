@@ -1,0 +1,116 @@
+"""Convolution: three Functions closed under differentiation, on the operation ``conv2d``.
+
+y = conv(x, w) is linear in x and in w.  With g = dL/dy, each pass is linear in both of its
+arguments, and its derivatives are the other two passes:
+
+=====================  ==================  ======================  ======================
+pass                   gives               derivative by 1st       derivative by 2nd
+=====================  ==================  ======================  ======================
+Conv2d(x, w)           y                   BackwardInput(·, w)     BackwardWeight(x, ·)
+BackwardInput(g, w)    dL/dx               Conv2d(·, w)            BackwardWeight(·, g)
+BackwardWeight(x, g)   dL/dw               BackwardInput(g, ·)     Conv2d(x, ·)
+=====================  ==================  ======================  ======================
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...kernels.conv2d import (
+    Geometry,
+    conv2d_backward_bias,
+    conv2d_backward_input,
+    conv2d_backward_weight,
+    conv2d_forward,
+    geometry,
+)
+from ..function import Function
+from ..tensor import Tensor
+
+
+class Conv2d(Function):
+    """y = conv(x, w) + b"""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Any:
+        stride, padding, dilation, groups = options
+        y = conv2d_forward(
+            x.array,
+            weight.array,
+            None if bias is None else bias.array,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            groups=groups,
+        )
+        ctx.geometry = geometry(x.shape, weight.shape, *options)
+        wanted = ctx.needs_input_grad
+        ctx.save_for_backward(x if wanted[1] else None, weight if wanted[0] else None)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, weight = ctx.saved_tensors
+        return (
+            None if weight is None else Conv2dBackwardInput.apply(grad, weight, ctx.geometry),
+            None if x is None else Conv2dBackwardWeight.apply(x, grad, ctx.geometry),
+            Conv2dBackwardBias.apply(grad) if ctx.needs_input_grad[2] else None,
+            *(None,) * 4,
+        )
+
+
+def _conv2d(x: Tensor, weight: Tensor, g: Geometry) -> Tensor:
+    return Conv2d.apply(x, weight, None, g.stride, g.padding, g.dilation, g.G)  # type: ignore[no-any-return]
+
+
+class Conv2dBackwardBias(Function):
+    """dL/db from dL/dy: its sum over all but the channels"""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor) -> Any:
+        ctx.shape = grad.shape
+        return conv2d_backward_bias(grad.array)
+
+    @staticmethod
+    def backward(ctx: Any, grad_b: Tensor) -> Any:
+        return grad_b.reshape(1, -1, 1, 1).expand(*ctx.shape)
+
+
+class Conv2dBackwardInput(Function):
+    """dL/dx from dL/dy and w"""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, weight: Tensor, g: Geometry) -> Any:
+        ctx.geometry = g
+        wanted = ctx.needs_input_grad
+        ctx.save_for_backward(grad if wanted[1] else None, weight if wanted[0] else None)
+        return conv2d_backward_input(grad.array, weight.array, g)
+
+    @staticmethod
+    def backward(ctx: Any, grad_x: Tensor) -> Any:
+        grad, weight = ctx.saved_tensors
+        return (
+            None if weight is None else _conv2d(grad_x, weight, ctx.geometry),
+            None if grad is None else Conv2dBackwardWeight.apply(grad_x, grad, ctx.geometry),
+            None,
+        )
+
+
+class Conv2dBackwardWeight(Function):
+    """dL/dw from x and dL/dy"""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, grad: Tensor, g: Geometry) -> Any:
+        ctx.geometry = g
+        wanted = ctx.needs_input_grad
+        ctx.save_for_backward(x if wanted[1] else None, grad if wanted[0] else None)
+        return conv2d_backward_weight(x.array, grad.array, g)
+
+    @staticmethod
+    def backward(ctx: Any, grad_w: Tensor) -> Any:
+        x, grad = ctx.saved_tensors
+        return (
+            None if grad is None else Conv2dBackwardInput.apply(grad, grad_w, ctx.geometry),
+            None if x is None else _conv2d(x, grad_w, ctx.geometry),
+            None,
+        )

@@ -1,0 +1,66 @@
+"""x wᵀ + b with an activation on top, in one call of ``gemm``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...kernels._errors import ShapeError
+from ...kernels.activation import activation_backward, saves
+from ...kernels.gemm import gemm
+from ..function import Function, differentiate_again
+from ..graph import is_grad_enabled
+from ..tensor import Tensor
+from ._operands import raw
+from .activation import activation as unfused_activation
+from .matmul import MatMul
+
+
+class Linear(Function):
+    """y = f(x wᵀ + b) of rows x (M, K), w (N, K), b (N); with h = g f': dx = h w, dw = hᵀ x, db = Σ h"""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> Any:
+        y = gemm(x.array, weight.array, raw(bias), transpose_b=True, activation=activation)
+        ctx.activation = activation
+        ctx.save_for_backward(x, weight, bias, y if activation else None)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, weight, bias, y = ctx.saved_tensors
+        wanted = ctx.needs_input_grad
+        if is_grad_enabled():
+            return *differentiate_again(lambda *t: _unfused(*t, ctx.activation), (x, weight, bias), grad), None
+        h = grad.array
+        if ctx.activation:
+            h = activation_backward(h, y.array, ctx.activation)
+        return (
+            Tensor(gemm(h, weight.array)) if wanted[0] else None,
+            Tensor(gemm(h, x.array, transpose_a=True)) if wanted[1] else None,
+            Tensor(h.sum(axis=0)) if wanted[2] else None,
+            None,
+        )
+
+
+def _unfused(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> Tensor:
+    y = MatMul.apply(x, weight, False, True)
+    y = y if bias is None else y + bias
+    return unfused_activation(y, activation) if activation else y
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None) -> Tensor:
+    """See :func:`rawgrad.functional.linear`."""
+    if weight.ndim != 2:
+        raise ShapeError(f"linear: weight must have 2 dimensions (out, in); got shape {tuple(weight.shape)}")
+    if x.ndim == 0 or x.shape[-1] != weight.shape[1]:
+        raise ShapeError(
+            f"linear: the last size of input must be in_features = {weight.shape[1]} to match weight of shape "
+            f"{tuple(weight.shape)}; got input of shape {tuple(x.shape)}"
+            + ("; flatten it first?" if x.ndim > 2 and x.numel() == x.shape[0] * weight.shape[1] else "")
+        )
+    fused = activation if activation is None or saves(activation) == "output" else None
+    rows = x if x.ndim == 2 else x.reshape(x.numel() // max(x.shape[-1], 1), x.shape[-1])
+    y: Tensor = Linear.apply(rows, weight, bias, fused)
+    if x.ndim != 2:
+        y = y.reshape(*x.shape[:-1], weight.shape[0])
+    return unfused_activation(y, activation) if activation is not None and fused is None else y

@@ -1,0 +1,67 @@
+"""The random state: a seed and an offset, nothing else.
+
+Every draw takes the next offset, and (seed, offset) alone decides what is drawn (Philox, a
+counter-based generator: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011).  So a
+dropout mask is the same on every backend, and two integers are all that a resumed run needs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..kernels._devices import device_named
+from ..kernels._errors import ArgumentError
+
+
+class Generator:
+    """A source of random draws.
+
+    Args:
+        seed: 0 <= seed < 2**64.
+
+    Attributes:
+        seed: as given.
+        offset: how many draws were made.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self.manual_seed(seed)
+
+    def manual_seed(self, seed: int) -> Generator:
+        """Start again with ``seed`` at offset 0."""
+        if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**64:
+            raise ArgumentError(f"manual_seed: the seed must be an integer in [0, 2**64); got {seed!r}")
+        self.seed, self.offset = int(seed), 0
+        return self
+
+    def _next(self) -> int:
+        self.offset += 1
+        return self.offset - 1
+
+    def numpy(self) -> np.random.Generator:
+        """A NumPy generator for the next draw: Philox4x64 with the key (seed, offset)."""
+        return np.random.Generator(np.random.Philox(key=np.array([self.seed, self._next()], np.uint64)))
+
+    def offset_array(self, device: str) -> Any:
+        """The next draw's offset as a one-element uint64 array, as the kernels take it."""
+        return device_named(device).from_host(np.array([self._next()], np.uint64))
+
+    def get_state(self) -> tuple[int, int]:
+        """(seed, offset)."""
+        return self.seed, self.offset
+
+    def set_state(self, state: tuple[int, int]) -> None:
+        """Continue where :meth:`get_state` was taken."""
+        seed, offset = state
+        self.manual_seed(seed)
+        self.offset = int(offset)
+
+
+default_generator = Generator(0)
+
+
+def manual_seed(seed: int) -> Generator:
+    """Seed everything random in rawgrad: initialisation, dropout, ``randn``; gives the generator."""
+    return default_generator.manual_seed(seed)
