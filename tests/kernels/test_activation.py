@@ -202,7 +202,7 @@ def test_complex_step_knows_a_derivative():
 def test_refusals(backend):
     x = backend.put(np.ones(3))
     forward, backward = activation.activation_forward, activation.activation_backward
-    with pytest.raises(ArgumentError, match="activation: kind must be one of relu, .*; got 'swish'"):
+    with pytest.raises(ArgumentError, match=r"activation: kind must be one of relu, .*; got 'swish'"):
         forward(x, "swish")
     with pytest.raises(ArgumentError, match="kind must be one of"):
         activation.saves(None)

@@ -63,11 +63,7 @@ def test_huge_and_not_finite(backend, dtype):
     expected = [[0.5, 0.5, 0], [1, 0, 0], [0, 0.5, 0.5], [nan] * 3, [nan] * 3, [nan] * 3]
     np.testing.assert_array_equal(backend.get(ops.softmax_forward(x, 1)), np.array(expected, dtype))
     half = -np.log(dtype(2))
-    expected = [[half, half, -dtype(1e30)], [0, -1e4, -2e4], [-inf, half, half], [nan] * 3, [nan] * 3, [nan] * 3]
-    if dtype is np.float32:
-        expected[0][2] = -2 * np.float32(1e30)
-    else:
-        expected[0][2] = -2e30
+    expected = [[half, half, -2 * dtype(1e30)], [0, -1e4, -2e4], [-inf, half, half], [nan] * 3, [nan] * 3, [nan] * 3]
     np.testing.assert_array_equal(backend.get(ops.log_softmax_forward(x, 1)), np.array(expected, dtype))
 
 
@@ -107,7 +103,7 @@ def test_refusals(backend, name):
     x = backend.put(np.ones((2, 3)))
     with pytest.raises(ArgumentError, match=rf"{name}: axis must be in \[-2, 2\).*got 2"):
         FORWARD[name](x, 2)
-    with pytest.raises(ArgumentError, match="axis must be an integer; got 1.0"):
+    with pytest.raises(ArgumentError, match=r"axis must be an integer; got 1\.0"):
         FORWARD[name](x, 1.0)
     with pytest.raises(ShapeError, match=f"{name}: x must have at least one dimension"):
         FORWARD[name](backend.put(np.array(1.0)), 0)

@@ -1,0 +1,251 @@
+"""Softmax cross-entropy: hand-worked values, the definition with complex steps, and torch's semantics."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from _derivative import complex_step
+from _layouts import LAYOUTS, untouched
+from _tolerance import assert_accurate, assert_within
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rawgrad.kernels import softmax_cross_entropy as ops
+from rawgrad.kernels._errors import ArgumentError, DeviceError, DtypeError, IndexRangeError, ShapeError
+
+cross_entropy = ops.softmax_cross_entropy_forward
+
+
+def losses(z, target, weight, ignore_index, smoothing):
+    """Loss of each example and its share in the divisor of the mean, one example after the other."""
+    N, C = z.shape
+    real = z.real.dtype.type
+    loss, share = np.zeros(N, z.dtype), np.zeros(N, z.real.dtype)
+    for n in range(N):
+        if target.ndim == 1 and target[n] == ignore_index:
+            continue
+        t = (np.arange(C) == target[n]).astype(z.real.dtype) if target.ndim == 1 else target[n]
+        share[n] = 1 if weight is None or target.ndim == 2 else weight[target[n]]
+        t = t * real(1 - smoothing) + real(smoothing / C)
+        log_p = z[n] - np.log(np.exp(z[n]).sum())
+        loss[n] = -(log_p * t * (1 if weight is None else weight)).sum()
+    return loss, share
+
+
+def reduced(z, target, weight, ignore_index, smoothing, reduction):
+    loss, share = losses(z, target, weight, ignore_index, smoothing)
+    if reduction == "none":
+        return loss
+    return loss.sum() / share.sum() if reduction == "mean" else loss.sum()
+
+
+def derivative(z, *arguments):
+    # row i of the gradient under "none" is that of loss[i], which only row i of z moves
+    grad = np.ones(len(z), z.dtype) if arguments[-1] == "none" else np.ones((), z.dtype)
+    return complex_step(lambda moved: reduced(moved, *arguments), z, grad)
+
+
+def make_target(rng, kind, N, C, dtype):
+    if kind == "probabilities":
+        t = rng.random((N, C))
+        return (t / t.sum(axis=1, keepdims=True)).astype(dtype)
+    labels = rng.integers(0, C, N)
+    if kind == "labels with ignored":
+        labels[::3] = -100
+    return labels
+
+
+@pytest.mark.parametrize("reduction", ops.REDUCTIONS)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("kind", ["labels", "labels with ignored", "probabilities"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_loss_and_gradient_agree_with_the_definition(backend, reduction, smoothing, weighted, kind, dtype):
+    rng = np.random.default_rng(5)
+    for N, C in [(1, 1), (1, 4), (5, 3), (7, 10)]:  # one example of one class; one example; odd; digits
+        z = rng.uniform(-4, 4, (N, C)).astype(dtype)
+        target = make_target(rng, kind, N, C, dtype)
+        if kind == "labels with ignored":
+            target[-1] = C - 1  # one that counts
+        weight = rng.uniform(0.5, 2, C).astype(dtype) if weighted else None
+        put = [None if a is None else backend.put(a) for a in (z, target, weight)]
+        with untouched(*put):
+            loss, grad = cross_entropy(put[0], put[1], weight=put[2], label_smoothing=smoothing, reduction=reduction)
+        arguments = (z, target, weight, -100, smoothing, reduction)
+        # log p comes from logits of up to 4 and grad from probabilities and targets of up to 1: their places count
+        largest = 2 * (N if reduction == "sum" else 1)
+        assert_accurate(backend.get(loss), reduced, *arguments, scale=4.0 * largest)
+        assert_accurate(backend.get(grad), derivative, *arguments, scale=2.0)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("integer", [np.int8, np.uint8, np.int32, np.int64, np.uint64])
+def test_strides_and_label_dtypes(backend, layout, integer):
+    rng = np.random.default_rng(6)
+    z, labels, weight = rng.standard_normal((6, 5)), rng.integers(0, 5, 6), rng.random(5)
+    plain = cross_entropy(backend.put(z), backend.put(labels), weight=backend.put(weight), reduction="none")
+    put = [backend.put(a, layout) for a in (z, labels.astype(integer), weight)]
+    with untouched(*put):
+        strided = cross_entropy(put[0], put[1], weight=put[2], reduction="none")
+    for actual, expected in zip(strided, plain, strict=True):
+        assert_within(backend.get(actual), backend.get(expected), 1e-15)
+
+
+def test_hand_worked(backend):
+    """Two classes of equal logits cost log 2; programs P2: labels [1, 2] on two rows that give them .6 and .1."""
+    loss, grad = cross_entropy(backend.put(np.zeros((1, 2))), backend.put(np.array([1])))
+    assert float(backend.get(loss)) == pytest.approx(math.log(2), rel=1e-15)
+    np.testing.assert_allclose(backend.get(grad), [[0.5, -0.5]], rtol=1e-15)
+    p = np.array([[0.3, 0.6, 0.1], [0.2, 0.7, 0.1]])
+    loss, grad = cross_entropy(backend.put(np.log(p)), backend.put(np.array([1, 2])), reduction="none")
+    np.testing.assert_allclose(backend.get(loss), [0.51082562, 2.30258509], atol=5e-9)
+    np.testing.assert_allclose(backend.get(grad), [[0.3, -0.4, 0.1], [0.2, 0.7, -0.9]], rtol=1e-14)
+    weight = backend.put(np.array([1.0, 3.0, 1.0]))  # the mean is weighted: (3 · .5108 + 1 · 2.3026) / 4
+    loss, _ = cross_entropy(backend.put(np.log(p)), backend.put(np.array([1, 2])), weight=weight)
+    assert float(backend.get(loss)) == pytest.approx((3 * 0.510825623765991 + 2.302585092994046) / 4, rel=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_huge_and_not_finite_logits(backend, dtype):
+    inf, nan = np.inf, np.nan
+    rows = [[1e4, -1e4], [-1e4, 1e4], [1e30, 1e30], [0, -inf], [-inf, 0], [-inf, -inf], [inf, 0], [nan, 0]]
+    labels = backend.put(np.zeros(len(rows), np.int64))
+    loss, grad = cross_entropy(backend.put(np.array(rows, dtype)), labels, reduction="none")
+    assert_within(backend.get(loss), np.array([0, 2e4, math.log(2), 0, inf, nan, nan, nan]), np.finfo(dtype).eps)
+    expected = [[0, 0], [-1, 1], [-0.5, 0.5], [0, 0], [-1, 1], [nan, nan], [nan, nan], [nan, nan]]
+    np.testing.assert_array_equal(backend.get(grad), np.array(expected, dtype))
+
+
+def test_ignored_examples_count_for_nothing(backend):
+    """Even if their logits are not finite; an ignore_index may be a class or lie outside all."""
+    z = np.array([[0.0, 0.0], [np.nan, np.inf], [0.0, np.log(3)]])
+    for ignore_index, labels in [(-100, [0, -100, 1]), (7, [0, 7, 1]), (255, np.array([0, 255, 1], np.uint8))]:
+        for smoothing, expected in [(0.0, (math.log(2) + math.log(4 / 3)) / 2), (1.0, None)]:
+            loss, grad = cross_entropy(
+                backend.put(z),
+                backend.put(np.array(labels)),
+                ignore_index=ignore_index,
+                label_smoothing=smoothing,
+            )
+            if expected is not None:
+                assert float(backend.get(loss)) == pytest.approx(expected, rel=1e-14)
+                np.testing.assert_allclose(backend.get(grad)[[0, 2]], [[-0.25, 0.25], [0.125, -0.125]], rtol=1e-14)
+            np.testing.assert_array_equal(backend.get(grad)[1], 0)
+    loss, grad = cross_entropy(backend.put(z), backend.put(np.array([0, 1, 1])), ignore_index=1, reduction="none")
+    np.testing.assert_allclose(backend.get(loss), [math.log(2), 0, 0], rtol=1e-15)
+    np.testing.assert_array_equal(backend.get(grad), [[-0.5, 0.5], [0, 0], [0, 0]])
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("N", [0, 3])
+def test_nothing_counts(backend, weighted, smoothing, N):
+    """An empty batch, or one in which all is ignored: mean NaN, sum 0, no gradient."""
+    z, labels = backend.put(np.ones((N, 4))), backend.put(np.full(N, -100))
+    weight = backend.put(np.ones(4)) if weighted else None
+    for reduction, expected in [("mean", np.nan), ("sum", 0.0), ("none", np.zeros(N))]:
+        loss, grad = cross_entropy(z, labels, weight=weight, label_smoothing=smoothing, reduction=reduction)
+        np.testing.assert_array_equal(backend.get(loss), expected)
+        np.testing.assert_array_equal(backend.get(grad), np.zeros((N, 4)))
+
+
+@pytest.mark.parametrize("reduction", ops.REDUCTIONS)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("ignore_index", [-100, 2, 1000])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("probabilities", [False, True])
+def test_agrees_with_torch(backend, reduction, smoothing, ignore_index, weighted, probabilities):
+    torch = pytest.importorskip("torch")
+    if probabilities and ignore_index >= 0:
+        return  # refused by both
+    rng = np.random.default_rng(7)
+    for rows in ({}, {0: [1e4, -1e4, 1e4, 0, -1e4], 3: [0, -np.inf, 0, 1, 2], 5: [np.inf, 0, 0, 0, 0]}):
+        z = 3 * rng.standard_normal((7, 5))
+        for n, row in rows.items():
+            z[n] = row
+        target = rng.random((7, 5)) if probabilities else rng.choice([0, 1, 3, 4], 7)
+        if not probabilities:
+            target[2] = ignore_index
+        weight = rng.random(5) if weighted else None
+        tensor = torch.tensor(z, requires_grad=True)
+        expected = torch.nn.functional.cross_entropy(
+            tensor,
+            torch.tensor(target),
+            weight=None if weight is None else torch.tensor(weight),
+            ignore_index=ignore_index,
+            label_smoothing=smoothing,
+            reduction=reduction,
+        )
+        (expected_grad,) = torch.autograd.grad(expected.sum(), tensor)
+        loss, grad = cross_entropy(
+            backend.put(z),
+            backend.put(target),
+            weight=None if weight is None else backend.put(weight),
+            ignore_index=ignore_index,
+            label_smoothing=smoothing,
+            reduction=reduction,
+        )
+        expected = expected.detach().numpy()
+        magnitude = np.max(np.abs(expected), initial=1.0, where=np.isfinite(expected))
+        assert_within(backend.get(loss), expected, 4e-15 * magnitude)
+        assert_within(backend.get(grad), expected_grad.numpy(), 4e-15)
+
+
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 999), st.booleans())
+def test_properties(backend, N, C, seed, by_labels):
+    """The gradient of each row adds up to 0; one-hot probabilities are labels; a constant changes nothing."""
+    rng = np.random.default_rng(seed)
+    z, labels = rng.integers(-40, 40, (N, C)) / 8, rng.integers(0, C, N)
+    target = labels if by_labels else np.eye(C)[labels]
+    loss, grad = cross_entropy(backend.put(z), backend.put(target), reduction="sum")
+    np.testing.assert_allclose(backend.get(grad).sum(axis=1), 0, atol=1e-14)
+    for other_z, other_target in [(z, np.eye(C)[labels] if by_labels else labels), (z + 64, target)]:
+        other_loss, other_grad = cross_entropy(backend.put(other_z), backend.put(other_target), reduction="sum")
+        assert_within(backend.get(other_loss), backend.get(loss), 1e-13)
+        assert_within(backend.get(other_grad), backend.get(grad), 1e-15)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0, 3, 5], r"labels in \[0, 3\) or ignore_index=-100; got 3 at position 1"),
+        ([-1, 3, 0], "got -1 at position 0"),
+        ([-100, 2, -99], "got -99 at position 2"),
+        (np.array([2, 1, 2**64 - 1], np.uint64), f"got {2**64 - 1} at position 2"),
+    ],
+)
+def test_labels_out_of_range(backend, labels, message):
+    with pytest.raises(IndexRangeError, match=f"softmax_cross_entropy: target must hold .*{message}"):
+        cross_entropy(backend.put(np.ones((3, 3))), backend.put(np.array(labels)))
+
+
+def test_refusals(backend):
+    put = backend.put
+    z, labels = put(np.ones((3, 4))), put(np.zeros(3, np.int64))
+    with pytest.raises(ShapeError, match=r"logits must have 2 dimensions \(N, C\); got shape \(3,\)"):
+        cross_entropy(put(np.ones(3)), labels)
+    with pytest.raises(ShapeError, match="at least one class"):
+        cross_entropy(put(np.ones((3, 0))), labels)
+    with pytest.raises(ShapeError, match=r"target must have shape \(N\) = \(3,\); got \(4,\)"):
+        cross_entropy(z, put(np.zeros(4, np.int64)))
+    with pytest.raises(ShapeError, match=r"target must have shape \(N, C\) = \(3, 4\); got \(3, 5\)"):
+        cross_entropy(z, put(np.ones((3, 5))))
+    with pytest.raises(ShapeError, match=r"weight must have shape \(C\) = \(4,\); got \(3,\)"):
+        cross_entropy(z, labels, weight=put(np.ones(3)))
+    with pytest.raises(DtypeError, match="target must have an integer dtype; got float64"):
+        cross_entropy(z, put(np.zeros(3)))
+    with pytest.raises(DtypeError, match="target must be float32 or float64; got int64"):
+        cross_entropy(z, put(np.ones((3, 4), np.int64)))
+    with pytest.raises(DtypeError, match="one dtype; logits is float64, weight is float32"):
+        cross_entropy(z, labels, weight=put(np.ones(4, np.float32)))
+    with pytest.raises(DeviceError, match="target: expected an array"):
+        cross_entropy(z, [0, 1, 2])
+    with pytest.raises(ArgumentError, match="reduction must be 'mean', 'sum' or 'none'; got 'average'"):
+        cross_entropy(z, labels, reduction="average")
+    for smoothing in (-0.1, 1.5, math.nan):
+        with pytest.raises(ArgumentError, match=r"label_smoothing must be in \[0, 1\]"):
+            cross_entropy(z, labels, label_smoothing=smoothing)
+    with pytest.raises(ArgumentError, match="ignore_index must be negative for probabilities; got 2"):
+        cross_entropy(z, put(np.ones((3, 4))), ignore_index=2)
