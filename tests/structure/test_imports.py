@@ -24,8 +24,8 @@ MAY_IMPORT = {
 LAZY = ("numba", "cupy", "scipy", "sklearn", "matplotlib", "PIL", "tqdm", "torch")
 #: Import name of a distribution, where the two differ.
 IMPORT_NAME = {"scikit-learn": "sklearn", "pillow": "PIL"}
-#: Used where they are installed: backends, peers and what scikit-learn brings along.
-OPTIONAL = {"numba", "numba_cuda", "cupy", "torch", "scipy"}
+#: Used where they are installed: backends and peers.
+OPTIONAL = {"numba", "numba_cuda", "cupy", "torch"}
 
 Sources = dict[PurePosixPath, ast.Module]
 
