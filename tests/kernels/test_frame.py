@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from _layouts import LAYOUTS, untouched
@@ -63,3 +68,38 @@ def test_backend_fixture_activates_the_backend(backend):
 
     assert current_choice().for_device(backend.device.name) == backend.name
     np.testing.assert_array_equal(backend.get(backend.put([1.0, 2.0])), [1.0, 2.0])
+
+
+GHOST = """
+from rawgrad.kernels._dispatch import BACKENDS, Backend
+BACKENDS["ghost"] = Backend("ghost", "cuda", "reference", ("no_such_package",), "")
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "outcome"), [([], "1 passed, 1 skipped"), (["--require-gpu"], "1 passed, 1 error")]
+)
+def test_a_backend_that_cannot_run_is_seen(tmp_path, options, outcome):
+    (tmp_path / "ghost_backend.py").write_text(GHOST)
+    tests = Path(__file__).parent
+    path = os.pathsep.join(p for p in (str(tmp_path), os.environ.get("PYTHONPATH")) if p)
+    command = [
+        "-m",
+        "pytest",
+        "-rs",
+        "-p",
+        "ghost_backend",
+        "-p",
+        "no:cacheprovider",
+        "--import-mode=importlib",
+        *options,
+    ]
+    result = subprocess.run(
+        [sys.executable, *command, f"{tests / 'test_frame.py'}::test_backend_fixture_activates_the_backend"],
+        cwd=tests.parent.parent,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert outcome in result.stdout, result.stdout + result.stderr
+    assert "backend 'ghost' cannot run here: not installed: no_such_package" in result.stdout
