@@ -38,7 +38,7 @@ def test_sizes_are_the_networks(torch_library, name):
 def test_float32_agrees_with_float64(torch_library, name):
     program = programs.PROGRAMS[name]
     right = programs.trace(torch_library, program, BATCH, np.float64)
-    programs.check(programs.trace(torch_library, program, BATCH), right)
+    programs.check(programs.traces(torch_library, program, BATCH), right)
     assert len(set(right.losses)) == len(right.losses)  # it does train, each time on another batch
     assert all(np.linalg.norm(change) > 0 for change in right.changes)
 
@@ -64,18 +64,29 @@ def test_the_proof_notices_a_slightly_wrong_step(torch_library, wrong):
     program = programs.PROGRAMS["p5"]
     right = programs.trace(torch_library, program, BATCH, np.float64)
     with pytest.raises(AssertionError):
-        programs.check(programs.trace(torch_library, dataclasses.replace(program, **wrong), BATCH), right)
+        programs.check(programs.traces(torch_library, dataclasses.replace(program, **wrong), BATCH), right)
 
 
-def test_the_proof_notices_nan():
+@pytest.mark.parametrize(
+    ("losses", "change", "message"),
+    [
+        ([2.0, np.nan], np.ones(3), r"losses\[1\] must be 1"),
+        ([2.0, 1.5], np.ones(3), r"losses\[1\] must be 1"),
+        ([2.0], np.ones(3), r"losses must have shape \(2,\); got \(1,\)"),
+        ([2.0, 1.0], np.full(3, np.nan), "parameter 0 must be the reference's within .* got nan"),
+        ([2.0, 1.0], np.array([1, 1, 1.1]), "parameter 0 must be the reference's within"),
+        ([2.0, 1.0], np.ones((1, 3)), r"parameter 0 must have shape \(3,\); got \(1, 3\)"),
+    ],
+)
+@pytest.mark.parametrize("dtype", [0, 1])
+def test_the_proof_says_what_is_wrong(losses, change, message, dtype):
     right = programs.Trace([2.0, 1.0], [np.ones(3)])
-    programs.check(right, right)
-    with pytest.raises(AssertionError, match="losses"):
-        programs.check(programs.Trace([2.0, float("nan")], [np.ones(3)]), right)
-    with pytest.raises(AssertionError, match="change of parameter 0"):
-        programs.check(programs.Trace([2.0, 1.0], [np.full(3, np.nan)]), right)
-    with pytest.raises(AssertionError, match=r"parameter 0 must have shape \(3,\); got \(1, 3\)"):
-        programs.check(programs.Trace([2.0, 1.0], [np.ones((1, 3))]), right)
+    programs.check([right, right], right)
+    results = [right, right]
+    results[dtype] = programs.Trace(losses, [change])
+    name = ["float64", "float32"][dtype]
+    with pytest.raises(AssertionError, match=f"{name} {message}"):
+        programs.check(results, right)
 
 
 def test_batches_and_weights_are_the_same_in_every_run():
