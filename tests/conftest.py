@@ -39,14 +39,14 @@ from rawgrad.kernels._dispatch import backend as use_backend
 
 sys.path.insert(0, str(Path(__file__).parent / "kernels"))
 
-# The same examples in every run; fixtures are not reset between examples, ours hold no state.
+# The same examples in every run; `--hypothesis-profile=thorough` searches for new ones.  Fixtures are
+# not reset between examples: ours hold no state.
+CHECKS = [hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow]
 hypothesis.settings.register_profile(
-    "rawgrad",
-    deadline=None,
-    max_examples=30,
-    derandomize=True,
-    database=None,
-    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow],
+    "rawgrad", deadline=None, max_examples=30, derandomize=True, database=None, suppress_health_check=CHECKS
+)
+hypothesis.settings.register_profile(
+    "thorough", deadline=None, max_examples=500, print_blob=True, database=None, suppress_health_check=CHECKS
 )
 hypothesis.settings.load_profile("rawgrad")
 
