@@ -99,9 +99,7 @@ def prepare_digit(image: Any, size: int = 28, *, fill: float = 20 / 28, max_pixe
 #: Pictures of digits with twice this many pixels a side, or more, are shrunk before anything else.
 _SIDE = 560
 #: Ink fainter than this, of 1, does not count for the digit's extent.
-_INK = 0.2
-#: Ink fainter than this is the paper's grain or the codec's noise.
-_GRAIN = 0.04
+_INK = 0.15
 #: The least difference between ink and paper, of the full range, that is taken for writing.
 _CONTRAST = 0.06
 
@@ -115,8 +113,9 @@ def _begin(mass: np.ndarray, first: int, size: int, scale: float) -> float:
     """
     centre = first + float((mass * (np.arange(len(mass)) + 0.5)).sum() / mass.sum())
     begin = centre - (size // 2 + 0.5) * scale
-    # Whole pixels of the result: that keeps a sharp picture sharp.
-    begin = scale * round(begin / scale)
+    # Whole pixels of the result keep a sharp picture sharp; a digit in its place stays there even
+    # if its centre was rounded the other way.
+    begin = 0.0 if abs(begin) < 0.55 * scale else scale * round(begin / scale)
     last = first + len(mass) - size * scale  # beginning here, the result ends with the ink
     return min(max(begin, last), float(first)) if last <= first else begin
 
@@ -134,17 +133,20 @@ def _ink(rgb: np.ndarray, alpha: np.ndarray | None) -> np.ndarray:
             paper = np.median(rgb[seen], axis=0)
             rgb = rgb * alpha[:, :, None] + paper * (1 - alpha[:, :, None])
     border = np.concatenate([rgb[0], rgb[-1], rgb[1:-1, 0], rgb[1:-1, -1]])
-    departure = rgb - np.median(border, axis=0)  # (H, W, 3)
+    paper = np.median(border, axis=0)
+    departure = rgb - paper  # (H, W, 3)
     strength = np.square(departure).sum(2)
     # The mean departure, the strong ones counting most: its direction is the line from paper to ink.
     direction = (departure * (strength * strength)[:, :, None]).sum((0, 1), dtype=np.float64)
     length = np.sqrt(np.square(direction).sum())
-    ink = departure @ (direction / max(length, 1e-30)).astype(np.float32)
+    line = (direction / max(length, 1e-30)).astype(np.float32)
+    ink = departure @ line
     strongest = ink.max()
     peak = np.percentile(ink[ink >= strongest / 2], 90)  # full ink, without a few hot pixels
     if not strongest > _CONTRAST:
         raise DataError("prepare_digit: the picture must show a digit; got one without anything on its background")
-    return np.clip((ink / peak - _GRAIN) / (1 - _GRAIN), 0, 1)
+    grain = min(0.2, 3 * float(np.median(np.abs(border - paper) @ np.abs(line))) / peak)  # 0 on clean paper
+    return np.clip((ink / peak - grain) / (1 - grain), 0, 1)
 
 
 def _luma(rgb: np.ndarray) -> np.ndarray:
