@@ -25,7 +25,7 @@ def embedding_backward(
     _check_range("embedding_backward", indices, num_embeddings)
     D = grad.shape[-1]
     dweight = np.zeros((num_embeddings, D), grad.dtype)
-    if indices.size:
+    if grad.size:
         flat = indices.reshape(-1)
         order = np.argsort(flat, kind="stable")
         chosen, first = np.unique(flat[order], return_index=True)

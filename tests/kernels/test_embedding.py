@@ -1,0 +1,107 @@
+"""Embedding: one row after the other, and torch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from _layouts import LAYOUTS, untouched
+from _tolerance import assert_accurate
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rawgrad.kernels import embedding as ops
+from rawgrad.kernels._errors import ArgumentError, DtypeError, IndexRangeError, ShapeError
+
+
+def rows(weight, indices):
+    return np.array([weight[i] for i in indices.ravel().tolist()], weight.dtype).reshape(
+        *indices.shape, weight.shape[1]
+    )
+
+
+def summed(grad, indices, num_embeddings, padding_idx=None):
+    result = np.zeros((num_embeddings, grad.shape[-1]), grad.dtype)
+    for position in np.ndindex(indices.shape):
+        if indices[position] != padding_idx:
+            result[indices[position]] += grad[position]
+    return result
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("integer", [np.int64, np.int32, np.uint8])
+@pytest.mark.parametrize("layout", LAYOUTS)
+# V, D, shape of the indices: a single index; one row; many repeats; three dimensions; none; no columns
+@pytest.mark.parametrize(
+    ("V", "D", "shape"), [(7, 5, ()), (1, 3, (4,)), (3, 2, (50,)), (9, 4, (2, 3, 5)), (5, 2, (0,)), (4, 0, (3,))]
+)
+def test_forward_and_backward(backend, dtype, integer, layout, V, D, shape):
+    rng = np.random.default_rng(9)
+    host_w, host_i = rng.standard_normal((V, D)).astype(dtype), rng.integers(0, V, shape).astype(integer)
+    host_g = rng.standard_normal((*shape, D)).astype(dtype)
+    weight, indices, grad = (backend.put(a, layout) for a in (host_w, host_i, host_g))
+    with untouched(weight, indices, grad):
+        y = ops.embedding_forward(weight, indices)
+        dweight = ops.embedding_backward(grad, indices, V)
+    np.testing.assert_array_equal(backend.get(y), rows(host_w, host_i))
+    assert y.dtype == dtype and not np.shares_memory(backend.get(y), backend.get(weight))
+    assert_accurate(backend.get(dweight), summed, host_g, host_i, V, scale=1.0 + host_i.size)
+
+
+@pytest.mark.parametrize("padding_idx", [2, -5, None])
+def test_agrees_with_torch(backend, padding_idx):
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(10)
+    host_w, host_i, host_g = rng.standard_normal((7, 3)), rng.integers(0, 7, (4, 6)), rng.standard_normal((4, 6, 3))
+    tensor = torch.tensor(host_w, requires_grad=True)
+    y = torch.nn.functional.embedding(torch.tensor(host_i), tensor, padding_idx=padding_idx)
+    (expected,) = torch.autograd.grad(y, tensor, torch.tensor(host_g))
+    actual = ops.embedding_backward(backend.put(host_g), backend.put(host_i), 7, padding_idx)
+    np.testing.assert_allclose(backend.get(actual), expected.numpy(), atol=4e-15)
+
+
+def test_hand_worked(backend):
+    grad = backend.put(np.array([[1.0, 2.0], [10.0, 20.0], [100.0, 200.0]]))
+    indices = backend.put(np.array([2, 0, 2]))
+    expected = [[10, 20], [0, 0], [101, 202]]
+    np.testing.assert_array_equal(backend.get(ops.embedding_backward(grad, indices, 3)), expected)
+    expected[2] = [0, 0]
+    np.testing.assert_array_equal(backend.get(ops.embedding_backward(grad, indices, 3, 2)), expected)
+
+
+@given(st.integers(1, 6), st.lists(st.integers(0, 5), max_size=30))
+def test_backward_is_the_adjoint(backend, D, chosen):
+    """<g, embedding(w)> = <backward(g), w> in integers, so exactly."""
+    rng = np.random.default_rng(len(chosen))
+    indices = np.array(chosen, np.int64)
+    weight = rng.integers(-9, 9, (6, D)).astype(np.float64)
+    grad = rng.integers(-9, 9, (len(chosen), D)).astype(np.float64)
+    y = backend.get(ops.embedding_forward(backend.put(weight), backend.put(indices)))
+    dweight = backend.get(ops.embedding_backward(backend.put(grad), backend.put(indices), 6))
+    assert (grad * y).sum() == (dweight * weight).sum()
+
+
+def test_nan_and_infinity_travel_in_their_row_only(backend):
+    grad = backend.put(np.array([[np.nan], [1.0], [np.inf], [-np.inf], [2.0]]))
+    dweight = ops.embedding_backward(grad, backend.put(np.array([0, 1, 2, 2, 1])), 4)
+    np.testing.assert_array_equal(backend.get(dweight), [[np.nan], [3.0], [np.nan], [0.0]])
+
+
+def test_refusals(backend):
+    weight = backend.put(np.ones((4, 3)))
+    for bad, value, position in [([[0, 1], [4, 9]], 4, r"\(1, 0\)"), ([0, -1], -1, r"\(1,\)"), (7, 7, r"\(\)")]:
+        indices = backend.put(np.array(bad))
+        message = rf"indices must be in \[0, 4\); got {value} at position {position}"
+        with pytest.raises(IndexRangeError, match=f"embedding: {message}"):
+            ops.embedding_forward(weight, indices)
+        grad = backend.put(np.ones((*np.shape(bad), 3)))
+        with pytest.raises(IndexRangeError, match=f"embedding_backward: {message}"):
+            ops.embedding_backward(grad, indices, 4)
+    indices = backend.put(np.array([0, 1]))
+    with pytest.raises(DtypeError, match="indices must have an integer dtype; got float64"):
+        ops.embedding_forward(weight, backend.put(np.ones(2)))
+    with pytest.raises(ShapeError, match=r"weight must have 2 dimensions \(V, D\); got shape \(3,\)"):
+        ops.embedding_forward(backend.put(np.ones(3)), indices)
+    with pytest.raises(ShapeError, match=r"grad must have shape \(2, 3\); got \(4, 3\)"):
+        ops.embedding_backward(weight, indices, 4)
+    with pytest.raises(ArgumentError, match=r"padding_idx must be in \[-4, 4\); got 4"):
+        ops.embedding_backward(backend.put(np.ones((2, 3))), indices, 4, 4)
