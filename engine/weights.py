@@ -139,6 +139,8 @@ def _encode(value: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Tensor) or is_array(value):
+        while path in arrays:  # {"a": {"b": …}, "a.b": …}
+            path += "'"
         arrays[path] = _host(value)
         return {"array": path}
     if isinstance(value, Mapping):
@@ -253,7 +255,7 @@ def _read(path: str | Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str,
     if found_kind != kind:
         raise CheckpointError(f"{path}: holds {found_kind!r}; expected {kind!r}")
     try:
-        arrays = load(content)
+        arrays = {name: np.array(array) for name, array in sorted(load(content).items())}  # writable
     except (SafetensorError, KeyError, ValueError, TypeError, MemoryError) as error:
         raise CheckpointError(f"{path}: damaged: {error}") from None
     if _digest(arrays, metadata["description"]) != digest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -26,11 +27,15 @@ def axis(layer: str, argument: str, value: Any) -> int:
     return int(value)
 
 
-def number(layer: str, argument: str, value: Any, least: float = -np.inf, most: float = np.inf) -> float:
-    """``value``, which must be a real number in [least, most]."""
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not least <= value <= most:
-        bounds = "a real number" if (least, most) == (-np.inf, np.inf) else f"a real number in [{least:g}, {most:g}]"
-        raise ArgumentError(f"{layer}: {argument} must be {bounds}; got {value!r}")
+def number(layer: str, argument: str, value: Any, least: float = -math.inf, most: float = math.inf) -> float:
+    """``value``, which must be a finite number in [least, most]."""
+    is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or not least <= value <= most:
+        low, high = (
+            f" {sign} {bound:g}" if math.isfinite(bound) else "" for sign, bound in ((">=", least), ("<=", most))
+        )
+        bounds = f"{low} and{high}" if low and high else low + high
+        raise ArgumentError(f"{layer}: {argument} must be a finite number{bounds}; got {value!r}")
     return float(value)
 
 

@@ -21,7 +21,7 @@ class LeakyReLU(Module):
 
     def __init__(self, negative_slope: float = 0.01) -> None:
         super().__init__()
-        self.negative_slope = number("LeakyReLU", "negative_slope", negative_slope)
+        self.negative_slope = number("LeakyReLU", "negative_slope", negative_slope, 0.0)
 
     def forward(self, input: Tensor) -> Tensor:
         return F.leaky_relu(input, self.negative_slope)
@@ -35,7 +35,7 @@ class ELU(Module):
 
     def __init__(self, alpha: float = 1.0) -> None:
         super().__init__()
-        self.alpha = number("ELU", "alpha", alpha)
+        self.alpha = number("ELU", "alpha", alpha, 0.0)
 
     def forward(self, input: Tensor) -> Tensor:
         return F.elu(input, self.alpha)
