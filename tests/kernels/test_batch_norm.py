@@ -1,0 +1,169 @@
+"""Batch normalisation: its definition with complex-step derivatives, hand-worked values and torch."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from _derivative import complex_step
+from _layouts import LAYOUTS, untouched
+from _tolerance import assert_accurate, assert_within
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rawgrad.kernels import batch_norm as ops
+from rawgrad.kernels._errors import ArgumentError, DeviceError, DtypeError, ShapeError
+
+EPS = 1e-3
+
+
+def definition(x, weight, bias, eps=EPS):
+    """One channel after the other, by the textbook."""
+    y = np.empty(x.shape, np.result_type(x, *(a for a in (weight, bias) if a is not None)))
+    for c in range(x.shape[1]):
+        channel = x[:, c]
+        mean = channel.sum() / channel.real.dtype.type(channel.size)
+        var = ((channel - mean) ** 2).sum() / channel.real.dtype.type(channel.size)
+        y[:, c] = (channel - mean) / np.sqrt(var + channel.real.dtype.type(eps))
+        y[:, c] *= 1 if weight is None else weight[c]
+        y[:, c] += 0 if bias is None else bias[c]
+    return y
+
+
+def data(shape, dtype, affine):
+    rng = np.random.default_rng(11)
+    x, grad = rng.standard_normal(shape) * 2 + 1, rng.standard_normal(shape)
+    weight, bias = (rng.uniform(0.5, 2, shape[1]), rng.standard_normal(shape[1])) if affine else (None, None)
+    return [None if a is None else a.astype(dtype) for a in (x, weight, bias, grad)]
+
+
+# one value per channel; rank 2; rank 3, odd; images; one channel; rank 5
+SHAPES = [(1, 3), (6, 2), (3, 2, 5), (2, 3, 3, 2), (4, 1, 2, 2), (2, 2, 2, 1, 3)]
+
+
+@pytest.mark.parametrize("affine", [True, False], ids=["affine", "plain"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_forward_and_backward_agree_with_the_definition(backend, affine, dtype, layout, shape):
+    host_x, host_w, host_b, host_g = data(shape, dtype, affine)
+    x, weight, bias, grad = (None if a is None else backend.put(a, layout) for a in (host_x, host_w, host_b, host_g))
+    with untouched(x, weight, bias, grad):
+        y, mean, rstd = ops.batch_norm_forward(x, weight, bias, EPS)
+        dx, dweight, dbias = ops.batch_norm_backward(grad, x, weight, mean, rstd)
+    axes = (0, *range(2, len(shape)))
+    assert_accurate(backend.get(y), definition, host_x, host_w, host_b, scale=8.0)
+    assert_accurate(backend.get(mean), lambda x: x.mean(axis=axes), host_x)
+    assert_accurate(backend.get(rstd), lambda x: 1 / np.sqrt(x.var(axis=axes) + x.dtype.type(EPS)), host_x)
+    # a sum of M products of size about 1 in each place; rstd is at most 1/sqrt(eps)
+    scale = 4.0 * math.sqrt(host_x.size) * float(np.max(backend.get(rstd)))
+
+    def of_x(x, w, b, g):
+        return complex_step(lambda moved: definition(moved, w, b), x, g)
+
+    def of_weight(x, w, b, g):
+        w = np.ones(x.shape[1], x.dtype) if w is None else w
+        return complex_step(lambda moved: definition(x, moved, b), w, g)
+
+    host = host_x, host_w, host_b, host_g
+    assert_accurate(backend.get(dx), of_x, *host, scale=scale)
+    assert_accurate(backend.get(dweight), of_weight, *host, scale=scale)
+    assert_accurate(backend.get(dbias), lambda x, w, b, g: g.sum(axis=axes), *host, scale=scale)
+
+
+def test_hand_worked(backend):
+    x = backend.put(np.array([[1.0, 5.0], [3.0, 5.0]]))  # means 2 and 5, variances 1 and 0
+    y, mean, rstd = ops.batch_norm_forward(x, backend.put(np.array([2.0, 3.0])), backend.put(np.array([10.0, 20.0])), 0)
+    np.testing.assert_array_equal(backend.get(mean), [2, 5])
+    np.testing.assert_array_equal(backend.get(rstd), [1, np.inf])
+    np.testing.assert_array_equal(backend.get(y), [[8, np.nan], [12, np.nan]])  # 0/0: eps is there for this
+    y = ops.batch_norm_inference(
+        x, backend.put(np.array([1.0, 1.0])), backend.put(np.array([0.0, 12.0])), None, None, 4.0
+    )
+    np.testing.assert_array_equal(backend.get(y), [[0, 1], [1, 1]])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [*SHAPES, (0, 3, 2, 2)], ids=str)
+def test_inference(backend, dtype, layout, shape):
+    host_x, host_w, host_b, _ = data(shape, dtype, True)
+    rng = np.random.default_rng(12)
+    host_mean, host_var = rng.standard_normal(shape[1]).astype(dtype), rng.uniform(0.1, 3, shape[1]).astype(dtype)
+
+    def expected(x, mean, var, w, b):
+        wide = (slice(None), *[None] * (x.ndim - 2))
+        return (x - mean[wide]) / np.sqrt(var + x.dtype.type(EPS))[wide] * w[wide] + b[wide]
+
+    host = host_x, host_mean, host_var, host_w, host_b
+    put = [backend.put(a, layout) for a in host]
+    with untouched(*put):
+        y = ops.batch_norm_inference(*put, EPS)
+    assert_accurate(backend.get(y), expected, *host, scale=8.0)
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (4, 3, 6, 5)], ids=str)
+def test_agrees_with_torch(backend, shape):
+    torch = pytest.importorskip("torch")
+    host = data(shape, np.float64, True)
+    x, w, b = (torch.tensor(a, requires_grad=True) for a in host[:3])
+    y = torch.nn.functional.batch_norm(x, None, None, w, b, training=True, eps=1e-5)
+    expected = [y.detach(), *torch.autograd.grad(y, (x, w, b), torch.tensor(host[3]))]
+    put = [backend.put(a) for a in host]
+    forward, mean, rstd = ops.batch_norm_forward(*put[:3], 1e-5)
+    actual = [forward, *ops.batch_norm_backward(put[3], put[0], put[1], mean, rstd)]
+    for a, e in zip(actual, expected, strict=True):
+        assert_within(backend.get(a), e.numpy(), 4e-14)
+
+
+@given(st.integers(2, 5), st.integers(1, 4), st.lists(st.integers(1, 4), max_size=3), st.integers(0, 999))
+def test_properties(backend, N, C, positions, seed):
+    """Mean 0 and variance 1; shifting and scaling x changes nothing; dx has sum 0 and is orthogonal to xhat."""
+    rng = np.random.default_rng(seed)
+    host = rng.standard_normal((N, C, *positions))
+    axes = (0, *range(2, host.ndim))
+    y, mean, rstd = ops.batch_norm_forward(backend.put(host), None, None, 0.0)
+    np.testing.assert_allclose(backend.get(y).mean(axis=axes), 0, atol=1e-12)
+    np.testing.assert_allclose(backend.get(y).var(axis=axes), 1, rtol=1e-12)
+    other, _, _ = ops.batch_norm_forward(backend.put(host * 4 + 32), None, None, 0.0)
+    largest = float(backend.get(rstd).max())  # rounding of host * 4 + 32 is seen through rstd
+    np.testing.assert_allclose(backend.get(other), backend.get(y), atol=1e-13 * (1 + largest))
+    grad = backend.put(rng.standard_normal(host.shape))
+    dx = backend.get(ops.batch_norm_backward(grad, backend.put(host), None, mean, rstd)[0])
+    np.testing.assert_allclose(dx.sum(axis=axes), 0, atol=1e-12 * (1 + largest))
+    np.testing.assert_allclose((dx * backend.get(y)).sum(axis=axes), 0, atol=1e-12 * (1 + largest))
+
+
+def test_nan_and_infinity_stay_in_their_channel(backend):
+    host = np.ones((2, 3, 2))
+    host[0, 0, 0], host[1, 1, 1], host[0, 2] = np.nan, np.inf, 3.0
+    y, mean, rstd = ops.batch_norm_forward(backend.put(host), None, None, 0.0)
+    assert np.isnan(backend.get(y)[:, :2]).all()
+    np.testing.assert_array_equal(backend.get(y)[:, 2], [[1, 1], [-1, -1]])
+    dx, _, _ = ops.batch_norm_backward(backend.put(host), backend.put(host), None, mean, rstd)
+    assert np.isnan(backend.get(dx)[:, :2]).all() and np.isfinite(backend.get(dx)[:, 2]).all()
+
+
+def test_refusals(backend):
+    put = backend.put
+    x, c = put(np.ones((2, 3, 4))), put(np.ones(3))
+    with pytest.raises(
+        ShapeError, match=r"batch_norm: x must have 2 to 5 dimensions \(N, C, \.\.\.\); got shape \(3,\)"
+    ):
+        ops.batch_norm_forward(c, None, None, EPS)
+    with pytest.raises(ShapeError, match=r"at least one value per channel; got shape \(0, 3, 4\)"):
+        ops.batch_norm_forward(put(np.ones((0, 3, 4))), None, None, EPS)
+    with pytest.raises(ShapeError, match=r"batch_norm: weight must have shape \(C\) = \(3,\); got \(4,\)"):
+        ops.batch_norm_forward(x, put(np.ones(4)), c, EPS)
+    with pytest.raises(DtypeError, match="one dtype; x is float64, bias is float32"):
+        ops.batch_norm_forward(x, c, put(np.ones(3, np.float32)), EPS)
+    for eps in (-1e-5, math.nan, math.inf):
+        with pytest.raises(ArgumentError, match="batch_norm: eps must be finite and >= 0"):
+            ops.batch_norm_forward(x, c, c, eps)
+    with pytest.raises(ShapeError, match=r"batch_norm_inference: var must have shape \(C\) = \(3,\); got \(1,\)"):
+        ops.batch_norm_inference(x, c, put(np.ones(1)), c, c, EPS)
+    with pytest.raises(ShapeError, match=r"batch_norm_backward: grad must have shape \(2, 3, 4\); got \(2, 3\)"):
+        ops.batch_norm_backward(put(np.ones((2, 3))), x, c, c, c)
+    with pytest.raises(DeviceError, match="batch_norm: x: expected an array"):
+        ops.batch_norm_forward([[1.0]], None, None, EPS)

@@ -1,0 +1,137 @@
+"""Layer normalisation: its definition with complex-step derivatives, hand-worked values and torch."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from _derivative import complex_step
+from _layouts import LAYOUTS, untouched
+from _tolerance import assert_accurate, assert_within
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rawgrad.kernels import layer_norm as ops
+from rawgrad.kernels._errors import ArgumentError, DtypeError, ShapeError
+
+EPS = 1e-3
+
+
+def definition(x, weight, bias, ndim):
+    """One row after the other, by the textbook."""
+    rows = x.shape[: x.ndim - ndim]
+    y = np.empty(x.shape, np.result_type(x, *(a for a in (weight, bias) if a is not None)))
+    for row in np.ndindex(rows):
+        count = x.real.dtype.type(x[row].size)
+        mean = x[row].sum() / count
+        y[row] = (x[row] - mean) / np.sqrt(((x[row] - mean) ** 2).sum() / count + x.real.dtype.type(EPS))
+        y[row] = y[row] * (1 if weight is None else weight) + (0 if bias is None else bias)
+    return y
+
+
+def data(shape, ndim, dtype, affine):
+    rng = np.random.default_rng(13)
+    row = shape[len(shape) - ndim :]
+    x, grad = rng.standard_normal(shape) * 2 + 1, rng.standard_normal(shape)
+    weight, bias = (rng.uniform(0.5, 2, row), rng.standard_normal(row)) if affine else (None, None)
+    return [None if a is None else a.astype(dtype) for a in (x, weight, bias, grad)]
+
+
+# a row and nothing else; rows of one element; odd; two normalized dimensions; all of them; no rows
+SIZES = [((5,), 1), ((3, 1), 1), ((4, 7), 1), ((2, 3, 5), 1), ((2, 2, 3, 4), 2), ((2, 3, 2), 3), ((0, 3), 1)]
+
+
+@pytest.mark.parametrize("affine", [True, False], ids=["affine", "plain"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("shape", "ndim"), SIZES, ids=str)
+def test_forward_and_backward_agree_with_the_definition(backend, affine, dtype, layout, shape, ndim):
+    host = data(shape, ndim, dtype, affine)
+    x, weight, bias, grad = (None if a is None else backend.put(a, layout) for a in host)
+    with untouched(x, weight, bias, grad):
+        y, mean, rstd = ops.layer_norm_forward(x, weight, bias, ndim, EPS)
+        dx, dweight, dbias = ops.layer_norm_backward(grad, x, weight, mean, rstd, ndim)
+    axes = tuple(range(len(shape) - ndim, len(shape)))
+    assert_accurate(backend.get(y), definition, *host[:3], ndim, scale=8.0)
+    assert_accurate(backend.get(mean), lambda x: np.asarray(x.mean(axis=axes)), host[0], scale=2.0)
+    scale = 4.0 * math.sqrt(host[0].size) * float(np.max(backend.get(rstd), initial=1.0))
+
+    def of_x(x, w, b, g):
+        return complex_step(lambda moved: definition(moved, w, b, ndim), x, g)
+
+    def of_weight(x, w, b, g):
+        w = np.ones(x.shape[x.ndim - ndim :], x.dtype) if w is None else w
+        return complex_step(lambda moved: definition(x, moved, b, ndim), w, g)
+
+    rows = tuple(range(len(shape) - ndim))
+    assert_accurate(backend.get(dx), of_x, *host, scale=scale)
+    assert_accurate(backend.get(dweight), of_weight, *host, scale=scale)
+    assert_accurate(backend.get(dbias), lambda x, w, b, g: g.sum(axis=rows), *host, scale=scale)
+
+
+def test_hand_worked(backend):
+    x = backend.put(np.array([[1.0, 3.0], [-2.0, 8.0]]))  # means 2 and 3, deviations 1 and 5
+    weight, bias = backend.put(np.array([2.0, 3.0])), backend.put(np.array([10.0, 20.0]))
+    y, mean, rstd = ops.layer_norm_forward(x, weight, bias, 1, 0)
+    np.testing.assert_array_equal(backend.get(mean), [2, 3])
+    np.testing.assert_array_equal(backend.get(rstd), [1, 0.2])
+    np.testing.assert_allclose(backend.get(y), [[8, 23], [8, 23]], rtol=1e-15)
+
+
+def test_agrees_with_torch(backend):
+    torch = pytest.importorskip("torch")
+    host = data((3, 4, 5, 6), 2, np.float64, True)
+    x, w, b = (torch.tensor(a, requires_grad=True) for a in host[:3])
+    y = torch.nn.functional.layer_norm(x, (5, 6), w, b, eps=1e-5)
+    expected = [y.detach(), *torch.autograd.grad(y, (x, w, b), torch.tensor(host[3]))]
+    put = [backend.put(a) for a in host]
+    forward, mean, rstd = ops.layer_norm_forward(*put[:3], 2, 1e-5)
+    actual = [forward, *ops.layer_norm_backward(put[3], put[0], put[1], mean, rstd, 2)]
+    for a, e in zip(actual, expected, strict=True):
+        assert_within(backend.get(a), e.numpy(), 2e-14)
+
+
+@given(st.lists(st.integers(1, 4), max_size=3), st.integers(2, 6), st.integers(0, 999))
+def test_properties(backend, rows, D, seed):
+    """Mean 0 and variance 1 in each row; dx has sum 0 and is orthogonal to xhat."""
+    rng = np.random.default_rng(seed)
+    host = rng.standard_normal((*rows, D))
+    y, mean, rstd = ops.layer_norm_forward(backend.put(host), None, None, 1, 0.0)
+    np.testing.assert_allclose(backend.get(y).mean(axis=-1), 0, atol=1e-12)
+    np.testing.assert_allclose(backend.get(y).var(axis=-1), 1, rtol=1e-12)
+    grad = backend.put(rng.standard_normal(host.shape))
+    dx = backend.get(ops.layer_norm_backward(grad, backend.put(host), None, mean, rstd, 1)[0])
+    atol = 1e-12 * (1 + float(backend.get(rstd).max()))
+    np.testing.assert_allclose(dx.sum(axis=-1), 0, atol=atol)
+    np.testing.assert_allclose((dx * backend.get(y)).sum(axis=-1), 0, atol=atol)
+
+
+def test_nan_and_infinity_stay_in_their_row(backend):
+    x = backend.put(np.array([[np.nan, 1.0], [np.inf, 1.0], [3.0, 1.0]]))
+    y, mean, rstd = ops.layer_norm_forward(x, None, None, 1, 0.0)
+    np.testing.assert_array_equal(backend.get(y), [[np.nan] * 2, [np.nan] * 2, [1, -1]])
+    dx, _, _ = ops.layer_norm_backward(x, x, None, mean, rstd, 1)
+    np.testing.assert_array_equal(np.isnan(backend.get(dx)), [[True] * 2, [True] * 2, [False] * 2])
+
+
+def test_refusals(backend):
+    put = backend.put
+    x, row = put(np.ones((2, 3))), put(np.ones(3))
+    for ndim in (0, 3, 1.0):
+        with pytest.raises(
+            ArgumentError, match=r"layer_norm: normalized_ndim must be in \[1, 2\] for x of shape \(2, 3\)"
+        ):
+            ops.layer_norm_forward(x, None, None, ndim, EPS)
+    with pytest.raises(ShapeError, match=r"normalized dimensions of x must not be empty; got shape \(2, 0\)"):
+        ops.layer_norm_forward(put(np.ones((2, 0))), None, None, 1, EPS)
+    with pytest.raises(ShapeError, match=r"layer_norm: weight must have shape \(3,\); got \(2,\)"):
+        ops.layer_norm_forward(x, put(np.ones(2)), None, 1, EPS)
+    with pytest.raises(DtypeError, match="one dtype; x is float64, bias is float32"):
+        ops.layer_norm_forward(x, row, put(np.ones(3, np.float32)), 1, EPS)
+    with pytest.raises(ArgumentError, match="layer_norm: eps must be finite and >= 0; got -1"):
+        ops.layer_norm_forward(x, row, row, 1, -1)
+    with pytest.raises(ShapeError, match=r"layer_norm_backward: mean must have shape \(2,\); got \(3,\)"):
+        ops.layer_norm_backward(x, x, row, row, row, 1)
+    with pytest.raises(ShapeError, match=r"layer_norm_backward: grad must have shape \(2, 3\); got \(3,\)"):
+        ops.layer_norm_backward(row, x, row, row, row, 1)
