@@ -131,7 +131,7 @@ def test_agrees_with_scipy(backend):
         ((9, 8), 2, (3, 4), 0, False),
         ((10, 9), 3, 2, 0, False),
         ((10, 9), (3, 4), 2, (1, 2), True),
-        ((5, 5), 2, 5, 1, True),
+        ((5, 5), 2, 3, 1, True),
         ((4, 6), (4, 6), None, 0, False),
     ],
 )

@@ -197,7 +197,7 @@ def test_agrees_with_scipy(backend):
         ((10, 9), 3, 2, 0, 1, False),
         ((10, 9), 3, 2, 0, 1, True),
         ((10, 10), 2, 3, 1, 1, True),
-        ((5, 5), 2, 5, 1, 1, True),
+        ((5, 5), 2, 3, 1, 1, True),
         ((12, 11), (2, 3), (2, 1), (1, 0), (3, 2), False),
         ((12, 11), (2, 3), 2, 1, (3, 2), True),
         ((4, 6), (4, 6), 1, 0, 1, False),
@@ -215,6 +215,24 @@ def test_agrees_with_torch(backend, size, kernel, stride, padding, dilation, cei
     y, codes = max_pool2d_forward(backend.put(x), kernel, **options(g, ceil_mode))
     np.testing.assert_array_equal(backend.get(y), expected.detach().numpy())
     np.testing.assert_array_equal(backend.get(max_pool2d_backward(backend.put(grad), codes, g)), tensor.grad.numpy())
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "padding", "plain", "rounded_up"),
+    [
+        (5, 2, 2, 0, 2, 3),  # the third window starts at 4, the last element
+        (4, 2, 2, 0, 2, 2),  # no rest
+        (5, 2, 3, 1, 2, 2),  # a third would start at 5, exactly behind the input
+        (4, 2, 3, 1, 2, 2),  # a third would start at 5, in the padding behind
+        (6, 2, 3, 1, 3, 3),
+        (7, 3, 4, 0, 2, 2),
+        (6, 3, 4, 0, 1, 2),
+    ],
+)
+def test_number_of_windows(size, kernel, stride, padding, plain, rounded_up):
+    for ceil_mode, count in ((False, plain), (True, rounded_up)):
+        g = geometry((1, 1, size, size), kernel, stride, padding, 1, ceil_mode)
+        assert (g.P, g.Q) == (count, count)
 
 
 @pytest.mark.parametrize(("kernel", "dtype"), [((16, 16), np.uint8), ((1, 257), np.int32), ((257, 1), np.int32)])
