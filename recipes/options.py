@@ -1,0 +1,54 @@
+"""What a user may set for any program, on the command line or in Python."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..kernels._errors import ArgumentError
+
+
+@dataclass(frozen=True)
+class Options:
+    """Settings of a run; None means the program's own.
+
+    Attributes:
+        out: folder for what the run leaves (weights, records, pictures).
+        data_dir: where MNIST is; otherwise it is looked for, see ``rawgrad.data.find_mnist``.
+        device: ``"cpu"`` or ``"cuda"``.
+        epochs, steps: where to stop, whichever comes first.
+        batch_size, lr, optimizer: override the program's.
+        seed: of initialisation, shuffling and dropout.
+        seeds: how many seeds to run, counted up from ``seed``, where a program has a curve to repeat.
+        resume: continue from the state in ``out``; starts afresh where there is none.
+        quiet: print only the last line.
+    """
+
+    out: Path
+    data_dir: Path | None = None
+    device: str = "cpu"
+    epochs: int | None = None
+    steps: int | None = None
+    batch_size: int | None = None
+    lr: float | None = None
+    optimizer: str | None = None
+    seed: int = 0
+    seeds: int = 1
+    resume: bool = False
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "steps", "batch_size", "seeds"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ArgumentError(f"--{name.replace('_', '-')} must be at least 1; got {value}")
+
+    def but(self, **changes: Any) -> Options:
+        """These options with some changed."""
+        return replace(self, **changes)
+
+    def say(self, text: str = "") -> None:
+        """Print ``text`` unless the run is to be quiet."""
+        if not self.quiet:
+            print(text, flush=True)

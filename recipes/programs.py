@@ -1,0 +1,48 @@
+"""All programs: name, row of ``docs/programs.md``, and what it shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from ..kernels._errors import ArgumentError
+from .options import Options
+
+
+@dataclass(frozen=True)
+class Program:
+    """One program.
+
+    Attributes:
+        name: as typed after ``rawgrad train``.
+        row: its row in ``docs/programs.md``, empty for what is not from there.
+        summary: one line.
+        data: what it reads: ``"digits"``, ``"mnist"`` or nothing.
+    """
+
+    name: str
+    row: str
+    summary: str
+    data: str = "mnist"
+
+    def run(self, options: Options) -> Any:
+        """Run it; the module is imported only now."""
+        return import_module(f".{self.name.replace('-', '_')}", __package__).run(options)
+
+
+PROGRAMS: dict[str, Program] = {
+    program.name: program
+    for program in (
+        Program("digits-cnn", "", "a small CNN on scikit-learn's bundled digits; the default", "digits"),
+        Program("mnist-cnn", "P5", "CNN with softmax cross-entropy; Adam, or --optimizer sgd"),
+    )
+}
+DEFAULT = "digits-cnn"
+
+
+def find(name: str) -> Program:
+    """The program ``name``."""
+    if name not in PROGRAMS:
+        raise ArgumentError(f"there is no program {name!r}; `rawgrad programs` lists them: {', '.join(PROGRAMS)}")
+    return PROGRAMS[name]

@@ -1,0 +1,283 @@
+"""Training a network on digits: data, loss, optimizer, saving, resuming and reporting.
+
+A program says *what* in a :class:`Task`; :func:`train` does it.  A run leaves in its folder
+
+``weights.safetensors``  the model, with all that ``predict`` needs
+``training.safetensors``  what ``--resume`` needs, written after each epoch
+``steps.csv``, ``epochs.csv``  every loss, accuracy and learning rate
+``result.json``  the settings and the final figures
+``curves.png``  the picture of the above
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, astuple, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..autograd import Tensor, default_generator, manual_seed
+from ..autograd import functional as F
+from ..engine.data import MNIST, DataLoader, Digits
+from ..engine.metrics import accuracy
+from ..engine.module import Module
+from ..engine.optim import SGD, Adagrad, Adam, Optimizer, RMSprop, lr_scheduler
+from ..engine.train import Epoch, Evaluation, History, Step, evaluate, fit
+from ..engine.weights import ModelInfo, load_state, load_weights, save_state, save_weights
+from ..kernels._errors import ArgumentError, CheckpointError
+from .networks import build
+from .options import Options
+
+
+def _label_mse(predictions: Tensor, labels: Tensor) -> Tensor:
+    return F.mse_loss(predictions, labels.unsqueeze(1).to(dtype=predictions.dtype))
+
+
+def _rounded_accuracy(predictions: Tensor, labels: Tensor) -> float:
+    return float((predictions.detach().round().squeeze(1) == labels).float().mean())
+
+
+#: Loss of (predictions, labels), and the share of right answers.
+LOSSES: dict[str, tuple[Callable[[Any, Any], Tensor], Callable[[Any, Any], float]]] = {
+    "cross entropy": (F.cross_entropy, accuracy),
+    "summed cross entropy": (lambda p, t: F.cross_entropy(p, t, reduction="sum"), accuracy),
+    "mse of the label": (_label_mse, _rounded_accuracy),
+}
+
+OPTIMIZERS: dict[str, Callable[[Any, float], Optimizer]] = {
+    "sgd": lambda p, lr: SGD(p, lr=lr),
+    "momentum": lambda p, lr: SGD(p, lr=lr, momentum=0.9),
+    "adagrad": lambda p, lr: Adagrad(p, lr=lr),
+    "rmsprop": lambda p, lr: RMSprop(p, lr=lr),
+    "adam": lambda p, lr: Adam(p, lr=lr),
+}
+
+#: Schedules by name, of an optimizer and the number of all steps.
+SCHEDULES: dict[str, Callable[[Optimizer, int], lr_scheduler.LRScheduler]] = {
+    "cosine": lambda optimizer, steps: lr_scheduler.CosineAnnealingLR(optimizer, steps),
+    # lr = 0.0001 + 0.003 e^(-step / 2000), for an optimizer that starts with 0.0031
+    "decay to a floor": lambda optimizer, steps: lr_scheduler.ExponentialDecayToFloor(optimizer, 1e-4, 2000),
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to train, on what, and how.
+
+    Attributes:
+        network, arguments: see ``networks.py``.
+        data: ``"mnist"`` or ``"digits"``.
+        loss: one of :data:`LOSSES`.
+        optimizer, lr: one of :data:`OPTIMIZERS`, and its learning rate.
+        schedule: one of :data:`SCHEDULES`, or None for a constant learning rate.
+        epochs, batch_size: as they say.
+    """
+
+    network: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+    data: str = "mnist"
+    loss: str = "cross entropy"
+    optimizer: str = "sgd"
+    lr: float = 0.01
+    schedule: str | None = None
+    epochs: int = 5
+    batch_size: int = 100
+
+    def overridden(self, options: Options) -> Task:
+        """This task with what the user set; a learning rate of the user's own is kept constant."""
+        task = self
+        if options.optimizer is not None and options.optimizer not in OPTIMIZERS:
+            raise ArgumentError(f"optimizer must be one of {', '.join(OPTIMIZERS)}; got {options.optimizer!r}")
+        for name in ("optimizer", "lr", "epochs", "batch_size"):
+            if (value := getattr(options, name)) is not None:
+                task = replace(task, **{name: value})
+        return replace(task, schedule=None) if options.lr is not None else task
+
+
+@dataclass
+class Result:
+    """What came out of a run."""
+
+    task: Task
+    options: Options
+    history: History
+    test: Evaluation
+    seconds: float
+
+    @property
+    def images_per_second(self) -> float:
+        """The median over the epochs of the training throughput."""
+        return float(np.median([epoch.samples_per_second for epoch in self.history.epochs] or [float("nan")]))
+
+    def __str__(self) -> str:
+        return (
+            f"test accuracy {100 * self.test.accuracy:.2f} % ({self.test.count} images), "
+            f"training {self.images_per_second:,.0f} images/s"
+        )
+
+
+def load_data(task: Task, options: Options) -> dict[str, Any]:
+    """The splits train, validation and test of the task's data."""
+    if task.data == "digits":
+        return dict(Digits.splits())
+    return dict(MNIST.splits(options.data_dir, download=options.data_dir is None))
+
+
+def train(task: Task, options: Options, data: dict[str, Any] | None = None) -> Result:
+    """Train, report each epoch, save, test.
+
+    Args:
+        task: what to do.
+        options: what the user set.
+        data: the splits, if they are loaded already.
+
+    Raises:
+        DataError: the data are not there, or are not what they should be.
+        CheckpointError: ``--resume`` met a state of another task.
+    """
+    task = task.overridden(options)
+    data = load_data(task, options) if data is None else data
+    options.out.mkdir(parents=True, exist_ok=True)
+    manual_seed(options.seed)
+    model = build(task.network, task.arguments).to(options.device)
+    optimizer = OPTIMIZERS[task.optimizer](model.parameters(), task.lr)
+    loaders = {
+        name: DataLoader(
+            split, task.batch_size if name == "train" else 500, shuffle=name == "train", device=options.device,
+            seed=options.seed,
+        )
+        for name, split in data.items()
+    }  # fmt: skip
+    schedule = None
+    if task.schedule is not None:
+        schedule = SCHEDULES[task.schedule](optimizer, task.epochs * len(loaders["train"]))
+    loss, score = LOSSES[task.loss]
+    run = _Run(task, options, model, optimizer, schedule, loaders["train"])
+    first_epoch = run.resume() if options.resume else 0
+    options.say(
+        f"{task.network}: {sum(p.numel() for p in model.parameters()):,} parameters, {len(data['train']):,} training "
+        f"images, {task.optimizer} lr {task.lr:g}, batches of {task.batch_size}, {task.epochs} epochs"
+    )
+    start = time.perf_counter()
+    fit(
+        model, loaders["train"], loss, optimizer, epochs=task.epochs, max_steps=options.steps, first_epoch=first_epoch,
+        validation=loaders["validation"], score=score, schedule=schedule, on_step=run.history.steps.append,
+        on_epoch=run.epoch_done, progress=not options.quiet,
+    )  # fmt: skip
+    seconds = time.perf_counter() - start
+    test = evaluate(model, loaders["test"], loss, score)
+    result = Result(task, options, run.history, test, seconds)
+    run.save_weights(test.accuracy)
+    _write_records(result)
+    options.say(f"saved in {options.out}")
+    return result
+
+
+class _Run:
+    """The pieces of a run under way: recorded, saved after each epoch, resumed."""
+
+    def __init__(
+        self, task: Task, options: Options, model: Module, optimizer: Optimizer, schedule: Any, loader: DataLoader
+    ) -> None:
+        self.task, self.options, self.model, self.optimizer = task, options, model, optimizer
+        self.schedule, self.loader, self.history = schedule, loader, History()
+        self._path = options.out / "training.safetensors"
+
+    def epoch_done(self, epoch: Epoch) -> None:
+        self.options.say(str(epoch))
+        self.history.epochs.append(epoch)
+        whole = len(self.history.steps) == (epoch.epoch + 1) * len(self.loader)
+        if not whole:  # stopped in its middle by --steps: the next run begins with this epoch
+            return
+        state = {
+            "task": _described(self.task),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": None if self.schedule is None else self.schedule.state_dict(),
+            "generator": default_generator.get_state(),
+            "seed": self.options.seed,
+            "epoch": epoch.epoch + 1,
+            "steps": np.array([astuple(step) for step in self.history.steps], np.float64),
+            "epochs": np.array([astuple(e) for e in self.history.epochs], np.float64),
+        }
+        save_state(self._path, state)
+        self.save_weights(None)
+
+    def save_weights(self, test_accuracy: float | None) -> None:
+        side = 8 if self.task.data == "digits" else 28
+        info = ModelInfo(
+            architecture=self.task.network,
+            arguments=self.task.arguments,
+            input_size=(1, side, side),
+            normalization={"scale": 1 / (16 if side == 8 else 255)},
+            classes=list("0123456789"),
+            extra={"loss": self.task.loss, "test_accuracy": test_accuracy},
+        )
+        save_weights(self.options.out / "weights.safetensors", self.model, info)
+
+    def resume(self) -> int:
+        """Take over the saved state, if there is one; gives the epoch to begin with."""
+        if not self._path.exists():
+            self.options.say(f"nothing to resume in {self.options.out}: starting afresh")
+            return 0
+        state = load_state(self._path)
+        # More epochs may be asked for than at first; with a schedule that depends on their number, not.
+        free = {"epochs"} if self.task.schedule != "cosine" else set()
+        saved, wanted = dict(state["task"]), _described(self.task)
+        for name in sorted(set(wanted) - free):
+            if saved.get(name) != wanted[name]:
+                raise CheckpointError(
+                    f"{self._path}: cannot resume: {name} was {saved.get(name)!r} and is now {wanted[name]!r}; "
+                    "use the old setting or another --out"
+                )
+        if state["seed"] != self.options.seed:
+            raise CheckpointError(f"{self._path}: cannot resume: the seed was {state['seed']}")
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.schedule is not None:
+            self.schedule.load_state_dict(state["schedule"])
+        default_generator.set_state(state["generator"])
+        self.loader.set_epoch(state["epoch"])
+        self.history.steps += [Step(int(s), int(e), *rest) for s, e, *rest in state["steps"].tolist()]
+        self.history.epochs += [Epoch(int(e), *rest) for e, *rest in state["epochs"].tolist()]
+        self.options.say(f"resuming after epoch {state['epoch']}")
+        return int(state["epoch"])
+
+
+def _described(task: Task) -> dict[str, Any]:
+    """The task as it comes back from a file: through JSON."""
+    return dict(json.loads(json.dumps(asdict(task))))
+
+
+def _write_records(result: Result) -> None:
+    out, history = result.options.out, result.history
+    for name, kind, rows in (("steps", Step, history.steps), ("epochs", Epoch, history.epochs)):
+        with open(out / f"{name}.csv", "w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow([f.name for f in fields(kind)])
+            writer.writerows([[f"{v:.7g}" if isinstance(v, float) else v for v in astuple(row)] for row in rows])
+    figures = {
+        "task": asdict(result.task),
+        "seed": result.options.seed,
+        "test": asdict(result.test),
+        "images_per_second": result.images_per_second,
+        "seconds": result.seconds,
+    }
+    (out / "result.json").write_text(json.dumps(figures, indent=2) + "\n")
+    from .curves import draw
+
+    draw({str(out.name): history}, out / "curves.png")
+
+
+def load_model(path: Path) -> tuple[Module, ModelInfo]:
+    """The model in a file of weights (or in the folder of a run), ready to predict."""
+    path = path / "weights.safetensors" if path.is_dir() else path
+    _, info = load_weights(path)
+    model = build(info.architecture, info.arguments)
+    load_weights(path, model)
+    return model.eval(), info
