@@ -80,11 +80,11 @@ class Sequential(_Indexed):
     def __init__(self, *layers: Module | Mapping[str, Module]) -> None:
         super().__init__()
         if len(layers) == 1 and isinstance(layers[0], Mapping):
-            for name, layer in layers[0].items():
-                self.add_module(name, layer)
+            named: Mapping[str, Any] = layers[0]
         else:
-            for i, layer in enumerate(layers):
-                self.add_module(str(i), layer)  # type: ignore[arg-type]
+            named = {str(i): layer for i, layer in enumerate(layers)}
+        for name, layer in named.items():
+            self.add_module(name, layer)
 
     @overload
     def __getitem__(self, index: slice) -> Sequential: ...

@@ -33,7 +33,7 @@ def require_not_negative(optimizer: str, group: Group, *arguments: str) -> None:
     """Each of ``arguments`` in ``group`` must be a finite real number that is not negative."""
     for argument in arguments:
         value = group[argument]
-        valid = isinstance(value, int | float | np.number) and math.isfinite(value) and value >= 0
+        valid = isinstance(value, int | float | np.number) and bool(math.isfinite(value) and value >= 0)
         require(optimizer, argument, value, valid, "a real number, not negative")
 
 

@@ -114,7 +114,7 @@ class TestTree:
             net.register_parameter("x", rg.tensor(1.0))
         with pytest.raises(ArgumentError, match="hook: must be callable"):
             net.register_forward_hook(3)
-        with pytest.raises(ArgumentError, match="no submodule 'encoder.9'"):
+        with pytest.raises(ArgumentError, match=r"no submodule 'encoder\.9'"):
             net.get_submodule("encoder.9")
         assert net.get_submodule("encoder.1.fc") is net.encoder[1].fc
 

@@ -168,8 +168,9 @@ class TestDamage:
 class TestState:
     def test_any_nest_comes_back_as_it_was(self, tmp_path):
         state = {
-            "epoch": 3, "best": 0.1 + 0.2, "nan": float("nan"), "big": 2**63 + 1, "name": "ä", "none": None, "yes": True,
-            "list": [1, [2.5, (3, "x")], {}], 7: {"a.b": np.arange(3), "t": rg.tensor(np.ones((2, 0), np.float32))},
+            "epoch": 3, "best": 0.1 + 0.2, "nan": float("nan"), "big": 2**63 + 1, "name": "ä", "none": None,
+            "yes": True, "list": [1, [2.5, (3, "x")], {}],
+            7: {"a.b": np.arange(3), "t": rg.tensor(np.ones((2, 0), np.float32))},
         }  # fmt: skip
         save_state(tmp_path / "s", state)
         loaded = load_state(tmp_path / "s")
