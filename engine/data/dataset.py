@@ -16,6 +16,10 @@ from ...kernels._devices import device_of, is_array
 from ...kernels._errors import ArgumentError, IndexRangeError, ShapeError
 
 
+#: The stream of :func:`random_order` that splits use; a loader uses its epoch's number.
+SPLIT_STREAM = 2**64 - 1
+
+
 class Dataset:
     """Base of data sets: subclasses give ``__len__`` and ``__getitem__``."""
 
@@ -145,7 +149,9 @@ def random_order(seed: int, stream: int, length: int) -> np.ndarray:
         (length,) int64.
     """
     key = np.array([seed % 2**64, stream % 2**64], np.uint64)
-    words = np.random.Philox(key=key).random_raw(length)
+    # The default generator has keys of this form too, and begins at counter 0: stay out of its way.
+    counter = np.array([0, 0, 0, 1], np.uint64)
+    words = np.random.Philox(key=key, counter=counter).random_raw(length)
     return np.argsort(words, kind="stable").astype(np.int64)
 
 
@@ -181,7 +187,7 @@ def random_split(
         raise ArgumentError("random_split: generator and seed must not both be given")
     if seed is None:
         seed = _draw_seed(generator)
-    order = random_order(seed, 0, total)
+    order = random_order(seed, SPLIT_STREAM, total)
     ends = np.cumsum(counts)
     return [Subset(dataset, order[end - count : end]) for count, end in zip(counts, ends, strict=True)]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from ...kernels._errors import ArgumentError
-from .dataset import TensorDataset, random_order
+from .dataset import SPLIT_STREAM, TensorDataset, random_order
 
 #: Samples of each split.
 COUNTS = {"train": 1257, "validation": 270, "test": 270}
@@ -70,7 +70,7 @@ def stratified_order(labels: np.ndarray, seed: int) -> np.ndarray:
     Returns:
         (N,) int64, a permutation.
     """
-    shuffled = random_order(seed, 0, len(labels))
+    shuffled = random_order(seed, SPLIT_STREAM, len(labels))
     place = np.empty(len(labels))
     for label in np.unique(labels):
         members = shuffled[labels[shuffled] == label]
