@@ -26,6 +26,8 @@ All three passes are linear in each argument and each is a derivative of the oth
 closed under differentiation.
 
 Source: Dumoulin and Visin, "A guide to convolution arithmetic for deep learning", 2016.
+
+Backends: ``numpy`` (reference.py).
 """
 
 from __future__ import annotations

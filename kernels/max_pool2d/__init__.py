@@ -25,6 +25,8 @@ The adjoint of that, ``max_pool2d_gather``, takes the elements that the codes na
 
 Source: Riesenhuber and Poggio, "Hierarchical models of object recognition in cortex", 1999; the
 rules for sizes are torch's.
+
+Backends: ``numpy`` (reference.py).
 """
 
 from __future__ import annotations
