@@ -22,15 +22,28 @@ _HOMES = {
         "Function",
         "Tensor",
         "arange",
+        "as_tensor",
         "enable_grad",
+        "eye",
+        "from_dlpack",
+        "from_numpy",
+        "full",
+        "full_like",
         "gradcheck",
         "gradgradcheck",
+        "is_grad_enabled",
+        "linspace",
         "manual_seed",
         "no_grad",
         "ones",
+        "ones_like",
+        "rand",
+        "randint",
         "randn",
+        "randperm",
         "tensor",
         "zeros",
+        "zeros_like",
     ),
     ".kernels._dispatch": ("backend", "backends"),
     ".kernels._errors": (
@@ -61,15 +74,28 @@ if TYPE_CHECKING:
     from .autograd import Function as Function
     from .autograd import Tensor as Tensor
     from .autograd import arange as arange
+    from .autograd import as_tensor as as_tensor
     from .autograd import enable_grad as enable_grad
+    from .autograd import eye as eye
+    from .autograd import from_dlpack as from_dlpack
+    from .autograd import from_numpy as from_numpy
+    from .autograd import full as full
+    from .autograd import full_like as full_like
     from .autograd import gradcheck as gradcheck
     from .autograd import gradgradcheck as gradgradcheck
+    from .autograd import is_grad_enabled as is_grad_enabled
+    from .autograd import linspace as linspace
     from .autograd import manual_seed as manual_seed
     from .autograd import no_grad as no_grad
     from .autograd import ones as ones
+    from .autograd import ones_like as ones_like
+    from .autograd import rand as rand
+    from .autograd import randint as randint
     from .autograd import randn as randn
+    from .autograd import randperm as randperm
     from .autograd import tensor as tensor
     from .autograd import zeros as zeros
+    from .autograd import zeros_like as zeros_like
     from .kernels._dispatch import backend as backend
     from .kernels._dispatch import backends as backends
     from .kernels._errors import ArgumentError as ArgumentError
