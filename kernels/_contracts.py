@@ -70,10 +70,11 @@ def check_integer(operation: str, **arrays: Any) -> None:
 
 def check_rank(operation: str, argument: str, array: Any, legend: str) -> None:
     """``array`` must have as many dimensions as ``legend`` (``"N C H W"``) has names."""
-    if array.ndim != len(legend.split()):
-        names = ", ".join(legend.split())
+    names = legend.split()
+    if array.ndim != len(names):
         raise ShapeError(
-            f"{operation}: {argument} must have {len(legend.split())} dimensions ({names}); got shape {tuple(array.shape)}"
+            f"{operation}: {argument} must have {len(names)} dimensions ({', '.join(names)}); "
+            f"got shape {tuple(array.shape)}"
         )
 
 
@@ -104,7 +105,9 @@ def pair(operation: str, argument: str, value: int | tuple[int, int], least: int
     try:
         vertical, horizontal = both
     except (TypeError, ValueError):
-        raise ArgumentError(f"{operation}: {argument} must be an integer or a pair of integers; got {value!r}") from None
+        raise ArgumentError(
+            f"{operation}: {argument} must be an integer or a pair of integers; got {value!r}"
+        ) from None
     for number in (vertical, horizontal):
         if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < least:
             raise ArgumentError(f"{operation}: {argument} must be integers of at least {least}; got {value!r}")
