@@ -158,15 +158,15 @@ class Module:
 
     def _locate(self, error: RawgradError) -> None:
         """Put the name of the child that ``error`` came from in front of ``error.layer``."""
-        if isinstance(error, NonFiniteError):
-            return  # its message has the whole path already
         source = error.__dict__.get("_module")
         if source is not None and source is not self:
             self._prefix(error, self._name_of(source))
         error.__dict__["_module"] = self
 
     def _prefix(self, error: RawgradError, name: str) -> None:
-        error.layer = f"{name}.{error.layer}" if error.layer else name
+        """Put ``name``, the child that ``error`` came from, in front of ``error.layer``."""
+        if not isinstance(error, NonFiniteError):  # anomaly mode has said the whole path already
+            error.layer = f"{name}.{error.layer}" if error.layer else name
         error.__dict__["_module"] = self
 
     def _name_of(self, module: Module) -> str:
@@ -493,7 +493,7 @@ class Module:
         return ""
 
     def __repr__(self) -> str:
-        lines = [f"({name}): {_indented(repr(module))}" for name, module in self._modules.items()]
+        lines = [f"({name}): {indented(repr(module))}" for name, module in self._modules.items()]
         return self._repr_with(lines)
 
     def _repr_with(self, lines: list[str]) -> str:
@@ -503,7 +503,8 @@ class Module:
         return "\n  ".join([f"{type(self).__name__}({extra}", *lines]) + "\n)"
 
 
-def _indented(text: str) -> str:
+def indented(text: str) -> str:
+    """``text`` with all lines but the first moved in by two."""
     return text.replace("\n", "\n  ")
 
 

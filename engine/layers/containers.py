@@ -7,8 +7,21 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 from typing import Any, Self, overload
 
+from ...autograd import functional as F
+from ...autograd import graph
 from ...kernels._errors import ArgumentError, IndexRangeError, RawgradError
-from ..module import Module, _indented
+from ..module import Module, indented
+from .activation import ReLU, Sigmoid, Tanh
+from .linear import Linear
+
+#: Activations that ``F.linear`` takes over from the layer after it.
+_FUSED: dict[type, str] = {ReLU: "relu", Sigmoid: "sigmoid", Tanh: "tanh"}
+
+
+def _is_plain(layer: Module) -> bool:
+    """Whether nobody watches ``layer`` and its forward is its class's."""
+    watched = layer._hooks or layer._pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
+    return not watched and "forward" not in layer.__dict__
 
 
 class _Indexed(Module):
@@ -75,7 +88,15 @@ class Sequential(_Indexed):
         layers: the layers, named ``"0"``, ``"1"``, …; or one mapping of names to layers.
 
     Slices are Sequentials that share the layers, under the names they have here.
+
+    A ``Linear`` and the activation after it run as one call of ``F.linear``, unless one of them has
+    hooks, or in anomaly mode.
+
+    Attributes:
+        fuse: whether they may; settable on an instance or on the class.
     """
+
+    fuse: bool = True
 
     def __init__(self, *layers: Module | Mapping[str, Module]) -> None:
         super().__init__()
@@ -96,14 +117,24 @@ class Sequential(_Indexed):
         return self._modules[self._key(index)]
 
     def forward(self, input: Any) -> Any:
-        layer: Module = self
-        name = ""
+        layers = list(self._modules.items())
+        fuse = self.fuse and not graph.current_mode().anomaly
+        index = 0
         try:
-            for name, layer in self._modules.items():  # noqa: B007 (used where it fails)
-                input = layer(input)
+            while index < len(layers):
+                layer = layers[index][1]
+                after = layers[index + 1][1] if index + 1 < len(layers) else None
+                kind = _FUSED.get(type(after)) if fuse and type(layer) is Linear else None
+                if kind is not None and after is not None and _is_plain(layer) and _is_plain(after):
+                    input = F.linear(input, layer.weight, layer.bias, activation=kind)
+                    index += 2
+                else:
+                    input = layer(input)
+                    index += 1
         except RawgradError as error:
             # A layer may stand here under several names; only here is it known which one failed.
-            if error.__dict__.get("_module") is layer and layer is not self:
+            name, layer = layers[index]
+            if error.__dict__.get("_module", layer) is layer:
                 self._prefix(error, name)
             raise
         return input
@@ -130,6 +161,6 @@ class ModuleList(_Indexed):
         for text, same in groupby(repr(module) for module in self):
             number = len(list(same))
             name = f"({start}): " if number == 1 else f"({start}-{start + number - 1}): {number} x "
-            lines.append(name + _indented(text))
+            lines.append(name + indented(text))
             start += number
         return self._repr_with(lines)

@@ -172,6 +172,41 @@ class TestContainers:
         with pytest.raises(ArgumentError, match="must hold Modules; got int"):
             model.insert(0, 3)
 
+    @pytest.mark.parametrize("activation", [nn.ReLU, nn.Sigmoid, nn.Tanh])
+    def test_fused_linear_and_activation(self, activation):
+        model = nn.Sequential(nn.Linear(5, 4), activation(), nn.Linear(4, 3, bias=False), activation(), nn.Linear(3, 2))
+        x = np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32)
+        seen = []
+
+        def run():
+            a = rg.tensor(x, requires_grad=True)
+            model.zero_grad()
+            y = model[:4](a)
+            seen.append(y.grad_fn.name)
+            (model[4](y) ** 2).sum().backward()
+            return [y.detach().numpy(), a.grad.numpy(), *(p.grad.numpy().copy() for p in model.parameters())]
+
+        fused = run()
+        with model[3].register_forward_hook(lambda m, inputs, output: seen.append("hook")):
+            hooked = run()
+        nn.Sequential.fuse = False
+        try:
+            plain = run()
+        finally:
+            nn.Sequential.fuse = True
+        with rg.autograd.graph.detect_anomaly():
+            run()
+        assert seen == ["Linear", "hook", "Activation", "Activation", "Activation"]
+        for a, b, c in zip(fused, hooked, plain, strict=True):
+            np.testing.assert_allclose(a, c, rtol=1e-6, atol=1e-7)
+            np.testing.assert_allclose(b, c, rtol=1e-6, atol=1e-7)
+
+    def test_a_fused_layer_that_fails_is_named(self):
+        model = nn.Sequential(nn.ReLU(), nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(2, 2), nn.Tanh()))
+        with pytest.raises(ShapeError) as caught:
+            model(rg.tensor(np.zeros((2, 3), np.float32)))
+        assert caught.value.layer == "1.2"
+
     def test_module_list(self):
         torch = pytest.importorskip("torch")
 
