@@ -6,7 +6,7 @@ size, stride or padding is asked for.
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -77,23 +77,21 @@ def conv2d(
         (N, K, P, Q).
     """
     stride, padding, dilation = (tuple(v) if isinstance(v, list) else v for v in (stride, padding, dilation))
-    return _conv2d.Conv2d.apply(input, weight, bias, stride, padding, dilation, groups)  # type: ignore[no-any-return]
+    return _conv2d.Conv2d.apply(input, weight, bias, stride, padding, dilation, groups)
 
 
 def mm(input: Tensor, mat2: Tensor) -> Tensor:
     """The product of two matrices (M, K) and (K, N)."""
     if input.ndim != 2 or mat2.ndim != 2:
         raise ShapeError(f"mm: takes two matrices; got shapes {tuple(input.shape)} and {tuple(mat2.shape)}")
-    return matmul(input, mat2)  # type: ignore[no-any-return]
+    return matmul(input, mat2)
 
 
 def bmm(input: Tensor, mat2: Tensor) -> Tensor:
     """The products of two batches of matrices (B, M, K) and (B, K, N)."""
     if input.ndim != 3 or mat2.ndim != 3 or input.shape[0] != mat2.shape[0]:
-        raise ShapeError(
-            f"bmm: takes (B, M, K) and (B, K, N); got shapes {tuple(input.shape)} and {tuple(mat2.shape)}"
-        )
-    return matmul(input, mat2)  # type: ignore[no-any-return]
+        raise ShapeError(f"bmm: takes (B, M, K) and (B, K, N); got shapes {tuple(input.shape)} and {tuple(mat2.shape)}")
+    return matmul(input, mat2)
 
 
 # ---- windows
@@ -125,7 +123,7 @@ def pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: float 
         return kept
     border = Tensor(input.array_module.full(size, value, input.dtype))
     inside = tuple(slice(max(b, 0), max(b, 0) + s) for b, s in zip(before, kept.shape, strict=True))
-    return _SetItem.apply(border, kept, inside)  # type: ignore[no-any-return]
+    return _SetItem.apply(border, kept, inside)
 
 
 def max_pool2d(
@@ -137,9 +135,7 @@ def max_pool2d(
     ceil_mode: bool = False,
 ) -> Tensor:
     """The largest element of each window of (N, C, H, W); ties go to the first, NaN wins."""
-    return _max_pool2d.MaxPool2d.apply(  # type: ignore[no-any-return]
-        input, kernel_size, stride, padding, dilation, ceil_mode
-    )
+    return _max_pool2d.MaxPool2d.apply(input, kernel_size, stride, padding, dilation, ceil_mode)
 
 
 def avg_pool2d(
@@ -153,7 +149,7 @@ def avg_pool2d(
 ) -> Tensor:
     """The mean of each window of (N, C, H, W)."""
     options = stride, padding, ceil_mode, count_include_pad, divisor_override
-    return _avg_pool2d.AvgPool2d.apply(input, kernel_size, options)  # type: ignore[no-any-return]
+    return _avg_pool2d.AvgPool2d.apply(input, kernel_size, options)
 
 
 # ---- activations
@@ -280,7 +276,7 @@ def nll_loss(
     weights = Tensor(kept.astype(rows.dtype)) if weight is None else weight.detach()[Tensor(safe)] * Tensor(kept)
     losses = _elementwise.where(Tensor(kept), -(picked * weights), 0.0)
     if reduction == "mean":
-        return losses.sum() / weights.sum()  # type: ignore[no-any-return]
+        return losses.sum() / weights.sum()
     losses = _reduce("nll_loss", losses, reduction)
     return losses.reshape(()) if input.ndim == 1 else losses
 
@@ -318,7 +314,7 @@ def binary_cross_entropy_with_logits(
     """-w (p t log σ(x) + (1 - t) log(1 - σ(x))) with logits x and probabilities t, safe for any x."""
     _same_shape("binary_cross_entropy_with_logits", input, target)
     # -log σ(x) = softplus(-x), -log(1 - σ(x)) = softplus(x) = softplus(-x) + x
-    negative = softplus(-input, threshold=math.inf)
+    negative = softplus(-input, threshold=sys.float_info.max)
     positive = 1 if pos_weight is None else (pos_weight - 1) * target + 1
     losses = (1 - target) * input + positive * negative
     return _reduce("binary_cross_entropy_with_logits", losses if weight is None else losses * weight, reduction)
@@ -328,15 +324,13 @@ def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -
     """⟨x1, x2⟩ / (|x1| |x2|) along ``dim``, each norm at least ``eps``."""
     x1, x2 = x1 + 0 * x2, x2 + 0 * x1
     norms = (x1.norm(2, dim).clamp(min=eps), x2.norm(2, dim).clamp(min=eps))
-    return (x1 * x2).sum(dim) / (norms[0] * norms[1])  # type: ignore[no-any-return]
+    return (x1 * x2).sum(dim) / (norms[0] * norms[1])
 
 
 # ---- normalisation and dropout
 
 
-def dropout(
-    input: Tensor, p: float = 0.5, training: bool = True, *, generator: Generator | None = None
-) -> Tensor:
+def dropout(input: Tensor, p: float = 0.5, training: bool = True, *, generator: Generator | None = None) -> Tensor:
     """Each element 0 with probability ``p``, else scaled by 1/(1-p); ``input`` itself when not training.
 
     The mask is a function of the generator's seed and offset alone, the same on every backend.
@@ -374,7 +368,7 @@ def batch_norm(
                 f"batch_norm: the running statistics of {running_mean.shape[0]} channels do not fit input of shape "
                 f"{tuple(input.shape)}"
             )
-        return input * scale.reshape(shape) + shift.reshape(shape)  # type: ignore[no-any-return]
+        return input * scale.reshape(shape) + shift.reshape(shape)
     count = input.numel() // max(input.shape[1] if input.ndim > 1 else 1, 1)
     if training and count < 2:
         raise ShapeError(
@@ -387,7 +381,7 @@ def batch_norm(
             running.array *= 1 - momentum
             running.array += momentum * current
             running._version.value += 1
-    return y  # type: ignore[no-any-return]
+    return y
 
 
 def layer_norm(
@@ -404,14 +398,14 @@ def layer_norm(
             f"layer_norm: the last sizes of input must be normalized_shape {wanted}; got input of shape "
             f"{tuple(input.shape)}"
         )
-    return _norms.LayerNorm.apply(input, weight, bias, len(wanted), eps)  # type: ignore[no-any-return]
+    return _norms.LayerNorm.apply(input, weight, bias, len(wanted), eps)
 
 
 def group_norm(
     input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> Tensor:
     """(N, C, …) normalised over each of ``num_groups`` groups of channels, then scaled and shifted by channel."""
-    return _norms.GroupNorm.apply(input, weight, bias, num_groups, eps)  # type: ignore[no-any-return]
+    return _norms.GroupNorm.apply(input, weight, bias, num_groups, eps)
 
 
 # ---- indices
@@ -421,7 +415,7 @@ def embedding(input: Tensor, weight: Tensor, padding_idx: int | None = None) -> 
     """The rows of ``weight`` (V, D) at the indices ``input``; row ``padding_idx`` gets no gradient."""
     if padding_idx is not None:
         padding_idx = _axis("embedding (padding_idx)", padding_idx, weight.shape[0])
-    return _embedding.Embedding.apply(weight, input, padding_idx)  # type: ignore[no-any-return]
+    return _embedding.Embedding.apply(weight, input, padding_idx)
 
 
 def one_hot(input: Tensor, num_classes: int = -1) -> Tensor:
@@ -456,5 +450,3 @@ def tril(input: Tensor, diagonal: int = 0) -> Tensor:
 def triu(input: Tensor, diagonal: int = 0) -> Tensor:
     """The upper triangle of the last two dimensions, zeros below ``diagonal``."""
     return _triangle("triu", input, diagonal)
-
-
