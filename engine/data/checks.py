@@ -264,7 +264,7 @@ def sample_sheet(dataset: Any, path: str | os.PathLike[str], *, count: int = 60,
     figure = Figure(figsize=(0.9 * columns, 1.1 * rows), layout="constrained")
     FigureCanvasAgg(figure)
     names = getattr(dataset, "classes", None)
-    cells = figure.subplots(rows, columns, squeeze=False).flat
+    cells = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in cells:
         axes.axis("off")
     for axes, index in zip(cells, indices, strict=False):

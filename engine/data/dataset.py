@@ -15,7 +15,6 @@ import numpy as np
 from ...kernels._devices import device_of, is_array
 from ...kernels._errors import ArgumentError, IndexRangeError, ShapeError
 
-
 #: The stream of :func:`random_order` that splits use; a loader uses its epoch's number.
 SPLIT_STREAM = 2**64 - 1
 

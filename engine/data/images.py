@@ -87,11 +87,12 @@ def prepare_digit(image: Any, size: int = 28, *, fill: float = 20 / 28, max_pixe
     box = size * fill
     # How many pixels of the picture make one of the result.
     scale = max(height, width) / size
-    if height != width or not 0.88 < longest / scale / box < 1.12:
+    framed = height == width and 0.88 < longest / scale / box < 1.12
+    if not framed:
         scale = longest / box
 
     mass = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].astype(np.float64)
-    top, left = (_begin(mass.sum(1 - axis), first[0], size, scale) for axis, first in ((0, rows), (1, columns)))
+    top, left = (_begin(mass.sum(1 - axis), at[0], size, scale, framed) for axis, at in ((0, rows), (1, columns)))
     result = _resized(ink, (size, size), (top, left, top + scale * size, left + scale * size))
     return (result / max(result.max(), np.float32(1e-6)))[None]
 
@@ -104,18 +105,22 @@ _INK = 0.15
 _CONTRAST = 0.06
 
 
-def _begin(mass: np.ndarray, first: int, size: int, scale: float) -> float:
+def _begin(mass: np.ndarray, first: int, size: int, scale: float, framed: bool) -> float:
     """Where along an axis the result begins, in pixels of the picture (pixel i reaches from i to i+1).
 
     Args:
         mass: the ink at each pixel from ``first`` on.
         size: the result's pixels, each of ``scale`` pixels of the picture.
+        framed: whether the picture keeps its own scale.
     """
     centre = first + float((mass * (np.arange(len(mass)) + 0.5)).sum() / mass.sum())
     begin = centre - (size // 2 + 0.5) * scale
-    # Whole pixels of the result keep a sharp picture sharp; a digit in its place stays there even
-    # if its centre was rounded the other way.
-    begin = 0.0 if abs(begin) < 0.55 * scale else scale * round(begin / scale)
+    if framed:
+        # Whole pixels keep a sharp picture sharp; a digit in its place stays there even if its centre
+        # was rounded the other way.
+        begin = 0.0 if abs(begin) < 0.55 * scale else scale * round(begin / scale)
+    else:
+        begin = first + scale * round((begin - first) / scale)  # the ink's edge on the edge of a pixel
     last = first + len(mass) - size * scale  # beginning here, the result ends with the ink
     return min(max(begin, last), float(first)) if last <= first else begin
 

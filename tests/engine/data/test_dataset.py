@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from rawgrad.engine.data import Dataset, Subset, TensorDataset, random_split
 from rawgrad.engine.data.dataset import batch_method, random_order
 from rawgrad.kernels._errors import ArgumentError, IndexRangeError, ShapeError

@@ -6,6 +6,7 @@ import hashlib
 
 import numpy as np
 import pytest
+
 from rawgrad.engine.data import Digits
 from rawgrad.kernels._errors import ArgumentError
 
@@ -21,9 +22,7 @@ def test_the_splits_are_all_of_the_digits():
         for image, label in zip(split.images.reshape(-1, 64), split.labels, strict=True)
     ]
     pixels, labels = load_digits(return_X_y=True)
-    assert sorted(rows) == sorted(
-        (p.tobytes(), int(y)) for p, y in zip(pixels.astype(np.float32), labels, strict=True)
-    )
+    assert sorted(rows) == sorted((p.tobytes(), int(y)) for p, y in zip(pixels.astype(np.float32), labels, strict=True))
 
 
 def test_stratified():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from rawgrad.engine.data import read_idx
 from rawgrad.kernels._errors import DataError
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from rawgrad.autograd import Tensor, manual_seed, tensor
 from rawgrad.engine.data import DataLoader, Dataset, Subset, TensorDataset, collate
 from rawgrad.kernels._errors import (
@@ -83,7 +84,7 @@ def test_shuffling_depends_on_seed_and_epoch_alone():
     assert first[0] != first[1] != first[2]
     assert all(sorted(sum(one, [])) == list(range(10)) for one in first)
     loader = DataLoader(TensorDataset(X, Y), 3, shuffle=True, seed=5)
-    np.random.seed(1)  # noqa: NPY002  nothing of the sort has a say
+    np.random.seed(1)  # has no say
     loader.set_epoch(2)
     assert ids(loader) == first[2] and loader.epoch == 3
     # The batch size has no say in the order either.
@@ -181,7 +182,9 @@ def test_array_data_sets_are_never_asked_sample_by_sample():
 def test_both_ways_of_assembling_agree():
     plain = Listed([(x, int(y)) for x, y in zip(X, Y, strict=True)])
     for (a, b), (c, d) in zip(
-        DataLoader(TensorDataset(X, Y), 4, shuffle=True, seed=1), DataLoader(plain, 4, shuffle=True, seed=1), strict=True
+        DataLoader(TensorDataset(X, Y), 4, shuffle=True, seed=1),
+        DataLoader(plain, 4, shuffle=True, seed=1),
+        strict=True,
     ):
         assert np.array_equal(a.numpy(), c.numpy()) and np.array_equal(b.numpy(), d.numpy())
         assert a.dtype == c.dtype and b.dtype == d.dtype
@@ -227,7 +230,11 @@ def test_collate_structures():
 @pytest.mark.parametrize(
     ("samples", "error", "words"),
     [
-        ([(np.zeros(2), 0), (np.zeros(3), 0)], ShapeError, r"sample\[0\] must have one shape.*\(2,\), number 1 has \(3,\)"),
+        (
+            [(np.zeros(2), 0), (np.zeros(3), 0)],
+            ShapeError,
+            r"sample\[0\] must have one shape.*\(2,\), number 1 has \(3,\)",
+        ),
         ([np.zeros(2), np.zeros(2, np.float32)], DtypeError, "one dtype.*float64.*float32"),
         ([(1, 2), (1,)], DataError, "one length.*2, number 1 has 1"),
         ([{"a": 1}, {"b": 1}], DataError, "one keys"),

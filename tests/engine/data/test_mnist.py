@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from rawgrad.engine.data import MNIST, download_mnist, find_mnist, mnist
 from rawgrad.engine.data.mnist import read_mnist_json
 from rawgrad.kernels._errors import ArgumentError, DataError
@@ -284,9 +285,7 @@ def server():
 def served(server, small, monkeypatch):
     files = idx_files(*small)
     server.files = {f"{name}.gz": gzip.compress(data) for name, data in files.items()}
-    monkeypatch.setattr(
-        mnist, "FILES", {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    )
+    monkeypatch.setattr(mnist, "FILES", {name: hashlib.sha256(data).hexdigest() for name, data in files.items()})
     monkeypatch.setattr(mnist, "MIRROR", server.address)
     return server
 
