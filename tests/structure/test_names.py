@@ -11,7 +11,7 @@ import pytest
 
 import rawgrad
 
-#: The public face as the design fixes it, page by page.
+#: The public face as the design fixes it, page by page; what GPUs and many ranks need comes with them.
 FACE = {
     "": "tensor Tensor zeros ones arange randn no_grad manual_seed backend backends gradcheck gradgradcheck Function",
     "autograd": "grad",
