@@ -113,7 +113,12 @@ def ones_like(like: Tensor, *, dtype: Any = None, requires_grad: bool = False) -
 
 
 def arange(
-    start: Any, end: Any = None, step: Any = 1, *, dtype: Any = None, device: str | None = None,
+    start: Any,
+    end: Any = None,
+    step: Any = 1,
+    *,
+    dtype: Any = None,
+    device: str | None = None,
     requires_grad: bool = False,
 ) -> Tensor:
     """``start``, ``start + step``, … below ``end``; int64 if all are integers, else float32."""
@@ -152,7 +157,10 @@ def _draw_dtype(operation: str, dtype: Any) -> np.dtype:
 
 
 def randn(
-    *size: Any, dtype: Any = None, device: str | None = None, requires_grad: bool = False,
+    *size: Any,
+    dtype: Any = None,
+    device: str | None = None,
+    requires_grad: bool = False,
     generator: Generator | None = None,
 ) -> Tensor:
     """Independent draws from the standard normal distribution; the same on every device."""
@@ -162,7 +170,10 @@ def randn(
 
 
 def rand(
-    *size: Any, dtype: Any = None, device: str | None = None, requires_grad: bool = False,
+    *size: Any,
+    dtype: Any = None,
+    device: str | None = None,
+    requires_grad: bool = False,
     generator: Generator | None = None,
 ) -> Tensor:
     """Independent draws from the uniform distribution on [0, 1); the same on every device."""
@@ -174,7 +185,12 @@ def rand(
 
 
 def randint(
-    low: int, high: int, size: tuple[int, ...], *, dtype: Any = np.int64, device: str | None = None,
+    low: int,
+    high: int,
+    size: tuple[int, ...],
+    *,
+    dtype: Any = np.int64,
+    device: str | None = None,
     generator: Generator | None = None,
 ) -> Tensor:
     """Independent integers, uniform on [low, high)."""

@@ -83,9 +83,7 @@ def grad(
             raise GradientError(f"grad: input {number} does not require gradients")
     started, unit = _start(outputs, gradients)
     retain = create_graph if retain_graph is None else retain_graph
-    found = run_backward(
-        outputs, started, unit=unit, retain_graph=retain, create_graph=create_graph, inputs=inputs
-    )
+    found = run_backward(outputs, started, unit=unit, retain_graph=retain, create_graph=create_graph, inputs=inputs)
     for number, gradient in enumerate(found):
         if gradient is None and not allow_unused:
             raise GradientError(

@@ -29,7 +29,7 @@ from typing import Any
 from ..kernels._devices import device_of, is_array
 from ..kernels._errors import DtypeError, GradientError
 from . import graph
-from .graph import Node, Version, current_mode, no_grad
+from .graph import Node, Version, current_mode, enter_forward, leave_forward
 from .tensor import Tensor
 
 
@@ -53,25 +53,32 @@ class Function:
         Keyword arguments are passed to ``forward`` and are never differentiated.
         """
         mode = current_mode()
-        needs = tuple([isinstance(arg, Tensor) and arg.requires_grad for arg in args])
-        recording = mode.grad and True in needs
-        node = Node(cls, needs if recording else (False,) * len(needs))
         if mode.grad:
-            with no_grad():
+            needs = tuple([isinstance(arg, Tensor) and arg._requires_grad for arg in args])
+            recording = True in needs
+            node = Node(cls, needs)
+            token = enter_forward(mode)
+            try:
                 result = cls.forward(node, *args, **kwargs)
+            finally:
+                leave_forward(token)
         else:
+            recording = False
+            node = Node(cls, (False,) * len(args))
             result = cls.forward(node, *args, **kwargs)
 
-        several = isinstance(result, tuple)
-        results = result if several else (result,)
-        outputs = tuple([_as_output(value, args) for value in results])
-        _share_versions(outputs, args, recording)
+        if isinstance(result, tuple):
+            results, outputs = result, tuple([_as_output(value, args) for value in result])
+        else:
+            results, outputs = (result,), (_as_output(result, args),)
+        for output in outputs:
+            _share_version(output, args)
         if recording:
             _record(node, args, results, outputs)
         if mode.anomaly:
             node._origin = graph.origin()
             graph.check_finite(cls.__name__, outputs, "output", node._origin)
-        return outputs if several else outputs[0]
+        return outputs if isinstance(result, tuple) else outputs[0]
 
 
 def _as_output(value: Any, args: tuple[Any, ...]) -> Tensor:
@@ -85,34 +92,35 @@ def _as_output(value: Any, args: tuple[Any, ...]) -> Tensor:
     return Tensor(value)
 
 
-def _share_versions(outputs: tuple[Tensor, ...], args: tuple[Any, ...], recording: bool) -> None:
-    """Let outputs that are views of an argument count in-place writes together with it."""
-    for output in outputs:
-        base = output.array.base
-        for arg in args:
-            if not isinstance(arg, Tensor):
-                continue
-            if output.array is arg.array or (
-                base is not None and (base is arg.array or base is arg.array.base) and _overlap(output, arg)
-            ):
-                output._version = arg._version
-                arg._version.viewed |= recording
+def _share_version(output: Tensor, args: tuple[Any, ...]) -> None:
+    """Let an output that is a view of an argument count in-place writes together with it."""
+    array = output.array
+    base = array.base
+    for arg in args:
+        if isinstance(arg, Tensor) and (arg.array is array or (base is not None and _overlap(array, base, arg.array))):
+            output._version = arg._version
+            output._version.share(arg, output)
+            return
 
 
-def _overlap(a: Tensor, b: Tensor) -> bool:
-    return bool(device_of(a.array).array_module.may_share_memory(a.array, b.array))
+def _overlap(array: Any, base: Any, other: Any) -> bool:
+    """Whether ``array``, a view of ``base``, shares memory with ``other``."""
+    if base is not other and base is not other.base:
+        return False
+    return bool(device_of(array).array_module.may_share_memory(array, other))
 
 
 def _record(node: Node, args: tuple[Any, ...], results: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:
     """Tie ``outputs`` to ``node``, and ``node`` to its arguments."""
-    node._edges = tuple([arg._edge() for arg, needed in zip(args, node.needs_input_grad, strict=True) if needed])
-    node._outputs = tuple([(tuple(o.shape), o.array.dtype, o.device) for o in outputs])
-    raw = [result.array if isinstance(result, Tensor) else result for result in results]
-    for index, (result, output) in enumerate(zip(results, outputs, strict=True)):
-        if output.array.dtype.kind in "fc" and not any(result is other for other in node._not_differentiable):
+    edges = tuple([arg._edge() for arg, needed in zip(args, node.needs_input_grad, strict=True) if needed])
+    node.record(edges, outputs)
+    constant = node._not_differentiable
+    for index, output in enumerate(outputs):
+        if output.array.dtype.kind == "f" and not (constant and any(results[index] is other for other in constant)):
             output._attach(node, index)
-    node._saved = tuple([_save(thing, raw, outputs) for thing in node._to_save])
-    node._to_save = ()
+    if node._to_save:
+        node._saved = tuple([None if thing is None else _save(thing, results, outputs) for thing in node._to_save])
+        node._to_save = ()
 
 
 class _Saved:
@@ -126,6 +134,15 @@ class _Saved:
         self._index = index  # of the output, -1 for none; an output itself would be a reference cycle
         self._version = version
         self._count = version.value
+
+    def keep_before_write(self, array: Any) -> None:
+        """Go on with a copy if it is ``array`` that was saved; see :meth:`Node.keep_before_write`."""
+        if self._array is array and self._tensor is not None:
+            self._array, self._version = array.copy(), Version()
+            self._count = 0
+            kept = self._tensor._same()
+            kept.array, kept._version = self._array, self._version
+            self._tensor = kept
 
     def unpack(self, node: Node) -> Tensor:
         if self._version.value != self._count:
@@ -143,13 +160,10 @@ class _Saved:
         return tensor
 
 
-def _save(thing: Any, raw: list[Any], outputs: tuple[Tensor, ...]) -> _Saved | None:
-    if thing is None:
-        return None
+def _save(thing: Any, results: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> _Saved:
     array = thing.array if isinstance(thing, Tensor) else thing
-    for index, result in enumerate(raw):
-        if result is array:
-            output = outputs[index]
+    for index, output in enumerate(outputs):
+        if output.array is array or results[index] is thing:
             return _Saved(None, output.array, index if output._node is not None else -1, output._version)
     if isinstance(thing, Tensor):
         # A later in-place operation may tie the caller's tensor to another node: keep one of our own.

@@ -129,9 +129,7 @@ def gradcheck(
         pairs = [(o, v) for o, v in zip(outputs, cotangents, strict=True) if o.requires_grad]
         like = [Tensor(o.array_module.asarray(v)) for o, v in pairs]
         found = grad([o for o, _ in pairs], leaves, like, retain_graph=True, allow_unused=True)
-        return [
-            np.zeros(leaf.shape) if g is None else _host(g) for leaf, g in zip(leaves, found, strict=True)
-        ]
+        return [np.zeros(leaf.shape) if g is None else _host(g) for leaf, g in zip(leaves, found, strict=True)]
 
     def moved(steps: Sequence[np.ndarray]) -> list[np.ndarray]:
         with no_grad():
@@ -149,7 +147,14 @@ def gradcheck(
 
 
 def _check_directions(
-    report: Report, leaves: Any, outputs: Any, pull_back: Any, moved: Any, directions: int, eps: float, atol: float,
+    report: Report,
+    leaves: Any,
+    outputs: Any,
+    pull_back: Any,
+    moved: Any,
+    directions: int,
+    eps: float,
+    atol: float,
     rtol: float,
 ) -> None:
     rng = np.random.default_rng(20240607)
@@ -201,23 +206,19 @@ def gradgradcheck(
     """:func:`gradcheck` of the gradients of ``function``, with respect to its inputs and to dL/d(output)."""
     arguments = [inputs] if isinstance(inputs, Tensor) else list(inputs)
     checked = [i for i, x in enumerate(arguments) if isinstance(x, Tensor) and x.requires_grad]
+    if not checked:
+        raise GradientError("gradgradcheck: no input requires gradients")
     with no_grad():
         shapes = [output.shape for output in _outputs(function(*arguments))]
     rng = np.random.default_rng(20240608)
-    like = next((x for x in arguments if isinstance(x, Tensor)), None)
-    if like is None:
-        raise GradientError("gradgradcheck: no input requires gradients")
-    cotangents = [
-        Tensor(like.array_module.asarray(rng.standard_normal(shape)), requires_grad=True) for shape in shapes
-    ]
+    xp = arguments[checked[0]].array_module
+    cotangents = [Tensor(xp.asarray(rng.standard_normal(shape)), requires_grad=True) for shape in shapes]
 
     def gradients(*values: Any) -> tuple[Tensor, ...]:
         own, vs = values[: len(arguments)], values[len(arguments) :]
         # The differences call this under no_grad, with plain tensors: gradients need a tape all the same.
         with enable_grad():
-            own = tuple(
-                x if i not in checked or x.requires_grad else x.requires_grad_() for i, x in enumerate(own)
-            )
+            own = tuple(x if i not in checked or x.requires_grad else x.requires_grad_() for i, x in enumerate(own))
             outputs = _outputs(function(*own))
             pairs = [(o, v) for o, v in zip(outputs, vs, strict=True) if o.requires_grad]
             wanted = [own[i] for i in checked]
@@ -235,9 +236,7 @@ def gradgradcheck(
     )
 
 
-def numerical_gradient(
-    function: Callable[[], Any], parameters: Sequence[Tensor], h: float = 1e-4
-) -> list[Tensor]:
+def numerical_gradient(function: Callable[[], Any], parameters: Sequence[Tensor], h: float = 1e-4) -> list[Tensor]:
     """dL/dp for every element of every parameter by central differences: two evaluations an element.
 
     Args:

@@ -11,15 +11,19 @@ unless the graph is retained.
 
 from __future__ import annotations
 
-import heapq
 import itertools
+import sys
 import traceback
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ContextDecorator
 from contextvars import ContextVar, Token
+from heapq import heappop, heappush
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+from ..kernels._devices import device_named
 from ..kernels._dispatch import Choice, current_choice, reset_choice, set_choice
 from ..kernels._errors import GradientError, NonFiniteError, RawgradError
 
@@ -28,14 +32,11 @@ if TYPE_CHECKING:
     from .tensor import Tensor
 
 
-class Mode:
+class Mode(NamedTuple):
     """What is recorded in the current context: gradients, and traces for anomaly mode."""
 
-    __slots__ = ("anomaly", "grad")
-
-    def __init__(self, grad: bool, anomaly: bool) -> None:
-        self.grad = grad
-        self.anomaly = anomaly
+    grad: bool
+    anomaly: bool
 
 
 _MODES = {(g, a): Mode(g, a) for g in (False, True) for a in (False, True)}
@@ -43,11 +44,22 @@ _mode: ContextVar[Mode] = ContextVar("rawgrad_mode", default=_MODES[True, False]
 current_mode = _mode.get
 
 
+def enter_forward(mode: Mode) -> Token[Mode]:
+    """Record nothing from here on; a quicker :class:`no_grad` for :meth:`Function.apply`."""
+    return _mode.set(_MODES[False, mode.anomaly])
+
+
+leave_forward = _mode.reset
+
+
 class _ModeSwitch(ContextDecorator):
     """A context manager and decorator that changes the mode; instances may be nested and reused."""
 
     def __init__(self) -> None:
         self._tokens: list[Token[Mode]] = []
+
+    def _recreate_cm(self) -> Self:
+        return type(self)()  # each call of a decorated function, since several threads may be inside
 
     def _change(self, mode: Mode) -> Mode:
         raise AssertionError
@@ -115,14 +127,30 @@ class Version:
 
     Attributes:
         value: the count; saved tensors remember it, and refuse to be used if it moved on.
-        viewed: whether a view that is part of a graph shares this memory.
     """
 
-    __slots__ = ("value", "viewed")
+    __slots__ = ("_next_sweep", "_sharers", "value")
 
     def __init__(self) -> None:
         self.value = 0
-        self.viewed = False
+        self._sharers: list[weakref.ref[Tensor]] | None = None  # a tensor and its views, once it has any
+        self._next_sweep = 8
+
+    def share(self, base: Tensor, view: Tensor) -> None:
+        """Remember that ``view`` was made from ``base`` and shows its memory."""
+        sharers = self._sharers
+        if sharers is None:
+            sharers = self._sharers = [weakref.ref(base)]
+        sharers.append(weakref.ref(view))
+        if len(sharers) >= self._next_sweep:
+            alive = [t for t in (reference() for reference in sharers) if t is not None]
+            sharers[:] = map(weakref.ref, {id(t): t for t in (*alive, base)}.values())
+            self._next_sweep = 2 * len(sharers) + 8
+
+    def shared_beyond(self, tensor: Tensor) -> bool:
+        """Whether a view of ``tensor``, or a tensor of which it is a view, is still there."""
+        others = (reference() for reference in self._sharers or ())
+        return any(other is not None and other is not tensor for other in others)
 
 
 _sequence = itertools.count()
@@ -144,21 +172,31 @@ class Node:
         graph_retained: in backward: the graph may be used again, so nothing saved may be given away.
     """
 
+    unit_gradient = False
+    graph_retained = True
+
+    # Defaults of the class, since most nodes never set them and one is made for every operation.
+    _sequence = -1
+    _edges: tuple[Any, ...] | None = ()
+    _outputs: tuple[tuple[tuple[int, ...], Any, str], ...] = ()  # shape, dtype and device of each
+    _to_save: tuple[Any, ...] = ()
+    _saved: tuple[Any, ...] | None = ()
+    _not_differentiable: tuple[Any, ...] = ()
+    _choice: Choice
+    _hooks: dict[int, list[Callable[[Tensor], Tensor | None]]] | None = None
+    _retainers: dict[int, Any] | None = None
+    _origin: tuple[str, str] | None = None  # layer and line, in anomaly mode
+
     def __init__(self, function: type[Function], needs_input_grad: tuple[bool, ...]) -> None:
         self.function = function
         self.needs_input_grad = needs_input_grad
-        self.unit_gradient = False
-        self.graph_retained = True
+
+    def record(self, edges: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:
+        """Take a place on the tape: after all nodes that ``edges`` lead to."""
         self._sequence = next(_sequence)
-        self._edges: tuple[Any, ...] | None = ()
-        self._outputs: tuple[Any, ...] = ()  # (shape, dtype, device) of each output
-        self._to_save: tuple[Any, ...] = ()
-        self._saved: tuple[Any, ...] | None = ()
-        self._not_differentiable: tuple[Any, ...] = ()
-        self._choice: Choice = current_choice()
-        self._hooks: dict[int, list[Callable[[Tensor], Tensor | None]]] | None = None
-        self._retainers: dict[int, Any] | None = None
-        self._origin: tuple[str, str] | None = None  # layer and line, in anomaly mode
+        self._choice = current_choice()
+        self._edges = edges
+        self._outputs = tuple([(o.array.shape, o.array.dtype, o.device) for o in outputs])
 
     # The three methods that a Function's forward may call.
 
@@ -181,7 +219,18 @@ class Node:
             raise GradientError(self._freed_message())
         return tuple(None if saved is None else saved.unpack(self) for saved in self._saved)
 
-    # The rest is for the backward pass.
+    # The rest is for the tape and the backward pass.
+
+    def keep_before_write(self, array: Any) -> None:
+        """Copy ``array`` where it is saved, because the operation's result is about to overwrite it."""
+        for saved in self._saved or ():
+            if saved is not None:
+                saved.keep_before_write(array)
+
+    def move_retainer(self, index: int, node: Node, new_index: int) -> None:
+        """A tensor that retains its gradient goes on, after an in-place operation, as the output of ``node``."""
+        if self._retainers and index in self._retainers:
+            node._retainers = {new_index: self._retainers.pop(index)}
 
     @property
     def name(self) -> str:
@@ -250,21 +299,22 @@ def run_backward(
     needed = None if inputs is None else _nodes_leading_to(roots, collector)
     buffers: dict[Node, list[Tensor | None]] = {}
     heap: list[tuple[int, Node]] = []
+    retained = retain_graph or create_graph
 
     def send(edge: Any, gradient: Tensor) -> None:
-        if isinstance(edge, tuple):
-            node, index = edge
+        if not isinstance(edge, tuple):
+            collector.add(edge, gradient)
+            return
+        node, index = edge
+        buffer = buffers.get(node)
+        if buffer is None:
             if needed is not None and node not in needed:
                 collector.add(edge, gradient)
                 return
-            buffer = buffers.get(node)
-            if buffer is None:
-                buffer = buffers[node] = [None] * len(node._outputs)
-                heapq.heappush(heap, (-node._sequence, node))
-            known = buffer[index]
-            buffer[index] = gradient if known is None else known + gradient
-        else:
-            collector.add(edge, gradient)
+            buffer = buffers[node] = [None] * len(node._outputs)
+            heappush(heap, (-node._sequence, node))
+        known = buffer[index]
+        buffer[index] = gradient if known is None else known + gradient
 
     mode = _mode.get()
     token = _mode.set(_MODES[create_graph, mode.anomaly])
@@ -273,35 +323,36 @@ def run_backward(
         for root, gradient in zip(roots, gradients, strict=True):
             send(root._edge(), gradient)
         while heap:
-            node = heapq.heappop(heap)[1]
+            node = heappop(heap)[1]
             arriving = buffers.pop(node)
-            if node._edges is None:
+            edges = node._edges
+            if edges is None:
                 raise GradientError(node._freed_message())
-            _notify(node, arriving)
-            collector.node(node, arriving)
+            if node._hooks or node._retainers:
+                collector.shown(_notify(node, arriving))
+            if needed is not None:
+                collector.node(node, arriving)
             if node._choice is not choice:
                 set_choice(choice := node._choice)
             node.unit_gradient = unit and arriving[0] is gradients[0]
-            node.graph_retained = retain_graph or create_graph
-            results = _call_backward(node, arriving)
+            node.graph_retained = retained
+            results = _call_backward(node, edges, arriving)
             if mode.anomaly:
                 check_finite(f"backward of {node.name}", results, "gradient", node._origin)
-            for edge, result in zip(node._edges, results, strict=True):
-                if edge is not None and result is not None:
-                    send(edge, result)
-            if not (retain_graph or create_graph):
+            if not retained:
                 node._free()
+            for edge, result in zip(edges, results, strict=True):
+                if result is not None:
+                    send(edge, result)
         return collector.finish()
     finally:
         reset_choice(choice_token)
         _mode.reset(token)
 
 
-def _call_backward(node: Node, arriving: list[Tensor | None]) -> list[Tensor | None]:
+def _call_backward(node: Node, edges: tuple[Any, ...], arriving: list[Tensor | None]) -> list[Tensor | None]:
     """The gradients of the node's tensor arguments, checked, in the order of its edges."""
-    from .tensor import Tensor, zeros_of
-
-    filled = [zeros_of(*node._outputs[i]) if g is None else g for i, g in enumerate(arriving)]
+    filled = [_zeros(*node._outputs[i]) if g is None else g for i, g in enumerate(arriving)]
     try:
         results = node.function.backward(node, *filled)
     except RawgradError as error:
@@ -309,7 +360,7 @@ def _call_backward(node: Node, arriving: list[Tensor | None]) -> list[Tensor | N
             error.layer = node._origin[0]
         raise
     if not isinstance(results, tuple):
-        results = (results,)
+        results = tuple(results) if isinstance(results, list) else (results,)
     needs = node.needs_input_grad
     if len(results) != len(needs):
         if len(results) < len(needs) or any(result is not None for result in results[len(needs) :]):
@@ -318,37 +369,74 @@ def _call_backward(node: Node, arriving: list[Tensor | None]) -> list[Tensor | N
                 f"forward; it returned {len(results)}"
             )
         results = results[: len(needs)]
-    checked: list[Tensor | None] = []
-    edges = iter(node._edges or ())
-    for number, (result, wanted) in enumerate(zip(results, needs, strict=True)):
-        if not wanted:
-            continue
-        edge = next(edges)
-        if result is None:
-            checked.append(None)
-            continue
-        tensor = result if isinstance(result, Tensor) else Tensor(result)
-        expected = edge[0]._outputs[edge[1]][0] if isinstance(edge, tuple) else tuple(edge.shape)
-        if tuple(tensor.shape) != expected:
-            raise GradientError(
-                f"{node.name}.backward: the gradient of argument {number} must have its shape {expected}; "
-                f"got {tuple(tensor.shape)}"
-            )
-        checked.append(tensor)
-    return checked
+    wanted = [result for result, needed in zip(results, needs, strict=True) if needed]
+    return [
+        None if gradient is None else _checked(node, number, edge, gradient)
+        for number, (edge, gradient) in enumerate(zip(edges, wanted, strict=True))
+    ]
 
 
-def _notify(node: Node, arriving: list[Tensor | None]) -> None:
-    """Run tensor hooks on the gradients that arrived, and fill ``.grad`` where it is retained."""
+def _checked(node: Node, number: int, edge: Any, gradient: Any) -> Tensor:
+    """``gradient`` as a tensor that fits what it is the gradient of, the node's differentiable argument ``number``."""
+    tensor = gradient if hasattr(gradient, "requires_grad") else _as_tensor(gradient)
+    if isinstance(edge, tuple):
+        shape, dtype, _ = edge[0]._outputs[edge[1]]
+    else:
+        shape, dtype = edge.array.shape, edge.array.dtype
+    array = tensor.array
+    if array.shape != shape:
+        raise GradientError(
+            f"{node.name}.backward: the gradient of differentiable argument {number} must have its shape "
+            f"{tuple(shape)}; got {tuple(array.shape)}"
+        )
+    if array.dtype != dtype:
+        tensor = tensor.to(dtype=dtype)
+    return tensor
+
+
+def _as_tensor(value: Any) -> Tensor:
+    from .tensor import Tensor
+
+    return Tensor(value)
+
+
+def _zeros(shape: tuple[int, ...], dtype: Any, device: str) -> Tensor:
+    return _as_tensor(device_named(device).array_module.zeros(shape, dtype))
+
+
+def _notify(node: Node, arriving: list[Tensor | None]) -> list[Tensor]:
+    """Run tensor hooks on the gradients that arrived, and fill ``.grad`` where it is retained.
+
+    Returns:
+        The gradients that hooks have seen or given, and may have kept.
+    """
+    shown: list[Tensor] = []
     for index, hooks in (node._hooks or {}).items():
-        for hook in hooks:
+        for hook in tuple(hooks):
             gradient = arriving[index]
-            if gradient is not None and (replaced := hook(gradient)) is not None:
-                arriving[index] = replaced
+            if gradient is not None:
+                arriving[index] = replaced = run_hook(hook, gradient)
+                shown += [gradient, replaced]
     for index, reference in (node._retainers or {}).items():
         tensor, gradient = reference(), arriving[index]
         if tensor is not None and gradient is not None:
             tensor.grad = gradient.clone() if tensor.grad is None else tensor.grad + gradient
+    return shown
+
+
+def run_hook(hook: Callable[[Tensor], Tensor | None], gradient: Tensor) -> Tensor:
+    """The gradient to go on with: what the hook returned, which must fit, or ``gradient``."""
+    replaced = hook(gradient)
+    if replaced is None:
+        return gradient
+    if not isinstance(replaced, type(gradient)) or replaced.shape != gradient.shape:
+        shape = getattr(replaced, "shape", None)
+        got = type(replaced).__name__ if shape is None else f"{type(replaced).__name__} of shape {tuple(shape)}"
+        raise GradientError(
+            f"register_hook: a hook must return None or a tensor of the gradient's shape {tuple(gradient.shape)}; "
+            f"got {got}"
+        )
+    return replaced if replaced.dtype == gradient.dtype else replaced.to(dtype=gradient.dtype)
 
 
 def _nodes_leading_to(roots: Sequence[Tensor], collector: _Collector) -> set[Node]:
@@ -387,7 +475,9 @@ class _Collector:
         self._wanted = frozenset(self._keys or ())
         self._found: dict[Any, Tensor] = {}
         self._leaves: dict[int, Tensor] = {}
-        self._taken = {id(gradient.array) for gradient in given}
+        self._passed: set[Node] = set()
+        self._taken: dict[int, Any] = {}  # by their ids, arrays that something else may hold
+        self.shown(given)
 
     @staticmethod
     def _key(edge: Any) -> Any:
@@ -395,6 +485,10 @@ class _Collector:
 
     def wants(self, edge: Any) -> bool:
         return self._key(edge) in self._wanted
+
+    def shown(self, gradients: Iterable[Tensor]) -> None:
+        """The user holds ``gradients``: none of their arrays may become a ``.grad``."""
+        self._taken.update((id(gradient.array), gradient.array) for gradient in gradients)
 
     def add(self, edge: Any, gradient: Tensor) -> None:
         """Another contribution to a leaf, or to a node's output that the pass does not go beyond."""
@@ -408,17 +502,26 @@ class _Collector:
 
     def node(self, node: Node, arriving: list[Tensor | None]) -> None:
         """``node``'s outputs have their whole gradients now: keep those that were asked for."""
+        self._passed.add(node)
         for index, gradient in enumerate(arriving):
             if gradient is not None and (node, index) in self._wanted:
                 self._found[node, index] = gradient
 
     def finish(self) -> list[Tensor | None]:
         for key, leaf in self._leaves.items():
-            for hook in leaf._hooks or ():
-                if (replaced := hook(self._found[key])) is not None:
-                    self._found[key] = replaced
+            for hook in tuple(leaf._hooks or ()):
+                before = self._found[key]
+                self._found[key] = run_hook(hook, before)
+                self.shown([before, self._found[key]])
+        for key in self._found:
+            if isinstance(key, tuple) and key[0] not in self._passed:  # the pass ended at this output
+                node, index = key
+                arriving: list[Tensor | None] = [None] * len(node._outputs)
+                arriving[index] = self._found[key]
+                self.shown(_notify(node, arriving))
+                self._found[key] = arriving[index]  # type: ignore[assignment]
         if self._keys is not None:
-            return [self._found.get(key) for key in self._keys]
+            return [self._own(self._found[key]) if key in self._found else None for key in self._keys]
         for key, leaf in self._leaves.items():
             leaf.grad = self._own(self._found[key]) if leaf.grad is None else leaf.grad + self._found[key]
         return []
@@ -426,10 +529,18 @@ class _Collector:
     def _own(self, gradient: Tensor) -> Tensor:
         """``gradient`` with an array that nothing else uses, copied only where that is in doubt.
 
-        A Function may hand one array, or a view of it, to several of its arguments.
+        A Function may hand one array, or a view of it, to several of its arguments, or give one
+        that it has kept.
         """
-        array = gradient.array
-        if array.base is not None or id(array) in self._taken:
+        if gradient.array.base is not None or _holders(gradient) > _SOLE or id(gradient.array) in self._taken:
             return gradient.clone()
-        self._taken.add(id(array))
+        self.shown([gradient])
         return gradient
+
+
+def _holders(tensor: Any) -> int:
+    """How many references there are to the tensor's array."""
+    return sys.getrefcount(tensor.array)
+
+
+_SOLE = _holders(SimpleNamespace(array=object()))

@@ -78,15 +78,15 @@ class Tensor:
     @property
     def shape(self) -> tuple[_int, ...]:
         """The size of each dimension."""
-        return self.array.shape  # type: ignore[no-any-return]
+        return self.array.shape
 
     @property
     def dtype(self) -> np.dtype:
-        return self.array.dtype  # type: ignore[no-any-return]
+        return self.array.dtype
 
     @property
     def ndim(self) -> _int:
-        return self.array.ndim  # type: ignore[no-any-return]
+        return self.array.ndim
 
     @property
     def device(self) -> str:
@@ -98,7 +98,7 @@ class Tensor:
         """The module that makes and combines arrays like this one's (``numpy``, ``cupy``, …)."""
         return device_of(self.array).array_module
 
-    def size(self, dim: __int | None = None) -> Any:
+    def size(self, dim: _int | None = None) -> Any:
         """The shape, or the size of one dimension."""
         return self.shape if dim is None else self.shape[_axis("size", dim, self.ndim)]
 
@@ -202,9 +202,7 @@ class Tensor:
         same._node, same._index, same._requires_grad = self._node, self._index, self._requires_grad
         return same
 
-    def backward(
-        self, gradient: Any = None, retain_graph: __bool | None = None, create_graph: _bool = False
-    ) -> None:
+    def backward(self, gradient: Any = None, retain_graph: _bool | None = None, create_graph: _bool = False) -> None:
         """Add dL/dx to ``x.grad`` for every leaf x that this tensor depends on.
 
         Args:
@@ -277,7 +275,7 @@ class Tensor:
         """The elements as (nested) Python lists."""
         return self._host().tolist()
 
-    def __array__(self, dtype: Any = None, copy: __bool | None = None) -> np.ndarray:
+    def __array__(self, dtype: Any = None, copy: _bool | None = None) -> np.ndarray:
         return np.array(self.numpy(), dtype=dtype, copy=copy)
 
     def __dlpack__(self, **options: Any) -> Any:
@@ -377,7 +375,7 @@ class Tensor:
 
     def clone(self) -> Tensor:
         """A copy with memory of its own, on the tape."""
-        return elementwise.Clone.apply(self)  # type: ignore[no-any-return]
+        return elementwise.Clone.apply(self)
 
     def contiguous(self) -> Tensor:
         """This tensor with its elements in C order; itself if they are."""
@@ -466,29 +464,29 @@ class Tensor:
 
     def add(self, other: Any, *, alpha: Any = 1) -> Tensor:
         """``self + alpha * other``."""
-        return self + (other if alpha == 1 else other * alpha)  # type: ignore[no-any-return]
+        return self + (other if alpha == 1 else other * alpha)
 
     def sub(self, other: Any, *, alpha: Any = 1) -> Tensor:
         """``self - alpha * other``."""
-        return self - (other if alpha == 1 else other * alpha)  # type: ignore[no-any-return]
+        return self - (other if alpha == 1 else other * alpha)
 
     def mul(self, other: Any) -> Tensor:
-        return self * other  # type: ignore[no-any-return]
+        return self * other
 
     def div(self, other: Any) -> Tensor:
-        return self / other  # type: ignore[no-any-return]
+        return self / other
 
     def pow(self, exponent: Any) -> Tensor:
-        return self**exponent  # type: ignore[no-any-return]
+        return self**exponent
 
     def matmul(self, other: Any) -> Tensor:
-        return self @ other  # type: ignore[no-any-return]
+        return self @ other
 
     def neg(self) -> Tensor:
         return -self
 
     def eq(self, other: Any) -> Tensor:
-        return self == other  # type: ignore[no-any-return]
+        return self == other
 
     def maximum(self, other: Any) -> Tensor:
         """The larger of both, element by element; NaN travels; equal elements share the gradient."""
@@ -515,10 +513,10 @@ class Tensor:
         return elementwise.unary(elementwise.Sqrt, self, floating=True)
 
     def square(self) -> Tensor:
-        return self * self  # type: ignore[no-any-return]
+        return self * self
 
     def reciprocal(self) -> Tensor:
-        return 1 / self  # type: ignore[no-any-return]
+        return 1 / self
 
     def abs(self) -> Tensor:
         return elementwise.unary(elementwise.Abs, self)
@@ -581,7 +579,7 @@ class Tensor:
 
     def std(self, dim: Any = None, *, correction: Any = 1, keepdim: _bool = False) -> Tensor:
         """The square root of :meth:`var`."""
-        return self.var(dim, correction=correction, keepdim=keepdim).sqrt()
+        return reductions.std(self, dim, correction, keepdim)
 
     def prod(self, dim: Any = None, keepdim: _bool = False) -> Tensor:
         return reductions.prod(self, dim, keepdim)
@@ -706,6 +704,15 @@ class Tensor:
 
     # ---- in place
 
+    def written(self) -> Tensor:
+        """Say that ``.array`` was written directly: graphs that saved the old values refuse to be used.
+
+        Code that bypasses the in-place operations, such as an optimizer's kernel, calls this
+        afterwards.
+        """
+        self._version.value += 1
+        return self
+
     def _write(self, result: Tensor) -> Tensor:
         """Make this tensor hold ``result``, in its own memory, on the tape and for all its views.
 
@@ -720,16 +727,21 @@ class Tensor:
         if is_grad_enabled() and (self._requires_grad or result._requires_grad):
             if self._node is None and self._requires_grad:
                 raise GradientError("a leaf that requires gradients can be written in place only under no_grad()")
-            if self._version.viewed:
+            if self._version.shared_beyond(self):
                 raise GradientError(
-                    "a view on the tape shares this memory: write in place to a clone(), or under no_grad()"
+                    "this tensor shares its memory with a view of it, or is one itself, whose gradient would be wrong "
+                    "after an in-place write: write to a clone(), assign to a part (x[i] = …), or use no_grad()"
                 )
+        if result._node is not None:
+            result._node.keep_before_write(self.array)
         self.array[...] = result.array
         self._version.value += 1
         if is_grad_enabled():
             if result._node is not None:
                 result = result.to(self.dtype)
                 assert result._node is not None
+                if self._node is not None:
+                    self._node.move_retainer(self._index, result._node, result._index)
                 self._attach(result._node, result._index)
             elif self._node is not None:  # overwritten by something that does not depend on the tape
                 self._node, self._requires_grad = None, False

@@ -11,7 +11,10 @@ from ...kernels._devices import is_array
 from ...kernels._errors import ArgumentError, DeviceError, IndexRangeError, ShapeError
 from ..tensor import DEFAULT_FLOAT, Tensor
 
-_KINDS = "biuf"
+#: A decorator: NaN and infinity travel silently.  (NumPy's warnings are its own affair; others give none.)
+quiet = np.errstate(all="ignore")
+
+_CATEGORY = {"b": 0, "i": 1, "u": 1, "f": 2}
 
 
 def axis(operation: str, dim: Any, ndim: int) -> int:
@@ -44,27 +47,29 @@ def promote(a: Any, b: Any) -> np.dtype:
     tensor with dimensions is widened neither by a scalar nor by a tensor without dimensions of its
     own category or a lower one.
     """
-    ranks = [_KINDS.index(x.dtype.kind.replace("u", "i")) for x in (a, b)]
-    if ranks[0] != ranks[1]:
-        return (a if ranks[0] > ranks[1] else b).dtype  # type: ignore[no-any-return]
+    ranks = [_CATEGORY[x.dtype.kind] for x in (a, b)]
     if (a.ndim == 0) != (b.ndim == 0):
-        return (b if a.ndim == 0 else a).dtype  # type: ignore[no-any-return]
+        scalar = 0 if a.ndim == 0 else 1
+        if ranks[scalar] <= ranks[1 - scalar]:
+            return (a, b)[1 - scalar].dtype
+    if ranks[0] != ranks[1]:
+        return (a if ranks[0] > ranks[1] else b).dtype
     return np.promote_types(a.dtype, b.dtype)
 
 
 def scalar_dtype(tensor: Tensor, scalar: bool | int | float) -> np.dtype:
     """The dtype of ``tensor`` combined with a Python scalar: only a higher category changes it."""
-    kind = tensor.dtype.kind
-    if isinstance(scalar, bool):
-        return tensor.dtype
+    dtype: np.dtype = tensor.array.dtype
+    if dtype.kind == "f" or isinstance(scalar, bool):
+        return dtype
     if isinstance(scalar, int):
-        return np.dtype(np.int64) if kind == "b" else tensor.dtype
-    return tensor.dtype if kind == "f" else DEFAULT_FLOAT
+        return np.dtype(np.int64) if dtype.kind == "b" else dtype
+    return DEFAULT_FLOAT
 
 
 def as_operand(operation: str, value: Any, like: Tensor) -> Any:
     """``value`` as a tensor, or as a Python scalar; None if it is neither."""
-    if isinstance(value, Tensor | bool | int | float):
+    if isinstance(value, (Tensor, float, int)) and not isinstance(value, np.generic):
         return value
     if isinstance(value, np.generic):
         return value.item()
@@ -83,14 +88,19 @@ def raw(value: Any) -> Any:
 
 def broadcast_shape(operation: str, *shapes: tuple[int, ...]) -> tuple[int, ...]:
     """The shape that all ``shapes`` broadcast to."""
-    try:
-        return np.broadcast_shapes(*shapes)
-    except ValueError:
-        listed = " and ".join(str(tuple(s)) for s in shapes)
-        raise ShapeError(
-            f"{operation}: shapes {listed} do not broadcast together; from the last dimension backwards, sizes must "
-            "be equal or 1"
-        ) from None
+    longest = max(shapes, key=len)
+    result = list(longest)
+    for shape in shapes:
+        for d, size in enumerate(shape, start=len(longest) - len(shape)):
+            if size != result[d] and size != 1:
+                if result[d] != 1:
+                    listed = " and ".join(str(tuple(s)) for s in shapes)
+                    raise ShapeError(
+                        f"{operation}: shapes {listed} do not broadcast together; from the last dimension backwards, "
+                        "sizes must be equal or 1"
+                    )
+                result[d] = size
+    return tuple(result)
 
 
 def sum_to(gradient: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -99,4 +109,4 @@ def sum_to(gradient: Tensor, shape: tuple[int, ...]) -> Tensor:
         return gradient
     from .shape import SumTo
 
-    return SumTo.apply(gradient, shape)  # type: ignore[no-any-return]
+    return SumTo.apply(gradient, shape)

@@ -39,7 +39,7 @@ def activation(x: Tensor, kind: str, **options: Any) -> Tensor:
     """The activation ``kind`` of ``x``; integers become float32 first."""
     if x.dtype.kind != "f":
         x = x.to(dtype=DEFAULT_FLOAT)
-    return Activation.apply(x, kind, options)  # type: ignore[no-any-return]
+    return Activation.apply(x, kind, options)
 
 
 class _GeluSlope(Function):
@@ -54,20 +54,20 @@ class _GeluSlope(Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         density = (x * x * -0.5).exp() * (1 / math.sqrt(2 * math.pi))
-        return grad * (density * (2 - x * x))  # type: ignore[no-any-return]
+        return grad * (density * (2 - x * x))
 
 
 def _gelu_slope(x: Tensor, approximate: str = "none") -> Tensor:
     if approximate == "none":
-        return _GeluSlope.apply(x)  # type: ignore[no-any-return]
+        return _GeluSlope.apply(x)
     c = math.sqrt(2 / math.pi)
     t = (c * (x + 0.044715 * x * x * x)).tanh()
-    return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * (c * (1 + 3 * 0.044715 * x * x))  # type: ignore[no-any-return]
+    return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * (c * (1 + 3 * 0.044715 * x * x))
 
 
 def _silu_slope(x: Tensor) -> Tensor:
     s = x.sigmoid()
-    return s + x * s * (1 - s)  # type: ignore[no-any-return]
+    return s + x * s * (1 - s)
 
 
 def _softplus_slope(x: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:

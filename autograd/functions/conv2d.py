@@ -60,7 +60,7 @@ class Conv2d(Function):
 
 
 def _conv2d(x: Tensor, weight: Tensor, g: Geometry) -> Tensor:
-    return Conv2d.apply(x, weight, None, g.stride, g.padding, g.dilation, g.G)  # type: ignore[no-any-return]
+    return Conv2d.apply(x, weight, None, g.stride, g.padding, g.dilation, g.G)
 
 
 class Conv2dBackwardBias(Function):

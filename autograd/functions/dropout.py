@@ -25,4 +25,4 @@ class Dropout(Function):
 
 def dropout(x: Tensor, p: float, generator: Generator) -> Tensor:
     """Draw a new mask from ``generator`` and apply it."""
-    return Dropout.apply(x, p, generator.seed, generator.offset_array(x.device))  # type: ignore[no-any-return]
+    return Dropout.apply(x, p, generator.seed, generator.offset_array(x.device))

@@ -16,7 +16,7 @@ from ...kernels._errors import ArgumentError, DeviceError, DtypeError
 from ..function import Function
 from ..graph import Node
 from ..tensor import DEFAULT_FLOAT, Tensor
-from ._operands import as_operand, broadcast_shape, promote, raw, scalar_dtype, sum_to
+from ._operands import as_operand, broadcast_shape, promote, quiet, raw, scalar_dtype, sum_to
 
 
 def binary(function: type[Function], a: Any, b: Any, *, floating: bool = False) -> Any:
@@ -29,44 +29,50 @@ def binary(function: type[Function], a: Any, b: Any, *, floating: bool = False) 
         A tensor, or NotImplemented for operands that are no numbers.
     """
     name = function.__name__.lower()
-    tensor = a if isinstance(a, Tensor) else b
-    a, b = as_operand(name, a, tensor), as_operand(name, b, tensor)
-    if a is None or b is None:
-        return NotImplemented
-    a, b = prepare(name, a, b, floating)
-    return function.apply(a, b)
+    if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
+        tensor = a if isinstance(a, Tensor) else b
+        a, b = as_operand(name, a, tensor), as_operand(name, b, tensor)
+        if a is None or b is None:
+            return NotImplemented
+    return function.apply(*prepare(name, a, b, floating))
 
 
 def prepare(name: str, a: Any, b: Any, floating: bool = False) -> tuple[Any, Any]:
     """Both operands in one dtype and on one device, fit to broadcast; a scalar stays a Python scalar."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         a, b = unify(name, a, b)
-        if a.shape != b.shape:
-            broadcast_shape(name, a.shape, b.shape)
+        if a.array.shape != b.array.shape:
+            broadcast_shape(name, a.array.shape, b.array.shape)
     elif isinstance(a, Tensor):
-        a = a.to(dtype=scalar_dtype(a, b))
+        a = _cast(a, scalar_dtype(a, b))
     else:
-        b = b.to(dtype=scalar_dtype(b, a))
+        b = _cast(b, scalar_dtype(b, a))
     if floating:
-        a, b = (x.to(dtype=DEFAULT_FLOAT) if isinstance(x, Tensor) and x.dtype.kind != "f" else x for x in (a, b))
+        a, b = _floating(a), _floating(b)
     return a, b
+
+
+def _cast(x: Tensor, dtype: np.dtype) -> Tensor:
+    return x if x.array.dtype == dtype else x.to(dtype=dtype)
+
+
+def _floating(x: Any) -> Any:
+    return x.to(dtype=DEFAULT_FLOAT) if isinstance(x, Tensor) and x.array.dtype.kind != "f" else x
 
 
 def unify(name: str, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Both tensors in one dtype; :class:`DeviceError` if they are on different devices."""
     if type(a.array) is not type(b.array):
         raise DeviceError(f"{name}: tensors on different devices: {a.device!r} and {b.device!r}")
-    if a.dtype != b.dtype:
+    if a.array.dtype != b.array.dtype:
         dtype = promote(a, b)
-        a, b = a.to(dtype=dtype), b.to(dtype=dtype)
+        a, b = _cast(a, dtype), _cast(b, dtype)
     return a, b
 
 
 def unary(function: type[Function], x: Tensor, *, floating: bool = False) -> Tensor:
     """Apply a one-argument Function; ``floating`` makes integers float32 first."""
-    if floating and x.dtype.kind != "f":
-        x = x.to(dtype=DEFAULT_FLOAT)
-    return function.apply(x)  # type: ignore[no-any-return]
+    return function.apply(_floating(x) if floating else x)
 
 
 def without_gradient(name: str, *operands: Any) -> Any:
@@ -97,6 +103,7 @@ class Add(Function):
     """a + b"""
 
     @staticmethod
+    @quiet
     def forward(ctx: Any, a: Any, b: Any) -> Any:
         return operator.add(*_shapes(ctx, a, b))
 
@@ -110,6 +117,7 @@ class Sub(Function):
     """a - b"""
 
     @staticmethod
+    @quiet
     def forward(ctx: Any, a: Any, b: Any) -> Any:
         a, b = _shapes(ctx, a, b)
         if getattr(a, "dtype", None) == np.bool_ or getattr(b, "dtype", None) == np.bool_:
@@ -126,6 +134,7 @@ class Mul(Function):
     """a · b"""
 
     @staticmethod
+    @quiet
     def forward(ctx: Any, a: Any, b: Any) -> Any:
         wanted = ctx.needs_input_grad
         _keep_others(ctx, a if wanted[1] else None, b if wanted[0] else None)
@@ -153,10 +162,10 @@ class Div(Function):
     """a / b; d/da = 1/b, d/db = -a/b²"""
 
     @staticmethod
+    @quiet
     def forward(ctx: Any, a: Any, b: Any) -> Any:
         _keep_others(ctx, a if ctx.needs_input_grad[1] else None, b)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return operator.truediv(*_shapes(ctx, a, b))
+        return operator.truediv(*_shapes(ctx, a, b))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
@@ -170,11 +179,11 @@ class Remainder(Function):
     """a - b·floor(a/b), with the sign of b; b is taken as constant"""
 
     @staticmethod
+    @quiet
     def forward(ctx: Any, a: Any, b: Any) -> Any:
         if ctx.needs_input_grad[1]:
             raise ArgumentError("remainder: the divisor cannot require gradients; use detach()")
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return operator.mod(*_shapes(ctx, a, b))
+        return operator.mod(*_shapes(ctx, a, b))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
@@ -192,10 +201,10 @@ class Pow(Function):
     """a^b; d/da = b a^(b-1), d/db = a^b ln a (0 where a = 0 and b >= 0)"""
 
     @staticmethod
+    @quiet
     def forward(ctx: Any, a: Any, b: Any) -> Any:
         _keep_others(ctx, a, b)
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore", under="ignore"):
-            return operator.pow(*_shapes(ctx, a, b))
+        return operator.pow(*_shapes(ctx, a, b))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
@@ -216,11 +225,12 @@ class Pow(Function):
 
 
 class Maximum(Function):
-    """The larger one, NaN if either is; equal elements get half the gradient each"""
+    """The larger one, NaN if either is; equal elements get half the gradient each, as in torch (all of it at NaN)"""
 
     NAME = "maximum"
 
     @classmethod
+    @quiet
     def forward(cls, ctx: Any, a: Any, b: Any) -> Any:
         _keep_others(ctx, a, b)
         xp = (a if isinstance(a, Tensor) else b).array_module
@@ -229,13 +239,12 @@ class Maximum(Function):
     @classmethod
     def backward(cls, ctx: Any, grad: Tensor) -> Any:
         a, b = _others(ctx)
-        first = (a > b) if cls.NAME == "maximum" else (a < b)
-        share = first + 0.5 * (a == b)
-        share = (share if isinstance(share, Tensor) else Tensor(share)).to(dtype=grad.dtype)
+        a_loses, b_loses = (a < b, a > b) if cls.NAME == "maximum" else (a > b, a < b)
+        grad = where(a == b, grad * 0.5, grad)
         wanted = ctx.needs_input_grad
         return (
-            _back(ctx, 0, grad * share) if wanted[0] else None,
-            _back(ctx, 1, grad * (1 - share)) if wanted[1] else None,
+            _back(ctx, 0, where(a_loses, 0.0, grad)) if wanted[0] else None,
+            _back(ctx, 1, where(b_loses, 0.0, grad)) if wanted[1] else None,
         )
 
 
@@ -249,10 +258,10 @@ class _Unary(Function):
     """Base of the functions of one argument: saves the argument."""
 
     @classmethod
+    @quiet
     def forward(cls, ctx: Any, x: Tensor) -> Any:
         ctx.save_for_backward(x)
-        with np.errstate(all="ignore"):
-            return cls.value(x.array_module, x.array)
+        return cls.value(x.array_module, x.array)
 
     @classmethod
     def backward(cls, ctx: Any, grad: Tensor) -> Any:
@@ -271,9 +280,9 @@ class _UnaryByOutput(_Unary):
     """Base of the functions whose gradient needs the result instead."""
 
     @classmethod
+    @quiet
     def forward(cls, ctx: Any, x: Tensor) -> Any:
-        with np.errstate(all="ignore"):
-            y = x.array_module.asarray(cls.value(x.array_module, x.array))
+        y = x.array_module.asarray(cls.value(x.array_module, x.array))
         ctx.save_for_backward(y)
         return y
 
@@ -282,6 +291,7 @@ class Neg(Function):
     """-x"""
 
     @staticmethod
+    @quiet
     def forward(ctx: Any, x: Tensor) -> Any:
         if x.dtype == np.bool_:
             raise DtypeError("neg: booleans cannot be negated; use ~")
@@ -301,7 +311,7 @@ class Exp(_UnaryByOutput):
 
     @staticmethod
     def gradient(grad: Tensor, y: Tensor) -> Tensor:
-        return grad * y  # type: ignore[no-any-return]
+        return grad * y
 
 
 class Log(_Unary):
@@ -313,7 +323,7 @@ class Log(_Unary):
 
     @staticmethod
     def gradient(grad: Tensor, x: Tensor) -> Tensor:
-        return grad / x  # type: ignore[no-any-return]
+        return grad / x
 
 
 class Log1p(_Unary):
@@ -325,7 +335,7 @@ class Log1p(_Unary):
 
     @staticmethod
     def gradient(grad: Tensor, x: Tensor) -> Tensor:
-        return grad / (1 + x)  # type: ignore[no-any-return]
+        return grad / (1 + x)
 
 
 class Sqrt(_UnaryByOutput):
@@ -337,7 +347,7 @@ class Sqrt(_UnaryByOutput):
 
     @staticmethod
     def gradient(grad: Tensor, y: Tensor) -> Tensor:
-        return grad / (2 * y)  # type: ignore[no-any-return]
+        return grad / (2 * y)
 
 
 class Abs(_Unary):
@@ -349,7 +359,7 @@ class Abs(_Unary):
 
     @staticmethod
     def gradient(grad: Tensor, x: Tensor) -> Tensor:
-        return grad * x.sign()  # type: ignore[no-any-return]
+        return grad * x.sign()
 
 
 class Sin(_Unary):
@@ -361,7 +371,7 @@ class Sin(_Unary):
 
     @staticmethod
     def gradient(grad: Tensor, x: Tensor) -> Tensor:
-        return grad * x.cos()  # type: ignore[no-any-return]
+        return grad * x.cos()
 
 
 class Cos(_Unary):
@@ -373,7 +383,7 @@ class Cos(_Unary):
 
     @staticmethod
     def gradient(grad: Tensor, x: Tensor) -> Tensor:
-        return -(grad * x.sin())  # type: ignore[no-any-return]
+        return -(grad * x.sin())
 
 
 class _Step(_Unary):
@@ -381,7 +391,7 @@ class _Step(_Unary):
 
     @staticmethod
     def gradient(grad: Tensor, x: Tensor) -> Tensor:
-        return grad * 0  # type: ignore[no-any-return]
+        return grad * 0
 
 
 class Sign(_Step):
@@ -423,13 +433,14 @@ def clamp(x: Tensor, low: Any, high: Any) -> Tensor:
     if isinstance(low, Tensor) or isinstance(high, Tensor):
         raised = x if low is None else x.maximum(low)
         return raised if high is None else raised.minimum(high)
-    return Clamp.apply(x.to(dtype=scalar_dtype(x, (low or 0) + (high or 0))), low, high)  # type: ignore[no-any-return]
+    return Clamp.apply(x.to(dtype=scalar_dtype(x, (low or 0) + (high or 0))), low, high)
 
 
 class Clamp(Function):
     """min(max(x, low), high)"""
 
     @staticmethod
+    @quiet
     def forward(ctx: Any, x: Tensor, low: Any, high: Any) -> Any:
         ctx.bounds = low, high
         ctx.save_for_backward(x)
@@ -458,7 +469,7 @@ def where(condition: Any, a: Any, b: Any) -> Tensor:
     if isinstance(condition, Tensor) and condition.dtype != np.bool_:
         raise DtypeError(f"where: condition must be boolean; got {condition.dtype}")
     broadcast_shape("where", *(x.shape for x in (condition, a, b) if isinstance(x, Tensor)))
-    return Where.apply(condition, a, b)  # type: ignore[no-any-return]
+    return Where.apply(condition, a, b)
 
 
 class Where(Function):
@@ -467,18 +478,19 @@ class Where(Function):
     @staticmethod
     def forward(ctx: Any, condition: Any, a: Any, b: Any) -> Any:
         xp = next(x for x in (condition, a, b) if isinstance(x, Tensor)).array_module
-        ctx.condition = condition
+        _keep_others(ctx, condition)
         _, raw_a, raw_b = _shapes(ctx, condition, a, b)
         dtype = (a if isinstance(a, Tensor) else b).dtype
         return xp.where(raw(condition), raw_a, raw_b).astype(dtype, copy=False)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
+        (condition,) = _others(ctx)
         wanted = ctx.needs_input_grad
         return (
             None,
-            _back(ctx, 1, where(ctx.condition, grad, 0.0)) if wanted[1] else None,
-            _back(ctx, 2, where(ctx.condition, 0.0, grad)) if wanted[2] else None,
+            _back(ctx, 1, where(condition, grad, 0.0)) if wanted[1] else None,
+            _back(ctx, 2, where(condition, 0.0, grad)) if wanted[2] else None,
         )
 
 
@@ -498,10 +510,10 @@ class Cast(Function):
     """The same values in another dtype"""
 
     @staticmethod
+    @quiet
     def forward(ctx: Any, x: Tensor, dtype: np.dtype) -> Any:
         ctx.dtype = x.dtype
-        with np.errstate(over="ignore", invalid="ignore"):
-            return x.array.astype(dtype)
+        return x.array.astype(dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ...kernels._errors import DtypeError, IndexRangeError, ShapeError
+from ...kernels._errors import DeviceError, DtypeError, IndexRangeError, ShapeError
 from ..function import Function
+from ..graph import is_grad_enabled
 from ..tensor import Tensor
 from ._operands import as_operand, raw, sum_to
 
@@ -76,10 +77,7 @@ class SetItem(Function):
     def forward(ctx: Any, x: Tensor, value: Any, index: Any) -> Any:
         ctx.index, ctx.value_shape = index, raw(value).shape if isinstance(value, Tensor) else ()
         result = x.array.copy()
-        try:
-            result[index] = raw(value)
-        except (IndexError, ValueError) as error:
-            raise _refused(error, x.shape) from None
+        _assign(result, index, raw(value))
         return result
 
     @staticmethod
@@ -92,7 +90,7 @@ class SetItem(Function):
 
 def get(x: Tensor, index: Any) -> Tensor:
     """``x[index]``; a view where only slices and integers are used."""
-    return GetItem.apply(x, _raw_index(index))  # type: ignore[no-any-return]
+    return GetItem.apply(x, _raw_index(index))
 
 
 def put(x: Tensor, index: Any, value: Any) -> None:
@@ -103,7 +101,22 @@ def put(x: Tensor, index: Any, value: Any) -> None:
     if isinstance(operand, Tensor):
         if operand.dtype.kind == "f" and x.dtype.kind != "f":
             raise DtypeError(f"indexing: values of {operand.dtype} cannot be written into a tensor of {x.dtype}")
-        operand = operand.to(dtype=x.dtype, device=x.device)
+        if operand.device != x.device:
+            raise DeviceError(f"indexing: the tensor is on {x.device!r}, the values on {operand.device!r}")
+        operand = operand.to(dtype=x.dtype)
     elif isinstance(operand, float) and x.dtype.kind != "f":
         raise DtypeError(f"indexing: a float cannot be written into a tensor of {x.dtype}")
-    x._write(SetItem.apply(x._same(), operand, _raw_index(index)))
+    raw_index = _raw_index(index)
+    on_tape = x.requires_grad or (isinstance(operand, Tensor) and operand.requires_grad)
+    if on_tape and is_grad_enabled():
+        x._write(SetItem.apply(x._same(), operand, raw_index))
+        return
+    _assign(x.array, raw_index, raw(operand))
+    x.written()
+
+
+def _assign(array: Any, index: Any, value: Any) -> None:
+    try:
+        array[index] = value
+    except (IndexError, ValueError) as error:
+        raise _refused(error, array.shape) from None

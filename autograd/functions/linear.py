@@ -6,7 +6,7 @@ from typing import Any
 
 from ...kernels._errors import ShapeError
 from ...kernels.activation import activation_backward, saves
-from ...kernels.gemm import gemm
+from ...kernels.gemm import ACTIVATIONS, gemm
 from ..function import Function, differentiate_again
 from ..graph import is_grad_enabled
 from ..tensor import Tensor
@@ -30,7 +30,9 @@ class Linear(Function):
         x, weight, bias, y = ctx.saved_tensors
         wanted = ctx.needs_input_grad
         if is_grad_enabled():
-            return *differentiate_again(lambda *t: _unfused(*t, ctx.activation), (x, weight, bias), grad), None
+            return *differentiate_again(
+                lambda x, w, b: _unfused(x, w, b, ctx.activation), (x, weight, bias), grad
+            ), None
         h = grad.array
         if ctx.activation:
             h = activation_backward(h, y.array, ctx.activation)
@@ -58,7 +60,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: st
             f"{tuple(weight.shape)}; got input of shape {tuple(x.shape)}"
             + ("; flatten it first?" if x.ndim > 2 and x.numel() == x.shape[0] * weight.shape[1] else "")
         )
-    fused = activation if activation is None or saves(activation) == "output" else None
+    # In one kernel only where its gradient needs no more than the result.
+    fused = activation if activation in ACTIVATIONS and saves(activation) == "output" else None
     rows = x if x.ndim == 2 else x.reshape(x.numel() // max(x.shape[-1], 1), x.shape[-1])
     y: Tensor = Linear.apply(rows, weight, bias, fused)
     if x.ndim != 2:

@@ -71,4 +71,3 @@ def matmul(a: Any, b: Any) -> Any:
     if a.ndim == 1:
         product = reshape(product, (*product.shape[:-2], product.shape[-1]))
     return reshape(product, product.shape[:-1]) if b.ndim == 1 else product
-

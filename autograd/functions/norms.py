@@ -24,7 +24,7 @@ def normalise(
     y = (x - x.mean(dims, keepdim=True)) / (x.var(dims, correction=0, keepdim=True) + eps).sqrt()
     if weight is not None:
         y = y * weight.reshape(shape)
-    return y if bias is None else y + bias.reshape(shape)  # type: ignore[no-any-return]
+    return y if bias is None else y + bias.reshape(shape)
 
 
 def _of_channels(x: Tensor) -> tuple[int, ...]:
@@ -49,7 +49,7 @@ class _Norm(Function):
         x, weight, bias, mean, rstd = ctx.saved_tensors
         if is_grad_enabled():
             composed = differentiate_again(
-                lambda *inputs: cls.composition(*inputs, ctx.option, ctx.eps), (x, weight, bias), grad
+                lambda x, weight, bias: cls.composition(x, weight, bias, ctx.option, ctx.eps), (x, weight, bias), grad
             )
             return *composed, None, None
         gradients = cls.fused_backward(grad.array, x.array, raw(weight), mean.array, rstd.array, ctx.option)
@@ -121,4 +121,4 @@ class GroupNorm(_Norm):
         shape = _of_channels(x)
         if weight is not None:
             y = y * weight.reshape(shape)
-        return y if bias is None else y + bias.reshape(shape)  # type: ignore[no-any-return]
+        return y if bias is None else y + bias.reshape(shape)

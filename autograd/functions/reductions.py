@@ -10,7 +10,7 @@ import numpy as np
 from ...kernels._errors import ArgumentError, DtypeError, ShapeError
 from ..function import Function
 from ..tensor import Tensor
-from ._operands import axes, axis
+from ._operands import axes, axis, quiet
 from .elementwise import where
 from .shape import expand, reshape
 
@@ -34,6 +34,7 @@ class Sum(Function):
     """The sum over some dimensions"""
 
     @staticmethod
+    @quiet
     def forward(ctx: Any, x: Tensor, dims: tuple[int, ...], keepdim: bool) -> Any:
         ctx.shape, ctx.kept = x.shape, _kept(x.shape, dims)
         dtype = np.int64 if x.dtype.kind in "biu" else None
@@ -46,14 +47,14 @@ class Sum(Function):
 
 def sum(x: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
     """The sum over ``dim`` (all dimensions by default); integers and booleans add up as int64."""
-    return Sum.apply(x, axes("sum", dim, x.ndim), keepdim)  # type: ignore[no-any-return]
+    return Sum.apply(x, axes("sum", dim, x.ndim), keepdim)
 
 
 def mean(x: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
     """The arithmetic mean over ``dim``; NaN over nothing."""
     _require_float("mean", x)
     count = math.prod(x.shape[d] for d in axes("mean", dim, x.ndim))
-    return sum(x, dim, keepdim) / (count if count else math.nan)  # type: ignore[no-any-return]
+    return sum(x, dim, keepdim) / (count if count else math.nan)
 
 
 def var(x: Tensor, dim: Any = None, correction: float = 1, keepdim: bool = False) -> Tensor:
@@ -61,13 +62,21 @@ def var(x: Tensor, dim: Any = None, correction: float = 1, keepdim: bool = False
     _require_float("var", x)
     count = math.prod(x.shape[d] for d in axes("var", dim, x.ndim)) - correction
     centred = x - mean(x, dim, keepdim=True)
-    return sum(centred * centred, dim, keepdim) / (count if count > 0 else 0.0)  # type: ignore[no-any-return]
+    return sum(centred * centred, dim, keepdim) / (count if count > 0 else 0.0)
+
+
+def std(x: Tensor, dim: Any = None, correction: float = 1, keepdim: bool = False) -> Tensor:
+    """The square root of :func:`var`; where all elements are equal its gradient is 0, as in torch."""
+    variance = var(x, dim, correction, keepdim)
+    is_zero = variance == 0
+    return where(is_zero, 0.0, where(is_zero, 1.0, variance).sqrt())
 
 
 class Prod(Function):
     """The product over some dimensions; gradient: the product of all the others, zeros included"""
 
     @staticmethod
+    @quiet
     def forward(ctx: Any, x: Tensor, dims: tuple[int, ...], keepdim: bool) -> Any:
         ctx.dims = dims
         ctx.save_for_backward(x)
@@ -88,13 +97,14 @@ class Prod(Function):
 
 def prod(x: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
     """The product over ``dim`` (all dimensions by default)."""
-    return Prod.apply(x, axes("prod", dim, x.ndim), keepdim)  # type: ignore[no-any-return]
+    return Prod.apply(x, axes("prod", dim, x.ndim), keepdim)
 
 
 class Extremum(Function):
     """The largest or smallest element; equal ones share the gradient evenly"""
 
     @staticmethod
+    @quiet
     def forward(ctx: Any, x: Tensor, kind: str, dims: tuple[int, ...], keepdim: bool) -> Any:
         ctx.dims = dims
         y = x.array_module.asarray(getattr(x.array, kind)(axis=dims, keepdims=keepdim))
@@ -114,7 +124,7 @@ def extremum(x: Tensor, kind: str, dim: Any = None, keepdim: bool = False) -> Te
     """``kind`` ("max", "min") over ``dim``; NaN wins."""
     dims = axes(f"a{kind}", dim, x.ndim)
     _require_elements(f"a{kind}", x, dims)
-    return Extremum.apply(x, kind, dims, keepdim)  # type: ignore[no-any-return]
+    return Extremum.apply(x, kind, dims, keepdim)
 
 
 def arg(name: str, x: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
@@ -150,6 +160,7 @@ class CumSum(Function):
     """Running sums along a dimension; the gradient's running sums from the other end"""
 
     @staticmethod
+    @quiet
     def forward(ctx: Any, x: Tensor, dim: int) -> Any:
         ctx.dim = dim
         return x.array_module.cumsum(x.array, axis=dim if x.ndim else None).reshape(x.shape)
@@ -163,13 +174,14 @@ class CumSum(Function):
 
 def cumsum(x: Tensor, dim: int) -> Tensor:
     """Running sums along ``dim``."""
-    return CumSum.apply(x, axis("cumsum", dim, x.ndim))  # type: ignore[no-any-return]
+    return CumSum.apply(x, axis("cumsum", dim, x.ndim))
 
 
 class _Norm2(Function):
     """√(Σ x²); the gradient at 0 is 0"""
 
     @staticmethod
+    @quiet
     def forward(ctx: Any, x: Tensor, dims: tuple[int, ...]) -> Any:
         ctx.dims = dims
         y = x.array_module.sqrt(x.array_module.square(x.array).sum(axis=dims, keepdims=True))
@@ -180,6 +192,14 @@ class _Norm2(Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, y = ctx.saved_tensors
         return x * (grad / where(y == 0, 1.0, y)), None
+
+
+def _root(x: Tensor, p: float) -> Tensor:
+    """x^p of elements that are not negative, with the gradient 0 at 0, whatever p > 0."""
+    if p < 0:
+        return x**p
+    is_zero = x == 0
+    return where(is_zero, 0.0, where(is_zero, 1.0, x) ** p)
 
 
 def norm(x: Tensor, p: float = 2, dim: Any = None, keepdim: bool = False) -> Tensor:
@@ -199,5 +219,5 @@ def norm(x: Tensor, p: float = 2, dim: Any = None, keepdim: bool = False) -> Ten
     elif p == 1:
         result = x.abs().sum(dims, keepdim=True)
     else:
-        result = (x.abs() ** p).sum(dims, keepdim=True) ** (1 / p)
+        result = _root((_root(x.abs(), p)).sum(dims, keepdim=True), 1 / p)
     return result if keepdim else reshape(result, tuple(s for d, s in enumerate(x.shape) if d not in dims))

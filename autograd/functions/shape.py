@@ -55,7 +55,7 @@ def reshape(x: Tensor, size: tuple[Any, ...]) -> Tensor:
         raise ShapeError(
             f"reshape: shape {tuple(x.shape)} has {x.numel()} elements, the new shape {wanted} has {known}"
         )
-    return Reshape.apply(x, wanted)  # type: ignore[no-any-return]
+    return Reshape.apply(x, wanted)
 
 
 def view(x: Tensor, size: tuple[Any, ...]) -> Tensor:
@@ -97,7 +97,7 @@ def permute(x: Tensor, dims: tuple[Any, ...]) -> Tensor:
     order = tuple(axis("permute", d, x.ndim) for d in _sizes("permute", dims))
     if sorted(order) != list(range(x.ndim)):
         raise ArgumentError(f"permute: dims must name each of the {x.ndim} dimensions once; got {dims}")
-    return Permute.apply(x, order)  # type: ignore[no-any-return]
+    return Permute.apply(x, order)
 
 
 def transpose(x: Tensor, dim0: int, dim1: int) -> Tensor:
@@ -145,7 +145,7 @@ def expand(x: Tensor, size: tuple[Any, ...]) -> Tensor:
             wanted[d] = have
     if any(s < 0 for s in wanted):
         raise ShapeError(f"expand: a new dimension cannot be -1; got {tuple(wanted)}")
-    return x if tuple(wanted) == x.shape else Expand.apply(x, tuple(wanted))  # type: ignore[no-any-return]
+    return x if tuple(wanted) == x.shape else Expand.apply(x, tuple(wanted))
 
 
 class SumTo(Function):
@@ -178,7 +178,7 @@ class Flip(Function):
 
 def flip(x: Tensor, dims: tuple[Any, ...]) -> Tensor:
     """The elements in reverse order along ``dims``."""
-    return Flip.apply(x, axes("flip", _sizes("flip", dims), x.ndim))  # type: ignore[no-any-return]
+    return Flip.apply(x, axes("flip", _sizes("flip", dims), x.ndim))
 
 
 class Cat(Function):
@@ -212,7 +212,7 @@ def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     dtype = tensors[0].dtype
     for t in tensors[1:]:
         dtype = dtype if t.dtype == dtype else promote(Tensor(t.array_module.zeros(1, dtype)), t)
-    return Cat.apply(where, *(t.to(dtype=dtype) for t in tensors))  # type: ignore[no-any-return]
+    return Cat.apply(where, *(t.to(dtype=dtype) for t in tensors))
 
 
 def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:

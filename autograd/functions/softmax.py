@@ -52,8 +52,8 @@ def _apply(function: type[Function], name: str, x: Tensor, dim: int) -> Tensor:
     if x.dtype.kind != "f":
         x = x.to(dtype=DEFAULT_FLOAT)
     if x.ndim == 0:
-        return function.apply(x.reshape(1), 0).reshape(())  # type: ignore[no-any-return]
-    return function.apply(x, where)  # type: ignore[no-any-return]
+        return function.apply(x.reshape(1), 0).reshape(())
+    return function.apply(x, where)
 
 
 def softmax(x: Tensor, dim: int) -> Tensor:

@@ -21,24 +21,19 @@ class SoftmaxCrossEntropy(Function):
         loss, gradient = softmax_cross_entropy_forward(
             logits.array, target.array, weight=None if weight is None else weight.array, **options
         )
-        ctx.options, ctx.gradient = options, gradient
-        ctx.save_for_backward(logits, target, weight)
+        ctx.options = options
+        ctx.save_for_backward(logits, target, weight, gradient)
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        logits, target, weight = ctx.saved_tensors
+        logits, target, weight, gradient = ctx.saved_tensors
         if is_grad_enabled() or ctx.needs_input_grad[1]:
-            with_target = [logits, target]
-            found = differentiate_again(
-                lambda x, t: _unfused(x, t, weight, **ctx.options), tuple(with_target), grad
-            )
-            return *found, None, None
-        if ctx.unit_gradient:
-            gradient = ctx.gradient.copy() if ctx.graph_retained else ctx.gradient
-        else:
-            gradient = ctx.gradient * grad.array.reshape(grad.array.shape + (1,) * (2 - grad.ndim))
-        return Tensor(gradient), None, None, None
+            composed = differentiate_again(lambda x, t: _unfused(x, t, weight, **ctx.options), (logits, target), grad)
+            return *composed, None, None
+        if ctx.unit_gradient:  # ready as it is; a copy if the graph is used again
+            return gradient.clone() if ctx.graph_retained else gradient, None, None, None
+        return gradient * grad.reshape(*grad.shape, *(1,) * (2 - grad.ndim)), None, None, None
 
 
 def _unfused(
@@ -70,9 +65,9 @@ def _unfused(
     if reduction == "sum":
         return losses.sum()
     if rows is None:
-        return losses.sum() / logits.shape[0]  # type: ignore[no-any-return]
+        return losses.sum() / logits.shape[0]
     weights = probabilities if weight is None else probabilities * weight.detach()
-    return losses.sum() / weights.sum()  # type: ignore[no-any-return]
+    return losses.sum() / weights.sum()
 
 
 def cross_entropy(
@@ -88,7 +83,7 @@ def cross_entropy(
     if logits.ndim == 0:
         raise ShapeError("cross_entropy: input must have a class dimension: (C), (N, C) or (N, C, d1, …); got ()")
     if logits.ndim == 2:
-        return SoftmaxCrossEntropy.apply(logits, target, weight, options)  # type: ignore[no-any-return]
+        return SoftmaxCrossEntropy.apply(logits, target, weight, options)
     # The kernel takes rows (N, C): a single row, or the positions of (N, C, d1, …) as rows.
     probabilities = target.ndim == logits.ndim
     if logits.ndim == 1:
