@@ -6,6 +6,8 @@ part).  There is no official split of these; ours is stratified and always the s
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 import numpy as np
 
 from ...kernels._errors import ArgumentError
@@ -28,6 +30,7 @@ class Digits(TensorDataset):
         images: (N, 1, 8, 8) float32, in [0, 1], or whole numbers 0 to 16 if ``raw``.
         labels: (N,) int64, 0 to 9; ``targets`` is another name for them.
         classes: the names of the ten classes.
+        frame: how :func:`~rawgrad.data.prepare_digit` has to frame a picture to be like these.
         split: which split this is.
 
     Raises:
@@ -35,6 +38,7 @@ class Digits(TensorDataset):
     """
 
     classes = tuple("0123456789")
+    frame = MappingProxyType({"size": 8, "fill": 1.0, "centre": 0.5})
 
     def __init__(self, split: str = "train", *, raw: bool = False) -> None:
         if split not in COUNTS:

@@ -53,21 +53,30 @@ def load_image(
     return np.ascontiguousarray(grey[None])
 
 
-def prepare_digit(image: Any, size: int = 28, *, fill: float = 20 / 28, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def prepare_digit(
+    image: Any,
+    size: int = 28,
+    *,
+    fill: float = 20 / 28,
+    centre: float = 14.5 / 28,
+    max_pixels: int = MAX_PIXELS,
+) -> np.ndarray:
     """A picture of one digit as MNIST would have it: light ink on black, normalised in size and place.
 
     The paper is the colour that prevails along the border; ink is what departs from it, measured
     along the line in colour space on which it departs most, so dark on light, light on dark and
     coloured digits come out alike.  The ink's longer side becomes ``fill`` of ``size`` and its centre
-    of mass goes to pixel ``size // 2``, as MNIST's makers did, or as near to it as leaves the whole
-    digit in the picture.  A square picture whose ink already has that proportion keeps its own
-    scale, so an MNIST digit comes back as it was.
+    of mass goes to ``centre`` of ``size``, as MNIST's makers did (they took the middle of pixel 14),
+    or as near to it as leaves the whole digit in the picture.  A square picture whose ink already
+    has that proportion keeps its own scale, so an MNIST digit comes back as it was.  Another data
+    set's convention is in its ``frame``: ``prepare_digit(image, **Digits.frame)``.
 
     Args:
         image: a path, a Pillow picture, or an array: (H, W), (1, H, W) or (H, W, 3 or 4), uint8 from
             0 to 255 or floating from 0 to 1.
         size: the side of the result, in pixels.
-        fill: the ink's longer side as a share of ``size``: 20/28 for MNIST, 1 for :class:`Digits`.
+        fill: the ink's longer side as a share of ``size``.
+        centre: where the centre of mass goes, down and across, as a share of ``size``.
         max_pixels: refuse larger pictures.
 
     Returns:
@@ -84,6 +93,8 @@ def prepare_digit(image: Any, size: int = 28, *, fill: float = 20 / 28, max_pixe
     longest = max(rows[-1] - rows[0], columns[-1] - columns[0]) + 1
     if not 0 < fill <= 1:
         raise ArgumentError(f"prepare_digit: fill must be above 0 and at most 1; got {fill!r}")
+    if not 0 <= centre <= 1:
+        raise ArgumentError(f"prepare_digit: centre must be from 0 to 1; got {centre!r}")
     box = size * fill
     # How many pixels of the picture make one of the result.
     scale = max(height, width) / size
@@ -92,8 +103,11 @@ def prepare_digit(image: Any, size: int = 28, *, fill: float = 20 / 28, max_pixe
         scale = longest / box
 
     mass = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].astype(np.float64)
-    top, left = (_begin(mass.sum(1 - axis), at[0], size, scale, framed) for axis, at in ((0, rows), (1, columns)))
-    result = _resized(ink, (size, size), (top, left, top + scale * size, left + scale * size))
+    side = scale * size
+    top, left = (
+        _begin(mass.sum(1 - axis), at[0], side, centre, scale, framed) for axis, at in ((0, rows), (1, columns))
+    )
+    result = _resized(ink, (size, size), (top, left, top + side, left + side))
     return (result / max(result.max(), np.float32(1e-6)))[None]
 
 
@@ -105,30 +119,30 @@ _INK = 0.15
 _CONTRAST = 0.06
 
 
-def _begin(mass: np.ndarray, first: int, size: int, scale: float, framed: bool) -> float:
+def _begin(mass: np.ndarray, first: int, side: float, centre: float, scale: float, framed: bool) -> float:
     """Where along an axis the result begins, in pixels of the picture (pixel i reaches from i to i+1).
 
     Args:
         mass: the ink at each pixel from ``first`` on.
-        size: the result's pixels, each of ``scale`` pixels of the picture.
+        side, centre: of the result, how long it is and where its centre of mass shall be, as a share.
+        scale: how many pixels make one of the result.
         framed: whether the picture keeps its own scale.
     """
-    centre = first + float((mass * (np.arange(len(mass)) + 0.5)).sum() / mass.sum())
-    begin = centre - (size // 2 + 0.5) * scale
+    begin = first + float((mass * (np.arange(len(mass)) + 0.5)).sum() / mass.sum()) - centre * side
     if framed:
         # Whole pixels keep a sharp picture sharp; a digit in its place stays there even if its centre
         # was rounded the other way.
         begin = 0.0 if abs(begin) < 0.55 * scale else scale * round(begin / scale)
     else:
         begin = first + scale * round((begin - first) / scale)  # the ink's edge on the edge of a pixel
-    last = first + len(mass) - size * scale  # beginning here, the result ends with the ink
+    last = first + len(mass) - side  # beginning here, the result ends with the ink
     return min(max(begin, last), float(first)) if last <= first else begin
 
 
 def _ink(rgb: np.ndarray, alpha: np.ndarray | None) -> np.ndarray:
     """How much ink lies on each pixel, (H, W) from 0 to 1."""
     if alpha is not None:
-        seen = alpha > 0.5
+        seen = alpha > alpha.max() / 2
         levels = _luma(rgb)[seen]
         if levels.size == 0:
             raise DataError("prepare_digit: the picture must show a digit; got one that is all transparent")
@@ -139,17 +153,16 @@ def _ink(rgb: np.ndarray, alpha: np.ndarray | None) -> np.ndarray:
             rgb = rgb * alpha[:, :, None] + paper * (1 - alpha[:, :, None])
     border = np.concatenate([rgb[0], rgb[-1], rgb[1:-1, 0], rgb[1:-1, -1]])
     paper = np.median(border, axis=0)
-    departure = rgb - paper  # (H, W, 3)
+    departure = rgb - paper  # (H, W, 1 or 3)
     strength = np.square(departure).sum(2)
     # The mean departure, the strong ones counting most: its direction is the line from paper to ink.
     direction = (departure * (strength * strength)[:, :, None]).sum((0, 1), dtype=np.float64)
-    length = np.sqrt(np.square(direction).sum())
-    line = (direction / max(length, 1e-30)).astype(np.float32)
+    line = (direction / max(np.sqrt(np.square(direction).sum()), 1e-30)).astype(np.float32)
     ink = departure @ line
     strongest = ink.max()
-    peak = np.percentile(ink[ink >= strongest / 2], 90)  # full ink, without a few hot pixels
     if not strongest > _CONTRAST:
         raise DataError("prepare_digit: the picture must show a digit; got one without anything on its background")
+    peak = np.percentile(ink[ink >= strongest / 2], 90)  # full ink, without a few hot pixels
     grain = min(0.2, 3 * float(np.median(np.abs(border - paper) @ np.abs(line))) / peak)  # 0 on clean paper
     return np.clip((ink / peak - grain) / (1 - grain), 0, 1)
 

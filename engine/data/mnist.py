@@ -18,6 +18,7 @@ import tempfile
 import urllib.error
 import urllib.request
 from pathlib import Path
+from types import MappingProxyType
 from typing import BinaryIO
 
 import numpy as np
@@ -65,6 +66,7 @@ class MNIST(TensorDataset):
         labels: (N,) int64, 0 to 9; ``targets`` is another name for them, as in torch.
         data: (N, 28, 28) uint8, the pixels as stored, as in torch.
         classes: the names of the ten classes.
+        frame: how :func:`~rawgrad.data.prepare_digit` has to frame a picture to be like these.
         split: which split this is.
 
     Raises:
@@ -73,6 +75,7 @@ class MNIST(TensorDataset):
     """
 
     classes = tuple("0123456789")
+    frame = MappingProxyType({"size": 28, "fill": 20 / 28, "centre": 14.5 / 28})
 
     def __init__(
         self,
@@ -403,6 +406,8 @@ def download_mnist(
                 _fetch(address, target / name, digest, timeout)
             except (OSError, http.client.HTTPException, ValueError, *GZIP_ERRORS) as error:
                 reason = error.reason if isinstance(error, urllib.error.URLError) else error
+                if isinstance(error, urllib.error.HTTPError):
+                    error.close()  # it is the server's answer, too
                 raise DataError(f"MNIST: {address} could not be fetched: {reason or error}\n{_advice()}") from error
     return target
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from rawgrad.engine.data import MNIST, DataLoader, ImageFolder, load_image, prepare_digit
+from rawgrad.engine.data import MNIST, DataLoader, Digits, ImageFolder, load_image, prepare_digit
 from rawgrad.kernels._errors import ArgumentError, DataError, IndexRangeError, ShapeError
 
 GREY = np.array([[0, 51, 102], [153, 204, 255]], np.uint8)
@@ -260,7 +260,7 @@ def test_anywhere_on_a_large_sheet():
     sheet[40:152, 330:442] -= (200 * np.kron(DIGIT, np.ones((4, 4)))).astype(np.uint8)
     result = prepare_digit(sheet)[0]
     assert np.abs(result - DIGIT).mean() < 0.03
-    tight = prepare_digit(sheet[56:136, 362:418])[0]  # cut to the ink
+    tight = prepare_digit(sheet[52:140, 358:422])[0]  # cut close to the ink
     assert np.abs(tight - result).mean() < 0.03
 
 
@@ -299,6 +299,8 @@ def test_other_sizes():
     assert (small.max(1) > 0.2).all()  # from the first row to the last
     with pytest.raises(ArgumentError, match="size must be"):
         prepare_digit(DIGIT, 0)
+    with pytest.raises(ArgumentError, match="centre must be"):
+        prepare_digit(DIGIT, centre=2)
     with pytest.raises(ArgumentError, match="fill must be"):
         prepare_digit(DIGIT, fill=1.5)
 
@@ -353,3 +355,18 @@ def test_genuine_digits_come_back():
         result = prepare_digit(large)[0]
         errors = [np.abs(np.roll(result, (y, x), (0, 1)) - original).mean() for y in (-1, 0, 1) for x in (-1, 0, 1)]
         assert min(errors) < 0.03
+
+
+def test_bundled_digits_come_back():
+    """Enlarged on a larger sheet and framed again, they are still nearest to digits of their class."""
+    train, test = Digits("train"), Digits("test")
+    known = train.images.reshape(-1, 64)
+
+    def right(images):
+        distances = np.square(known).sum(1) - 2 * images.reshape(-1, 64) @ known.T
+        return (train.labels[distances.argmin(1)] == test.labels).mean()
+
+    sheets = 255 - np.pad(as_bytes(test.images[:, 0]).repeat(10, 1).repeat(10, 2), ((0, 0), (20, 9), (7, 31)))
+    framed = np.stack([prepare_digit(sheet, **Digits.frame) for sheet in sheets])
+    assert framed.shape == test.images.shape
+    assert right(test.images) > 0.97 and right(framed) > 0.93
