@@ -76,8 +76,7 @@ class Function:
         if recording:
             _record(node, args, results, outputs)
         if mode.anomaly:
-            node._origin = graph.origin()
-            graph.check_finite(cls.__name__, outputs, "output", node._origin)
+            graph.trace_forward(node, outputs)
         return outputs if isinstance(result, tuple) else outputs[0]
 
 

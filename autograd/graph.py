@@ -249,27 +249,39 @@ class Node:
         return f"<{self.name}>"
 
 
-def check_finite(node_or_name: Any, tensors: Iterable[Any], what: str, origin: tuple[str, str] | None) -> None:
+#: The node whose backward is running, in anomaly mode.
+_differentiated: ContextVar[Node | None] = ContextVar("rawgrad_differentiated", default=None)
+
+
+def trace_forward(node: Node, outputs: Iterable[Tensor]) -> None:
+    """Anomaly mode, after a forward: note where the call came from, and check its ``outputs``.
+
+    A call from within the backward of another node inherits that node's place, and is not checked:
+    what the backward returns is.
+    """
+    outer = _differentiated.get()
+    if outer is None:
+        node._origin = layer_path(), _calling_line()
+        _check_finite(node, node.name, "output", outputs)
+    else:
+        node._origin = outer._origin
+
+
+def _check_finite(node: Node, name: str, what: str, tensors: Iterable[Tensor | None]) -> None:
     """Raise :class:`NonFiniteError` if one of ``tensors`` (None is skipped) holds NaN or infinity."""
     for number, tensor in enumerate(tensors):
-        if tensor is None or tensor.array.dtype.kind not in "fc":
+        if tensor is None or tensor.array.dtype.kind != "f":
             continue
-        xp = tensor.array_module
-        finite = xp.isfinite(tensor.array)
+        finite = tensor.array_module.isfinite(tensor.array)
         if bool(finite.all()):
             continue
         bad = int((~finite).sum())
-        layer, line = origin or (layer_path(), _calling_line())
+        layer, line = node._origin or ("", "an unknown line: the forward pass ran outside detect_anomaly()")
         where = f" in layer {layer}" if layer else ""
         raise NonFiniteError(
-            f"{node_or_name}{where}: {what} {number} of shape {tuple(tensor.shape)} has {bad} of {tensor.array.size} "
+            f"{name}{where}: {what} {number} of shape {tuple(tensor.shape)} has {bad} of {tensor.array.size} "
             f"values that are NaN or infinite; called from {line}"
         )
-
-
-def origin() -> tuple[str, str]:
-    """Layer and source line of the call being made, for anomaly mode."""
-    return layer_path(), _calling_line()
 
 
 def run_backward(
@@ -336,9 +348,7 @@ def run_backward(
                 set_choice(choice := node._choice)
             node.unit_gradient = unit and arriving[0] is gradients[0]
             node.graph_retained = retained
-            results = _call_backward(node, edges, arriving)
-            if mode.anomaly:
-                check_finite(f"backward of {node.name}", results, "gradient", node._origin)
+            results = (_call_traced if mode.anomaly else _call_backward)(node, edges, arriving)
             if not retained:
                 node._free()
             for edge, result in zip(edges, results, strict=True):
@@ -374,6 +384,17 @@ def _call_backward(node: Node, edges: tuple[Any, ...], arriving: list[Tensor | N
         None if gradient is None else _checked(node, number, edge, gradient)
         for number, (edge, gradient) in enumerate(zip(edges, wanted, strict=True))
     ]
+
+
+def _call_traced(node: Node, edges: tuple[Any, ...], arriving: list[Tensor | None]) -> list[Tensor | None]:
+    """:func:`_call_backward` in anomaly mode."""
+    token = _differentiated.set(node)
+    try:
+        results = _call_backward(node, edges, arriving)
+    finally:
+        _differentiated.reset(token)
+    _check_finite(node, f"backward of {node.name}", "gradient", results)
+    return results
 
 
 def _checked(node: Node, number: int, edge: Any, gradient: Any) -> Tensor:

@@ -783,6 +783,7 @@ class Tensor:
     __isub__ = sub_
     __imul__ = mul_
     __itruediv__ = div_
+    __ipow__ = pow_
 
 
 def _as_array(data: Any) -> Any:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from ...kernels._devices import is_array
 from ...kernels._errors import DeviceError, DtypeError, IndexRangeError, ShapeError
 from ..function import Function
 from ..graph import is_grad_enabled
@@ -13,21 +15,34 @@ from ..tensor import Tensor
 from ._operands import as_operand, raw, sum_to
 
 
-def _raw_index(index: Any) -> Any:
-    """``index`` with tensors replaced by their arrays; floats are refused."""
-    if isinstance(index, tuple):
-        return tuple(map(_raw_index, index))
-    if isinstance(index, Tensor) and index.dtype.kind == "f":
-        raise DtypeError(f"indexing: index tensors must be integers or booleans; got {index.dtype}")
-    return raw(index)
+class _Array(int):
+    """In an index: stands for the array of this number, which is kept apart, among the saved tensors."""
 
 
-def _is_basic(index: Any) -> bool:
-    """Whether ``index`` picks each element at most once by position alone (slices, integers, None, ...)."""
-    parts = index if isinstance(index, tuple) else (index,)
-    return all(p is None or p is Ellipsis or isinstance(p, slice | int | np.integer) for p in parts) and not any(
-        isinstance(p, bool) for p in parts
-    )
+def _take_apart(x: Tensor, index: Any) -> tuple[Any, list[Tensor]]:
+    """``index`` with :class:`_Array` for each array in it, and those arrays as tensors on x's device."""
+    parts, arrays = [], []
+    for part in index if isinstance(index, tuple) else (index,):
+        if isinstance(part, list | np.ndarray | np.bool_):  # from the host to wherever x is
+            array = np.asarray(part)
+            part = Tensor(array if array.size or array.dtype == np.bool_ else array.astype(np.int64)).to(
+                device=x.device
+            )
+        elif is_array(part):
+            part = Tensor(part)
+        if isinstance(part, Tensor):
+            if part.dtype.kind == "f":
+                raise DtypeError(f"indexing: index tensors must be integers or booleans; got {part.dtype}")
+            if part.device != x.device:
+                raise DeviceError(f"indexing: the tensor is on {x.device!r}, the index on {part.device!r}")
+            arrays.append(part)
+            part = _Array(len(arrays) - 1)
+        parts.append(part)
+    return tuple(parts), arrays
+
+
+def _put_together(index: tuple[Any, ...], arrays: Sequence[Tensor]) -> tuple[Any, ...]:
+    return tuple(arrays[part].array if isinstance(part, _Array) else part for part in index) if arrays else index
 
 
 def _refused(error: Exception, shape: tuple[int, ...]) -> Exception:
@@ -35,62 +50,75 @@ def _refused(error: Exception, shape: tuple[int, ...]) -> Exception:
     return kind(f"indexing a tensor of shape {tuple(shape)}: {error}")
 
 
+def _assign(array: Any, index: tuple[Any, ...], value: Any) -> None:
+    try:
+        array[index] = value
+    except (IndexError, ValueError) as error:
+        raise _refused(error, array.shape) from None
+
+
 class GetItem(Function):
     """x[index]"""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, index: Any) -> Any:
-        ctx.shape, ctx.index = x.shape, index
+    def forward(ctx: Any, x: Tensor, index: tuple[Any, ...], *arrays: Tensor) -> Any:
+        ctx.shape, ctx.index = x.array.shape, index
+        ctx.save_for_backward(*arrays)
         try:
-            return x.array[index]
+            return x.array[_put_together(index, arrays)]
         except (IndexError, ValueError) as error:
             raise _refused(error, x.shape) from None
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        return Scatter.apply(grad, ctx.shape, ctx.index), None
+        arrays = ctx.saved_tensors
+        return Scatter.apply(grad, ctx.shape, ctx.index, *arrays), None, *(None,) * len(arrays)
 
 
 class Scatter(Function):
     """Zeros with the argument added at an index: the adjoint of :class:`GetItem`"""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, shape: tuple[int, ...], index: Any) -> Any:
+    def forward(ctx: Any, x: Tensor, shape: tuple[int, ...], index: tuple[Any, ...], *arrays: Tensor) -> Any:
         ctx.index = index
+        ctx.save_for_backward(*arrays)
         xp = x.array_module
         result = xp.zeros(shape, x.dtype)
-        if _is_basic(index):
-            result[index] = x.array
+        if all(array.dtype == np.bool_ for array in arrays):  # no element is picked twice
+            result[_put_together(index, arrays)] = x.array
         else:
-            xp.add.at(result, index, x.array)
+            xp.add.at(result, _put_together(index, arrays), x.array)
         return result
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        return GetItem.apply(grad, ctx.index), None, None
+        arrays = ctx.saved_tensors
+        return GetItem.apply(grad, ctx.index, *arrays), None, None, *(None,) * len(arrays)
 
 
 class SetItem(Function):
     """A copy of x with x[index] = value"""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, value: Any, index: Any) -> Any:
-        ctx.index, ctx.value_shape = index, raw(value).shape if isinstance(value, Tensor) else ()
+    def forward(ctx: Any, x: Tensor, value: Any, index: tuple[Any, ...], *arrays: Tensor) -> Any:
+        ctx.index, ctx.value_shape = index, value.shape if isinstance(value, Tensor) else ()
+        ctx.save_for_backward(*arrays)
         result = x.array.copy()
-        _assign(result, index, raw(value))
+        _assign(result, _put_together(index, arrays), raw(value))
         return result
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        wanted = ctx.needs_input_grad
-        kept = SetItem.apply(grad, 0.0, ctx.index) if wanted[0] else None
-        written = sum_to(GetItem.apply(grad, ctx.index), ctx.value_shape) if wanted[1] else None
-        return kept, written, None
+        arrays, wanted = ctx.saved_tensors, ctx.needs_input_grad
+        kept = SetItem.apply(grad, 0.0, ctx.index, *arrays) if wanted[0] else None
+        written = sum_to(GetItem.apply(grad, ctx.index, *arrays), ctx.value_shape) if wanted[1] else None
+        return kept, written, None, *(None,) * len(arrays)
 
 
 def get(x: Tensor, index: Any) -> Tensor:
     """``x[index]``; a view where only slices and integers are used."""
-    return GetItem.apply(x, _raw_index(index))
+    parts, arrays = _take_apart(x, index)
+    return GetItem.apply(x, parts, *arrays)
 
 
 def put(x: Tensor, index: Any, value: Any) -> None:
@@ -106,17 +134,10 @@ def put(x: Tensor, index: Any, value: Any) -> None:
         operand = operand.to(dtype=x.dtype)
     elif isinstance(operand, float) and x.dtype.kind != "f":
         raise DtypeError(f"indexing: a float cannot be written into a tensor of {x.dtype}")
-    raw_index = _raw_index(index)
+    parts, arrays = _take_apart(x, index)
     on_tape = x.requires_grad or (isinstance(operand, Tensor) and operand.requires_grad)
     if on_tape and is_grad_enabled():
-        x._write(SetItem.apply(x._same(), operand, raw_index))
+        x._write(SetItem.apply(x._same(), operand, parts, *arrays))
         return
-    _assign(x.array, raw_index, raw(operand))
+    _assign(x.array, _put_together(parts, arrays), raw(operand))
     x.written()
-
-
-def _assign(array: Any, index: Any, value: Any) -> None:
-    try:
-        array[index] = value
-    except (IndexError, ValueError) as error:
-        raise _refused(error, array.shape) from None

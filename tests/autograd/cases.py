@@ -326,7 +326,7 @@ case("embedding", "indices 3-d", lambda w: F.embedding(constant([[2], [0]]), w) 
 # ---- adjoints that only gradients of gradients reach, on their own
 
 case("adjoints", "SumTo", lambda x: shape.SumTo.apply(x, (3, 1)), of(2, 3, 4))
-case("adjoints", "Scatter", lambda x: indexing.Scatter.apply(x, (3, 2), rows), of(3, 2))
+case("adjoints", "Scatter", lambda x: indexing.Scatter.apply(x, (3, 2), (indexing._Array(0),), Tensor(rows)), of(3, 2))
 
 
 def pooled_gather(x: Tensor) -> Tensor:
