@@ -75,10 +75,18 @@ def as_operand(operation: str, value: Any, like: Tensor) -> Any:
         return value.item()
     if is_array(value):
         operand = Tensor(value)
-        if operand.device != like.device:
-            raise DeviceError(f"{operation}: the tensor is on {like.device!r}, the array on {operand.device!r}")
+        same_device(operation, like, operand)
         return operand
     return None
+
+
+def same_device(operation: str, *tensors: Tensor) -> None:
+    """All ``tensors`` must be on one device."""
+    for tensor in tensors:
+        if tensor.device != tensors[0].device:
+            raise DeviceError(
+                f"{operation}: all tensors must be on one device; got {tensors[0].device!r} and {tensor.device!r}"
+            )
 
 
 def raw(value: Any) -> Any:

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from ...kernels._devices import device_named, device_of
-from ...kernels._errors import ArgumentError, DeviceError, DtypeError
+from ...kernels._errors import ArgumentError, DtypeError
 from ..function import Function
 from ..graph import Node
 from ..tensor import DEFAULT_FLOAT, Tensor
-from ._operands import as_operand, broadcast_shape, promote, quiet, raw, scalar_dtype, sum_to
+from ._operands import as_operand, broadcast_shape, promote, quiet, raw, same_device, scalar_dtype, sum_to
 
 
 def binary(function: type[Function], a: Any, b: Any, *, floating: bool = False) -> Any:
@@ -63,7 +63,7 @@ def _floating(x: Any) -> Any:
 def unify(name: str, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Both tensors in one dtype; :class:`DeviceError` if they are on different devices."""
     if type(a.array) is not type(b.array):
-        raise DeviceError(f"{name}: tensors on different devices: {a.device!r} and {b.device!r}")
+        same_device(name, a, b)
     if a.array.dtype != b.array.dtype:
         dtype = promote(a, b)
         a, b = _cast(a, dtype), _cast(b, dtype)
@@ -466,8 +466,10 @@ def where(condition: Any, a: Any, b: Any) -> Tensor:
         dtype = np.result_type(*scalars)
         a = Tensor(tensor.array_module.asarray(a, DEFAULT_FLOAT if dtype.kind == "f" else dtype))
     a, b = prepare("where", a, b)
-    if isinstance(condition, Tensor) and condition.dtype != np.bool_:
-        raise DtypeError(f"where: condition must be boolean; got {condition.dtype}")
+    if isinstance(condition, Tensor):
+        if condition.dtype != np.bool_:
+            raise DtypeError(f"where: condition must be boolean; got {condition.dtype}")
+        same_device("where", *(x for x in (condition, a, b) if isinstance(x, Tensor)))
     broadcast_shape("where", *(x.shape for x in (condition, a, b) if isinstance(x, Tensor)))
     return Where.apply(condition, a, b)
 

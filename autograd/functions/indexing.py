@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from ...kernels._devices import is_array
-from ...kernels._errors import DeviceError, DtypeError, IndexRangeError, ShapeError
+from ...kernels._errors import DtypeError, IndexRangeError, ShapeError
 from ..function import Function
 from ..graph import is_grad_enabled
 from ..tensor import Tensor
-from ._operands import as_operand, raw, sum_to
+from ._operands import as_operand, raw, same_device, sum_to
 
 
 class _Array(int):
@@ -33,8 +33,7 @@ def _take_apart(x: Tensor, index: Any) -> tuple[Any, list[Tensor]]:
         if isinstance(part, Tensor):
             if part.dtype.kind == "f":
                 raise DtypeError(f"indexing: index tensors must be integers or booleans; got {part.dtype}")
-            if part.device != x.device:
-                raise DeviceError(f"indexing: the tensor is on {x.device!r}, the index on {part.device!r}")
+            same_device("indexing", x, part)
             arrays.append(part)
             part = _Array(len(arrays) - 1)
         parts.append(part)
@@ -129,8 +128,7 @@ def put(x: Tensor, index: Any, value: Any) -> None:
     if isinstance(operand, Tensor):
         if operand.dtype.kind == "f" and x.dtype.kind != "f":
             raise DtypeError(f"indexing: values of {operand.dtype} cannot be written into a tensor of {x.dtype}")
-        if operand.device != x.device:
-            raise DeviceError(f"indexing: the tensor is on {x.device!r}, the values on {operand.device!r}")
+        same_device("indexing", x, operand)
         operand = operand.to(dtype=x.dtype)
     elif isinstance(operand, float) and x.dtype.kind != "f":
         raise DtypeError(f"indexing: a float cannot be written into a tensor of {x.dtype}")

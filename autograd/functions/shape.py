@@ -13,7 +13,7 @@ from typing import Any
 from ...kernels._errors import ArgumentError, ShapeError
 from ..function import Function
 from ..tensor import Tensor
-from ._operands import axes, axis, promote
+from ._operands import axes, axis, promote, same_device
 
 
 def _sizes(operation: str, given: tuple[Any, ...]) -> tuple[int, ...]:
@@ -201,6 +201,7 @@ def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
         raise ArgumentError("cat: at least one tensor is needed")
     if not all(isinstance(t, Tensor) for t in tensors):
         raise ArgumentError("cat: takes a list of tensors")
+    same_device("cat", *tensors)
     where = axis("cat", dim, tensors[0].ndim)
     shapes = [(*t.shape[:where], *t.shape[where + 1 :]) for t in tensors]
     for number, t in enumerate(tensors):

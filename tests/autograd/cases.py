@@ -80,8 +80,12 @@ def case(operation: str, variant: str, function: Callable[..., Any], *inputs: Sp
     CASES.append(Case(operation, variant, function, inputs))
 
 
+#: Where the constants of the cases live; the tests of devices change it.
+constants_on = "cpu"
+
+
 def constant(*values: Any, dtype: Any = np.int64) -> Tensor:
-    return Tensor(np.array(values, dtype))
+    return Tensor(np.array(values, dtype)).to(device=constants_on)
 
 
 # ---- arithmetic
@@ -271,21 +275,24 @@ for name in ("softmax", "log_softmax"):
 
 # ---- losses
 
-labels = constant(1, 0, 3)
-weights = constant(0.5, 1.0, 2.0, 0.25, dtype=np.float64)
+
+def weights() -> Tensor:
+    return constant(0.5, 1.0, 2.0, 0.25, dtype=np.float64)
+
+
 for reduction in ("mean", "sum", "none"):
     case(
         "cross_entropy", f"labels, {reduction}",
         lambda x, r=reduction: F.cross_entropy(
-            x, constant(1, -100, 3), weights, label_smoothing=0.1, reduction=r
+            x, constant(1, -100, 3), weights(), label_smoothing=0.1, reduction=r
         ), of(3, 4),
     )  # fmt: skip
     case(
         "cross_entropy", f"probabilities, {reduction}",
-        lambda x, t, r=reduction: F.cross_entropy(x, t, weights, label_smoothing=0.2, reduction=r),
+        lambda x, t, r=reduction: F.cross_entropy(x, t, weights(), label_smoothing=0.2, reduction=r),
         of(3, 4), positive(3, 4),
     )  # fmt: skip
-    case("nll_loss", reduction, lambda x, r=reduction: F.nll_loss(x, labels, weights, 0, r), of(3, 4))
+    case("nll_loss", reduction, lambda x, r=reduction: F.nll_loss(x, constant(1, 0, 3), weights(), 0, r), of(3, 4))
     case("mse_loss", reduction, lambda x, t, r=reduction: F.mse_loss(x, t, r), of(3, 2), of(3, 2))
     case("l1_loss", reduction, lambda x, t, r=reduction: F.l1_loss(x, t, r), of(3, 2), positive(3, 2))
 case("cross_entropy", "positions", lambda x: F.cross_entropy(x, constant([1, 0], [2, 2])), of(2, 3, 2))
@@ -326,7 +333,9 @@ case("embedding", "indices 3-d", lambda w: F.embedding(constant([[2], [0]]), w) 
 # ---- adjoints that only gradients of gradients reach, on their own
 
 case("adjoints", "SumTo", lambda x: shape.SumTo.apply(x, (3, 1)), of(2, 3, 4))
-case("adjoints", "Scatter", lambda x: indexing.Scatter.apply(x, (3, 2), (indexing._Array(0),), Tensor(rows)), of(3, 2))
+case(
+    "adjoints", "Scatter", lambda x: indexing.Scatter.apply(x, (3, 2), (indexing._Array(0),), constant(*rows)), of(3, 2)
+)
 
 
 def pooled_gather(x: Tensor) -> Tensor:

@@ -1,0 +1,170 @@
+"""Nothing above the kernels assumes NumPy: everything runs on a device that refuses to mix with the host."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Iterator
+from typing import Any
+
+import cases
+import numpy as np
+import pytest
+from _fake_device import FakeArray, registered
+from cases import CASES, Case
+
+import rawgrad as rg
+from rawgrad import autograd as ag
+from rawgrad.autograd import Tensor
+from rawgrad.autograd import functional as F
+from rawgrad.kernels._errors import DeviceError
+
+
+@pytest.fixture(autouse=True)
+def device() -> Iterator[Any]:
+    with registered() as fake:
+        yield fake
+
+
+def run(case: Case, device: str) -> list[np.ndarray]:
+    """The results, the gradients and the gradients of the gradients of a case."""
+    inputs = [t.detach().to(device=device).requires_grad_() for t in case.tensors()]
+    results = case.function(*inputs)
+    results = list(results) if isinstance(results, tuple) else [results]
+    assert all(r.device == device and type(r.array) is type(inputs[0].array) for r in results)
+    total = sum((r * r).sum() for r in results)
+    first = [g for g in ag.grad(total, inputs, create_graph=True, allow_unused=True) if g is not None]
+    if any(g.requires_grad for g in first):
+        ag.backward([sum((g * g).sum() for g in first)])
+    second = [x.grad for x in inputs if x.grad is not None]
+    assert all(g.device == device for g in first + second)
+    return [t.detach().to(device="cpu").numpy() for t in (*results, *first, *second)]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_operations_run_on_another_device(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = run(case, "cpu")
+    monkeypatch.setattr(cases, "constants_on", "fake")
+    for there, here in zip(run(case, "fake"), host, strict=True):
+        np.testing.assert_allclose(there, here, rtol=1e-12, atol=1e-12)
+
+
+def fake(values: Any, dtype: Any = np.float32, requires_grad: bool = False) -> Tensor:
+    return rg.tensor(np.array(values, dtype), device="fake", requires_grad=requires_grad)
+
+
+@pytest.mark.parametrize(
+    "mix",
+    [
+        lambda a, b: a + b,
+        lambda a, b: b - a,
+        lambda a, b: a @ b,
+        lambda a, b: a == b,
+        lambda a, b: a.maximum(b),
+        lambda a, b: F.where(a > 0, a, b),
+        lambda a, b: F.where(b > 0, a, a),
+        lambda a, b: F.cat([a, b]),
+        lambda a, b: F.stack([a, b]),
+        lambda a, b: F.linear(a, b),
+        lambda a, b: a + b.numpy(),
+        lambda a, b: b.numpy() * a,
+        lambda a, b: a[b.long()],
+        lambda a, b: a.__setitem__(0, b[0]),
+        lambda a, b: a.add_(b),
+        lambda a, b: F.cross_entropy(a, b.long()[0]),
+        lambda a, b: F.embedding(b.long(), a),
+        lambda a, b: F.mse_loss(a, b),
+        lambda a, b: a.clamp(min=b),
+    ],
+)
+def test_mixing_devices_is_refused(mix: Any) -> None:
+    ones = np.ones((2, 2), np.float32)
+    with pytest.raises(DeviceError):
+        mix(rg.tensor(ones, device="fake"), Tensor(ones))
+
+
+def test_scalars_come_from_anywhere() -> None:
+    x = fake([1.0, 2.0])
+    for y in (x * 2, 2 * x, x * np.float64(2), np.float32(2) * x, x / 0.5, x + x.sum() - 3 + x):
+        assert y.device == "fake" and type(y.array) is FakeArray and y.dtype == np.float32
+
+
+def test_moving_there_and_back_carries_gradients() -> None:
+    x = Tensor(np.array([1.0, 2.0]), requires_grad=True)
+    y = x.to("fake")
+    assert y.device == "fake" and y.to("fake") is y
+    (y * y).sum().to("cpu").backward()
+    assert x.grad.device == "cpu"
+    np.testing.assert_array_equal(x.grad.numpy(), [2, 4])
+    assert y.to("cpu", dtype=np.float32).dtype == np.float32
+
+
+def test_leaving_a_device_is_explicit() -> None:
+    x = fake([1.0, 2.0])
+    with pytest.raises(DeviceError, match=r"this tensor is on 'fake'; use tensor.to\('cpu'\) first"):
+        x.numpy()
+    with pytest.raises(DeviceError):
+        np.asarray(x)
+    assert x.tolist() == [1, 2] and x.sum().item() == 3 and float(x[0]) == 1.0
+    assert repr(x) == "tensor([1., 2.], device='fake')"
+    with pytest.raises(DeviceError, match="'nowhere' is not available here; available: 'cpu'"):
+        x.to(device="nowhere")
+
+
+def test_factories_and_copies() -> None:
+    for x in (
+        rg.zeros(2, 3, device="fake"),
+        ag.ones_like(fake([[1.0]])),
+        ag.full((2,), 3.5, device="fake"),
+        rg.arange(5, device="fake"),
+        ag.linspace(0, 1, 3, device="fake"),
+        ag.eye(2, device="fake"),
+        rg.randn(3, device="fake"),
+        ag.randperm(4, device="fake"),
+        copy.deepcopy(fake([1.0])),
+        pickle.loads(pickle.dumps(fake([1.0]))),
+        fake([1.0]).clone(),
+    ):
+        assert x.device == "fake" and type(x.array) is FakeArray
+    rg.manual_seed(5)
+    there = rg.randn(4, device="fake")
+    rg.manual_seed(5)
+    np.testing.assert_array_equal(there.to("cpu").numpy(), rg.randn(4).numpy())
+
+
+def test_indexing_takes_host_indices_that_are_no_tensors() -> None:
+    x = fake([[1.0, 2.0], [3.0, 4.0]], requires_grad=True)
+    y = x[[1, 0, 1]] + x[np.array([0, 0, 1])] + x[fake([1, 1, 1], np.int64)]
+    y.sum().backward()
+    np.testing.assert_array_equal(x.grad.to("cpu").numpy(), [[3, 3], [6, 6]])
+
+
+def test_a_training_step_of_a_small_network() -> None:
+    def losses(device: str) -> list[float]:
+        rng = np.random.default_rng(0)
+
+        def tensor(*shape: int, scale: float = 1.0) -> Tensor:
+            return rg.tensor(rng.standard_normal(shape).astype(np.float32) * scale, device=device)
+
+        x, target = tensor(4, 1, 8, 8), rg.tensor(np.array([0, 2, 1, 2]), device=device)
+        shapes = ((3, 1, 3, 3), (3,), (3,), (3,), (5, 27), (5,))
+        parameters = [tensor(*shape, scale=0.3).requires_grad_() for shape in shapes]
+        rg.manual_seed(1)
+        found = []
+        for _ in range(3):
+            w, b, gain, shift, v, c = parameters
+            h = F.batch_norm(F.conv2d(x, w, b), None, None, gain, shift, training=True)
+            h = F.dropout(F.max_pool2d(F.relu(h), 2), 0.2).flatten(1)
+            loss = F.cross_entropy(F.linear(h, v, c, activation="tanh"), target)
+            for p in parameters:
+                p.grad = None
+            loss.backward()
+            with rg.no_grad():
+                for p in parameters:
+                    p -= 0.1 * p.grad
+            found.append(loss.item())
+        return found
+
+    there = losses("fake")
+    assert there[2] < there[0]
+    np.testing.assert_allclose(there, losses("cpu"), rtol=1e-6)
