@@ -10,7 +10,7 @@ from .training import Task
 
 HIDDEN = (200, 100, 60, 30)
 _SIGMOID = Task("mlp", {"hidden": HIDDEN}, optimizer="adam", lr=0.003, epochs=20)
-_RELU = replace(_SIGMOID, arguments={"hidden": HIDDEN, "activation": "relu"})
+_RELU = replace(_SIGMOID, arguments={"hidden": HIDDEN, "activation": "relu", "start": "truncated normal"})
 _DECAY = replace(_RELU, lr=0.0031, schedule="decay to a floor")
 _DROPOUT = replace(_DECAY, arguments={**_RELU.arguments, "dropout": 0.25})
 LADDER = {"1 sigmoid": _SIGMOID, "2 relu": _RELU, "3 learning-rate decay": _DECAY, "4 dropout": _DROPOUT}

@@ -214,7 +214,7 @@ class _Run:
             architecture=self.task.network,
             arguments=self.task.arguments,
             input_size=(1, side, side),
-            normalization={"scale": 1 / (16 if side == 8 else 255)},
+            normalization={"scale": 1 / (16 if side == 8 else 255), "frame": dict(self.loader.dataset.frame)},
             classes=list("0123456789"),
             extra={"loss": self.task.loss, "test_accuracy": test_accuracy},
         )
