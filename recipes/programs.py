@@ -52,3 +52,25 @@ def find(name: str) -> Program:
     if name not in PROGRAMS:
         raise ArgumentError(f"there is no program {name!r}; `rawgrad programs` lists them: {', '.join(PROGRAMS)}")
     return PROGRAMS[name]
+
+
+#: Rows of ``docs/programs.md`` that are no single program: the command for them, or what there is so far.
+OTHER_ROWS: dict[str, tuple[str, str]] = {
+    "P7": ("rawgrad predict IMAGE ...", "read digits from pictures; `rawgrad evaluate --pictures` tries 10,000"),
+    "P11": ("", "not in this version: a live view; each run leaves curves.png, steps.csv, epochs.csv"),
+    "P12": ("", "not in this version: a character language model"),
+    "P13": ("", "not in this version: asynchronous reading; batches are made in the training process"),
+    "P14": ("rawgrad data [mnist]", "data checks: the machine's, and samples for the eye"),
+    "P15": ("rawgrad train ...", "in part: validation each epoch, accuracy beside loss; L2, summary(), hooks in Python"),
+    "P16": ("rawgrad train ... --resume", "bit for bit after any epoch; from any batch: not in this version"),
+    "P17": ("", "not in this version: training on several devices"),
+}
+
+
+def overview() -> str:
+    """A table of all rows P1 to P18: row, command, summary."""
+    rows = [(p.row, f"rawgrad train {p.name}", p.summary) for p in PROGRAMS.values()]
+    rows += [(row, command or "-", summary) for row, (command, summary) in OTHER_ROWS.items()]
+    rows.sort(key=lambda row: int(row[0][1:] or 0))  # stable; what is from nowhere comes first
+    width = max(len(command) for _, command, _ in rows)
+    return "\n".join(f"{row:4} {command:{width}}  {summary}" for row, command, summary in rows)

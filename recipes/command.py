@@ -1,0 +1,398 @@
+"""The ``rawgrad`` command: train, evaluate, predict, programs, data, doctor.
+
+Each subcommand is a :class:`Command`: its options, and a function of them that gives the exit code.
+What a subcommand does lives in a module of its own, imported when it runs.  ``rawgrad bench`` belongs
+to the bench; ``__main__.py`` sends it there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ..kernels._devices import device_named
+from ..kernels._dispatch import backend as use_backend
+from ..kernels._errors import ArgumentError, DataError, RawgradError
+from .options import Options
+from .programs import DEFAULT, PROGRAMS, overview
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand.
+
+    Attributes:
+        summary: one line for ``rawgrad --help``.
+        declare: adds its options to a parser.
+        run: does it; gives the exit code.
+        examples: of its use: command and what it does.
+    """
+
+    summary: str
+    declare: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+    examples: tuple[tuple[str, str], ...] = ()
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command line ``argv``; 0 if all went well, 2 for a refusal, 130 for an interrupt.
+
+    Raises:
+        RawgradError: what was asked for cannot be done; its message is one to show.
+    """
+    arguments = list(argv)
+    try:
+        code = _run(arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # `rawgrad programs | head`: nobody reads on, which is no error of ours
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:  # a full disk, a folder that may not be written
+        raise DataError(f"{error.filename or 'system'}: {error.strerror or error}") from error
+
+
+def _run(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        print(f"rawgrad {version()}")
+        return 0
+    name, *rest = arguments
+    if name not in COMMANDS:
+        raise ArgumentError(_unknown_command(name))
+    command = COMMANDS[name]
+    parser = _Parser(
+        prog=f"rawgrad {name}",
+        description=command.summary[0].upper() + command.summary[1:] + ".",
+        epilog=_table("examples:", command.examples),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    command.declare(parser)
+    try:
+        options, unknown = parser.parse_known_args(rest)
+    except SystemExit as end:  # --help was printed
+        return int(end.code or 0)
+    if unknown:
+        known = [option for action in parser._actions for option in action.option_strings]
+        what = "option" if unknown[0].startswith("-") else "argument"
+        raise ArgumentError(
+            f"{name}: unknown {what} {unknown[0]}{_did_you_mean(unknown[0].partition('=')[0], known)}; "
+            f"see `rawgrad {name} --help`"
+        )
+    options.arguments = rest
+    return command.run(options)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Refuses with an error of ours, which the caller shows in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ArgumentError(f"{self.prog.removeprefix('rawgrad ')}: {message}; see `{self.prog} --help`")
+
+
+def _did_you_mean(word: str, known: Iterable[str]) -> str:
+    close = get_close_matches(word.lower().replace("_", "-"), list(known), 1, 0.6)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def _unknown_command(name: str) -> str:
+    if name in PROGRAMS:
+        return f"{name!r} is a program: `rawgrad train {name}` runs it"
+    if name.startswith("-"):
+        return f"there is no option {name}{_did_you_mean(name, ['--help', '--version'])}; see `rawgrad --help`"
+    return f"there is no command {name!r}{_did_you_mean(name, [*COMMANDS, 'bench'])}; see `rawgrad --help`"
+
+
+def version() -> str:
+    """rawgrad's version; asked of the root package, which is loaded, since imports go down only."""
+    return str(sys.modules[__name__.partition(".")[0]].__version__)
+
+
+def _table(title: str, rows: Sequence[tuple[str, str]]) -> str:
+    width = max((len(left) for left, _ in rows), default=0)
+    return "\n".join([title, *(f"  {left:{width}}  {right}".rstrip() for left, right in rows)])
+
+
+def _help() -> str:
+    commands = [(name, command.summary) for name, command in COMMANDS.items()]
+    commands.append(("bench", "measure kernels and training steps beside other libraries"))
+    return "\n\n".join(
+        (
+            "usage: rawgrad COMMAND [OPTION ...]\n       rawgrad --help | --version",
+            "rawgrad trains and uses small networks on kernels that it wrote itself.",
+            _table("commands (`rawgrad COMMAND --help` explains each):", commands),
+            _table(
+                "examples:",
+                (
+                    ("rawgrad train", "a digit classifier in under a minute, without a download"),
+                    ("rawgrad train mnist-cnn --data-dir DIR", "99 % on MNIST"),
+                    ("rawgrad predict photo.png", "which digit is that?"),
+                    ("rawgrad programs", "everything that can be trained"),
+                    ("rawgrad doctor", "what runs on this machine, and why the rest does not"),
+                ),
+            ),
+        )
+    )
+
+
+# ---- train ------------------------------------------------------------------------------------
+
+
+def _declare_train(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("program", nargs="?", default=DEFAULT, metavar="PROGRAM", help=f"see `rawgrad programs` (default: {DEFAULT})")
+    add("--out", type=Path, metavar="DIR", help="folder for weights, records and pictures (default: runs/PROGRAM)")
+    _add_data_dir(parser)
+    add("--device", default="cpu", metavar="D", help="where to compute (default: cpu; see `rawgrad doctor`)")
+    add("--backend", metavar="B", help="whose kernels run (default: the device's first; see `rawgrad doctor`)")
+    add("--epochs", type=int, metavar="N", help="passes over the training images")
+    add("--steps", type=int, metavar="N", help="stop after so many batches in all")
+    add("--batch-size", type=int, metavar="N", help="images in a batch")
+    add("--lr", type=float, metavar="X", help="learning rate, then kept constant")
+    add("--optimizer", metavar="O", help="sgd, momentum, adagrad, rmsprop or adam")
+    add("--seed", type=int, default=0, metavar="N", help="of everything random (default: 0)")
+    add("--seeds", type=int, default=1, metavar="N", help="repeat with so many seeds, for programs with a known curve")
+    add("--threads", type=int, metavar="N", help="threads of matrix products (BLAS)")
+    add("--resume", action="store_true", help="go on after the last finished epoch; starts afresh if there is none")
+    add("--quiet", action="store_true", help="print the last line only")
+
+
+def _add_data_dir(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data-dir", type=Path, metavar="DIR",
+        help="where MNIST is: its four IDX files or mnist.json.gz (default: RAWGRAD_DATA, the cache, a download)",
+    )  # fmt: skip
+
+
+def _train(options: argparse.Namespace) -> int:
+    name = options.program
+    if name not in PROGRAMS:
+        raise ArgumentError(
+            f"train: there is no program {name!r}{_did_you_mean(name, PROGRAMS)}; `rawgrad programs` lists them"
+        )
+    out = Path("runs", name) if options.out is None else options.out
+    if out.exists() and not out.is_dir():
+        raise ArgumentError(f"train: --out must be a folder; {out} is a file")
+    if options.threads is not None and options.threads < 1:
+        raise ArgumentError(f"train: --threads must be at least 1; got {options.threads}")
+    device_named(options.device)
+    settings = Options(
+        out=out,
+        **{
+            key: getattr(options, key)
+            for key in (
+                "data_dir", "device", "epochs", "steps", "batch_size", "lr", "optimizer", "seed", "seeds", "resume",
+                "quiet",
+            )
+        },
+    )  # fmt: skip
+    start = time.time()
+    with ExitStack() as stack:
+        if options.backend is not None:
+            stack.enter_context(use_backend(options.backend))
+        if options.threads is not None:
+            from threadpoolctl import threadpool_limits
+
+            import numpy  # noqa: F401, I001  so that there is a BLAS to limit
+
+            stack.enter_context(threadpool_limits(options.threads, user_api="blas"))
+        try:
+            result = PROGRAMS[name].run(settings)
+        except KeyboardInterrupt:
+            print(f"\nrawgrad: interrupted; {_how_to_resume(options.arguments, out, start)}", file=sys.stderr)
+            return 130
+    settings.say(_what_next(name, out, start))
+    print(result)
+    return 0
+
+
+def _fresh(out: Path, name: str, start: float) -> list[Path]:
+    """The files called ``name`` below ``out`` that were written since ``start``, oldest first."""
+    times = {path: path.stat().st_mtime for path in out.rglob(name)}
+    return sorted((path for path, at in times.items() if at >= start - 1), key=times.__getitem__)
+
+
+def _how_to_resume(arguments: list[str], out: Path, start: float) -> str:
+    if not any(out.rglob("training.safetensors")):
+        return "no epoch was finished, so nothing was saved"
+    again = [argument for argument in arguments if argument != "--resume"]
+    return f"what was finished is in {out}. To go on:\n  {shlex.join(['rawgrad', 'train', *again, '--resume'])}"
+
+
+def _what_next(name: str, out: Path, start: float) -> str:
+    weights = _fresh(out, "weights.safetensors", start)
+    if not weights:
+        return "next: `rawgrad programs` lists what else there is"
+    run = shlex.quote(str(weights[-1].parent))
+    steps = [f"`rawgrad predict PICTURE --weights {run}` reads a digit", f"`rawgrad evaluate {run}` shows its mistakes"]
+    if name == DEFAULT:
+        steps.append("`rawgrad train mnist-cnn` is the larger sister")
+    return f"next: {', '.join(steps)}"
+
+
+# ---- evaluate, predict ------------------------------------------------------------------------
+
+
+def _declare_evaluate(parser: argparse.ArgumentParser) -> None:
+    _add_model(parser, "model", nargs="?")
+    _add_data_dir(parser)
+    parser.add_argument(
+        "--split", default="test", choices=("train", "validation", "test"), help="which images (default: test)"
+    )
+    parser.add_argument(
+        "--pictures", type=int, nargs="?", const=10_000, metavar="N",
+        help="write the first N images (default: 10,000) out as PNG, scaled, inverted and shifted, and read them back",
+    )  # fmt: skip
+
+
+def _add_model(parser: argparse.ArgumentParser, name: str, **options: Any) -> None:
+    parser.add_argument(
+        name, type=Path, metavar="RUN_OR_WEIGHTS", **options,
+        help="the folder of a run, or a file of weights (default: the newest in runs/mnist-cnn, else runs/digits-cnn)",
+    )  # fmt: skip
+
+
+def _reader(path: Path | None) -> Any:
+    from .reading import Reader, find_weights
+
+    reader = Reader(find_weights() if path is None else path)
+    if path is None:
+        print(f"model: {reader.path}", file=sys.stderr)
+    return reader
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from .evaluating import evaluate, evaluate_pictures
+
+    if options.pictures is not None and options.pictures < 1:
+        raise ArgumentError(f"evaluate: --pictures must be at least 1; got {options.pictures}")
+    reader = _reader(options.model)
+    data = reader.load_data(options.split, options.data_dir)
+    if options.pictures is None:
+        print(evaluate(reader, data))
+    else:
+        evaluate_pictures(reader, data, options.pictures)
+    return 0
+
+
+def _declare_predict(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="PNG or JPEG of one digit, any size and colours")
+    _add_model(parser, "--weights")
+    parser.add_argument("--json", action="store_true", help="print a list with one object for each picture")
+
+
+def _predict(options: argparse.Namespace) -> int:
+    reader = _reader(options.weights)
+    failed, rows = False, []
+    for image in options.images:
+        try:
+            reading = reader.read(image)
+        except RawgradError as error:
+            failed = True
+            print(f"rawgrad: error: {error}", file=sys.stderr)
+            rows.append({"image": image, "error": str(error)})
+            continue
+        if options.json:
+            rows.append({"image": image, **reading.described()})
+        else:
+            print(f"{image}: {reading}\n")
+    if options.json:
+        print(json.dumps(rows, indent=2))
+    return 2 if failed else 0
+
+
+# ---- programs, data, doctor -------------------------------------------------------------------
+
+
+def _programs(options: argparse.Namespace) -> int:
+    print(overview())
+    return 0
+
+
+def _declare_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "source", nargs="?", default="digits", metavar="SOURCE",
+        help="digits, mnist, or a folder with one folder of pictures per class (default: digits)",
+    )  # fmt: skip
+    parser.add_argument("--out", type=Path, metavar="PICTURE", help="draw samples into this picture (.png, .pdf, .svg)")
+    parser.add_argument("--samples", type=int, metavar="N", help="how many to show (default: 8, in a picture 60)")
+    _add_data_dir(parser)
+
+
+def _data(options: argparse.Namespace) -> int:
+    from .inspecting import inspect_data
+
+    return inspect_data(options.source, options.data_dir, options.out, options.samples)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from .doctor import report
+
+    print(report(version(), options.data_dir))
+    return 0
+
+
+COMMANDS: dict[str, Command] = {
+    "train": Command(
+        "run one of the programs: train, report each epoch, save, test",
+        _declare_train,
+        _train,
+        (
+            ("rawgrad train", f"{DEFAULT}: {PROGRAMS[DEFAULT].summary}"),
+            ("rawgrad train mnist-cnn --data-dir DIR", "MNIST to 99 %; DIR holds the four IDX files"),
+            ("rawgrad train mnist-cnn --optimizer sgd --seeds 5", "five runs, and the band of their losses"),
+            ("rawgrad train mnist-cnn --resume", "go on where an interrupted run stopped"),
+        ),
+    ),
+    "evaluate": Command(
+        "test a trained network: accuracy, loss, confusion matrix, worst classes",
+        _declare_evaluate,
+        _evaluate,
+        (
+            ("rawgrad evaluate runs/digits-cnn", "on the test images that its data set has"),
+            ("rawgrad evaluate runs/mnist-cnn --pictures", "and as pictures, scaled, inverted, shifted"),
+        ),
+    ),
+    "predict": Command(
+        "read the digit in each picture, with the probability of each class",
+        _declare_predict,
+        _predict,
+        (
+            ("rawgrad predict seven.png photo.jpg", "dark on light or light on dark, in any place"),
+            ("rawgrad predict seven.png --weights runs/digits-cnn", "with a certain network"),
+            ("rawgrad predict *.png --json", "for scripts"),
+        ),
+    ),
+    "programs": Command(
+        "list every program with its command", lambda parser: None, _programs, (("rawgrad programs", ""),)
+    ),
+    "data": Command(
+        "look at a data set before training on it: the machine's check, and samples for the eye",
+        _declare_data,
+        _data,
+        (
+            ("rawgrad data", "the bundled digits"),
+            ("rawgrad data mnist --out sheet.png", "MNIST, with a picture of 60 samples"),
+            ("rawgrad data my-pictures/", "a folder with one folder of pictures per class"),
+        ),
+    ),
+    "doctor": Command(
+        "say what runs here: versions, processor, threads, backends, devices, data",
+        _add_data_dir,
+        _doctor,
+        (("rawgrad doctor", ""),),
+    ),
+}

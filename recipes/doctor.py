@@ -1,0 +1,138 @@
+"""What runs on this machine, and why the rest does not.  Nothing here may fail: each look stands alone."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed
+from pathlib import Path
+
+import numpy as np
+
+from ..engine.data import find_mnist
+from ..kernels._devices import device_named
+from ..kernels._dispatch import BACKENDS, backend
+from ..kernels._errors import RawgradError
+from ..kernels.gemm import gemm
+
+_NEEDED = ("numpy", "scipy", "scikit-learn", "safetensors", "pillow", "matplotlib", "tqdm", "threadpoolctl")
+_OPTIONAL = {
+    "numba": "compiled CPU kernels",
+    "cupy": "NVIDIA GPUs",
+    "numba_cuda": "NVIDIA GPUs by Numba",
+    "torch": "a peer in tests and benchmarks",
+    "mpi4py": "training on several processes",
+}
+
+Rows = list[tuple[str, str]]
+
+
+def report(version: str, data_dir: Path | None = None) -> str:
+    """The whole report, one line for each thing.
+
+    Args:
+        version: rawgrad's.
+        data_dir: where to look for MNIST first.
+    """
+    looks: dict[str, Callable[[], Rows]] = {
+        "versions": lambda: _versions(version),
+        "processor": _processor,
+        "devices": _devices,
+        "backends": _backends,
+        "data": lambda: _data(data_dir),
+        "optional packages": _optional,
+    }
+    lines: list[str] = []
+    for title, look in looks.items():
+        try:
+            rows = look()
+        except Exception as error:  # a doctor reports what is broken
+            rows = [("broken", f"{type(error).__name__}: {error}")]
+        lines += [title, *(f"  {name:14} {text}" for name, text in rows)]
+    return "\n".join(lines)
+
+
+def _version_of(package: str) -> str | None:
+    try:
+        return installed(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _versions(version: str) -> Rows:
+    place = Path(__file__).resolve().parents[1]
+    python = f"{platform.python_version()} ({platform.python_implementation()}) on {platform.platform()}"
+    needed = ((package, _version_of(package) or "NOT INSTALLED") for package in _NEEDED)
+    return [("rawgrad", f"{version} in {place}"), ("Python", python), *needed]
+
+
+def _processor() -> Rows:
+    from threadpoolctl import threadpool_info
+
+    model = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
+    except OSError:
+        pass  # not Linux
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    rows = [("CPU", model), ("cores", f"{usable} usable of {os.cpu_count()}")]
+    for pool in threadpool_info():
+        if pool["user_api"] == "blas":
+            kind = pool.get("architecture")
+            name = f"{pool['internal_api']} {pool['version']}{f' ({kind})' if kind else ''}"
+            rows.append(("BLAS", f"{name}, {pool['num_threads']} threads; `rawgrad train --threads N` sets them"))
+    return rows if len(rows) > 2 else [*rows, ("BLAS", "none that threadpoolctl knows")]
+
+
+def _devices() -> Rows:
+    rows = []
+    for name in dict.fromkeys(known.device for known in BACKENDS.values()):
+        try:
+            device_named(name)
+            rows.append((name, "available"))
+        except RawgradError as error:
+            rows.append((name, f"not available: {error}"))
+    return rows
+
+
+def _backends() -> Rows:
+    """Each backend that says it can run multiplies two matrices to prove it."""
+    rows, taken = [], set()
+    for name, known in BACKENDS.items():
+        problem = known.problem()
+        if problem is None and known.implements("gemm"):
+            try:
+                device = device_named(known.device)
+                with backend(name):
+                    product = device.to_host(gemm(*(device.from_host(np.full((2, 2), v)) for v in (2.0, 3.0))))
+                problem = None if (product == 12).all() else f"its product is wrong: {product.tolist()}"
+            except Exception as error:  # whatever a broken installation raises
+                problem = f"{type(error).__name__}: {error}"
+        if problem is not None:
+            rows.append((name, f"{known.device}: does not run: {problem}"))
+            continue
+        rows.append((name, f"{known.device}: runs{'' if known.device in taken else ', the default'}; {known.summary}"))
+        taken.add(known.device)
+    return rows
+
+
+def _data(data_dir: Path | None) -> Rows:
+    try:
+        mnist = f"found in {find_mnist(data_dir)}"
+    except RawgradError as error:
+        mnist = "\n".join([line if i == 0 else f"    {line.strip()}" for i, line in enumerate(str(error).splitlines())])
+    return [("digits", "bundled with scikit-learn"), ("MNIST", mnist)]
+
+
+def _optional() -> Rows:
+    rows = []
+    for name, use in _OPTIONAL.items():
+        if importlib.util.find_spec(name) is None:
+            rows.append((name, f"not installed ({use})"))
+        else:
+            rows.append((name, f"{_version_of(name.replace('_', '-')) or 'installed'} ({use})"))
+    return rows
