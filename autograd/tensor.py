@@ -63,7 +63,11 @@ class Tensor:
     __array_priority__ = 1000
 
     def __init__(self, data: Any, requires_grad: _bool = False) -> None:
-        self.array: Any = data if is_array(data) else _as_array(data)
+        if not is_array(data):
+            data = _as_array(data)
+        elif data.dtype.kind not in "fiub":
+            as_dtype(data.dtype)  # refuses it
+        self.array: Any = data
         self.grad: Tensor | None = None
         self._node: Node | None = None
         self._index = 0

@@ -75,6 +75,7 @@ def unary(function: type[Function], x: Tensor, *, floating: bool = False) -> Ten
     return function.apply(_floating(x) if floating else x)
 
 
+@quiet
 def without_gradient(name: str, *operands: Any) -> Any:
     """The array module's function ``name`` (a comparison, a logical or bitwise operation)."""
     tensor = operands[0]

@@ -163,7 +163,8 @@ class CumSum(Function):
     @quiet
     def forward(ctx: Any, x: Tensor, dim: int) -> Any:
         ctx.dim = dim
-        return x.array_module.cumsum(x.array, axis=dim if x.ndim else None).reshape(x.shape)
+        dtype = np.int64 if x.dtype.kind in "biu" else None
+        return x.array_module.cumsum(x.array, axis=dim if x.ndim else None, dtype=dtype).reshape(x.shape)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:

@@ -169,7 +169,7 @@ class Flip(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, dims: tuple[int, ...]) -> Any:
         ctx.dims = dims
-        return x.array_module.flip(x.array, dims)
+        return x.array_module.flip(x.array, dims).copy()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:

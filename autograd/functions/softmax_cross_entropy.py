@@ -102,6 +102,4 @@ def cross_entropy(
     loss: Tensor = SoftmaxCrossEntropy.apply(rows, targets, weight, options)
     if reduction == "none":
         return loss.reshape(positions)
-    if reduction == "mean" and probabilities and logits.ndim > 2:
-        return loss * (len(targets) / logits.shape[0])  # torch divides by N, not by the number of rows
     return loss
