@@ -204,9 +204,8 @@ def _train(options: argparse.Namespace) -> int:
         if options.backend is not None:
             stack.enter_context(use_backend(options.backend))
         if options.threads is not None:
+            import numpy  # noqa: F401  so that there is a BLAS to limit
             from threadpoolctl import threadpool_limits
-
-            import numpy  # noqa: F401, I001  so that there is a BLAS to limit
 
             stack.enter_context(threadpool_limits(options.threads, user_api="blas"))
         try:

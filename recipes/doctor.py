@@ -94,8 +94,8 @@ def _devices() -> Rows:
         try:
             device_named(name)
             rows.append((name, "available"))
-        except RawgradError as error:
-            rows.append((name, f"not available: {error}"))
+        except RawgradError:
+            rows.append((name, "not available: none of its backends runs here"))
     return rows
 
 

@@ -49,7 +49,7 @@ class Report:
                 break
             wrong = self.confusion[index].copy()
             wrong[index] = 0
-            taken = [f"{self.classes[j]} ({wrong[j]} times)" for j in np.argsort(-wrong, kind="stable")[:2] if wrong[j]]
+            taken = [f"{self.classes[j]} ({wrong[j]}x)" for j in np.argsort(-wrong, kind="stable")[:2] if wrong[j]]
             lines.append(
                 f"{self.classes[index]}: {100 * shares[index]:.2f} % of {totals[index]} right, "
                 f"taken for {', '.join(taken)}"

@@ -61,7 +61,10 @@ OTHER_ROWS: dict[str, tuple[str, str]] = {
     "P12": ("", "not in this version: a character language model"),
     "P13": ("", "not in this version: asynchronous reading; batches are made in the training process"),
     "P14": ("rawgrad data [mnist]", "data checks: the machine's, and samples for the eye"),
-    "P15": ("rawgrad train ...", "in part: validation each epoch, accuracy beside loss; L2, summary(), hooks in Python"),
+    "P15": (
+        "rawgrad train ...",
+        "in part: validation and accuracy each epoch; in Python weight decay, summary(), hooks",
+    ),
     "P16": ("rawgrad train ... --resume", "bit for bit after any epoch; from any batch: not in this version"),
     "P17": ("", "not in this version: training on several devices"),
 }

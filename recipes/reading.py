@@ -51,7 +51,8 @@ class Reading:
         if self.value is not None:
             return f"{self.digit}  (the network gave {self.value:.3f})"
         lines = [f"{self.digit}  ({100 * self.probabilities[self.digit]:.1f} %)"]
-        lines += [f"  {name}  {100 * p:5.1f} %  {'█' * round(30 * p)}".rstrip() for name, p in self.probabilities.items()]
+        for name, p in self.probabilities.items():
+            lines.append(f"  {name}  {100 * p:5.1f} %  {'█' * round(30 * p)}".rstrip())
         return "\n".join(lines)
 
 
@@ -75,7 +76,8 @@ class Reader:
         self.model: Module
         self.info: ModelInfo
         self.model, self.info = load_model(self.path)
-        sizes: dict[tuple[int, ...], Any] = {(1, data.frame["size"], data.frame["size"]): data for data in (MNIST, Digits)}
+        kinds: tuple[Any, ...] = (MNIST, Digits)
+        sizes = {(1, kind.frame["size"], kind.frame["size"]): kind for kind in kinds}
         if self.info.input_size not in sizes:
             known = " or ".join(map(str, sizes))
             raise CheckpointError(f"{self.path}: input_size must be {known} to read digits; got {self.info.input_size}")
@@ -130,7 +132,9 @@ def newest_weights(folder: Path) -> Path:
     """The newest weights in the folder of a run, or in a folder of runs."""
     found = sorted(folder.rglob("weights.safetensors"), key=lambda path: path.stat().st_mtime)
     if not found:
-        raise CheckpointError(f"{folder}: no weights.safetensors in this folder; expected one that `rawgrad train` made")
+        raise CheckpointError(
+            f"{folder}: no weights.safetensors in this folder; expected one that `rawgrad train` made"
+        )
     return found[-1]
 
 
