@@ -268,7 +268,7 @@ def _reader(path: Path | None) -> Any:
     from .reading import Reader, find_weights
 
     reader = Reader(find_weights() if path is None else path)
-    if path is None:
+    if path is None or (path.is_dir() and path != reader.path.parent):
         print(f"model: {reader.path}", file=sys.stderr)
     return reader
 
@@ -301,8 +301,9 @@ def _predict(options: argparse.Namespace) -> int:
             reading = reader.read(image)
         except RawgradError as error:
             failed = True
-            print(f"rawgrad: error: {error}", file=sys.stderr)
-            rows.append({"image": image, "error": str(error)})
+            message = str(error) if image in str(error) else f"{image}: {error}"
+            print(f"rawgrad: error: {message}", file=sys.stderr)
+            rows.append({"image": image, "error": message})
             continue
         if options.json:
             rows.append({"image": image, **reading.described()})

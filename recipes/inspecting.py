@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from ..engine.data import MNIST, Digits, ImageFolder, check_data, sample_sheet, sample_text
-from ..kernels._errors import DataError
+from ..kernels._errors import ArgumentError, DataError
+
+#: Endings of the pictures that samples are drawn into.
+PICTURES = (".png", ".pdf", ".svg")
 
 
 def splits_of(source: str, data_dir: Path | None) -> dict[str, Any]:
@@ -38,6 +41,8 @@ def inspect_data(source: str, data_dir: Path | None, out: Path | None, samples: 
     Returns:
         0, or 1 if the check found problems.
     """
+    if out is not None and out.suffix not in PICTURES:
+        raise ArgumentError(f"data: --out must end with {', '.join(PICTURES)}; got {out}")
     splits = splits_of(source, data_dir)
     report = check_data(splits)
     first = next(iter(splits.values()))
@@ -45,9 +50,9 @@ def inspect_data(source: str, data_dir: Path | None, out: Path | None, samples: 
     shown = _Readable(first, {index for index, _ in report.splits[0].unreadable})
     if len(shown):
         if out is None:
-            print(sample_text(shown, count=samples or 8))
+            print(sample_text(shown, count=8 if samples is None else samples))
         else:
-            sample_sheet(shown, out, count=samples or 60)
+            sample_sheet(shown, out, count=60 if samples is None else samples)
             print(f"samples drawn into {out}\n")
     print(report)
     return 1 if report.problems else 0
