@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from .options import Options
-from .several import Several, run as run_several
+from .several import Several
+from .several import run as run_several
 from .training import Task
 
 _SMALL = Task("strided_cnn", optimizer="adam", lr=0.0031, schedule="decay to a floor", epochs=20)

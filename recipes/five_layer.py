@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from .options import Options
-from .several import Several, run as run_several
+from .several import Several
+from .several import run as run_several
 from .training import Task
 
 HIDDEN = (200, 100, 60, 30)

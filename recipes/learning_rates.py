@@ -7,7 +7,8 @@ from dataclasses import replace
 from .curves import draw
 from .mnist_cnn import SGD
 from .options import Options
-from .several import Several, run as run_several
+from .several import Several
+from .several import run as run_several
 
 RATES = {f"sgd lr {lr:g}": replace(SGD, lr=lr) for lr in (0.1, 0.01, 0.001)}
 OPTIMIZERS = {name: replace(SGD, optimizer=name) for name in ("momentum", "adagrad", "adam", "rmsprop")}

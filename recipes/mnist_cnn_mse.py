@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from .curves import Named
 from .options import Options
-from .repeated import Repeated, run as run_repeated
+from .repeated import Repeated
+from .repeated import run as run_repeated
 from .training import Result, Task
 
 # The layers' own initialisation: with larger first outputs the squared error at this learning rate kills every ReLU.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from .curves import Named
 from .options import Options
-from .repeated import Repeated, run as run_repeated
+from .repeated import Repeated
+from .repeated import run as run_repeated
 from .training import Result, Task
 
 TASK = Task("mlp", {"hidden": (10, 10), "outputs": 1}, loss="mse of the label", lr=0.01, epochs=5)
