@@ -82,13 +82,11 @@ class Function:
 
 def _as_output(value: Any, args: tuple[Any, ...]) -> Tensor:
     """What forward returned, as a tensor of its own."""
-    if isinstance(value, Tensor):
-        value = value.array
-    if not is_array(value):
-        # Array modules give scalars where an array of no dimensions is meant.
-        first = next((arg for arg in args if isinstance(arg, Tensor)), None)
-        value = Tensor(value).array if first is None else first.array_module.asarray(value)
-    return Tensor(value)
+    if is_array(value) or isinstance(value, Tensor):
+        return Tensor(value)
+    # Array modules give scalars where an array of no dimensions is meant.
+    first = next((arg for arg in args if isinstance(arg, Tensor)), None)
+    return Tensor(value if first is None else first.array_module.asarray(value))
 
 
 def _share_version(output: Tensor, args: tuple[Any, ...]) -> None:

@@ -380,7 +380,7 @@ def batch_norm(
         for running, current in ((running_mean, mean.array), (running_var, variance)):
             running.array *= 1 - momentum
             running.array += momentum * current
-            running._version.value += 1
+            running.written()
     return y
 
 

@@ -14,7 +14,6 @@ import numpy as np
 from ...kernels._devices import device_named, device_of
 from ...kernels._errors import ArgumentError, DtypeError
 from ..function import Function
-from ..graph import Node
 from ..tensor import DEFAULT_FLOAT, Tensor
 from ._operands import as_operand, broadcast_shape, promote, quiet, raw, same_device, scalar_dtype, sum_to
 
@@ -91,9 +90,17 @@ def without_gradient(name: str, *operands: Any) -> Any:
         raise DtypeError(f"{name}: {error}") from None
 
 
-def _shapes(ctx: Node, *operands: Any) -> list[Any]:
-    ctx.shapes = [x.shape if isinstance(x, Tensor) else None for x in operands]  # type: ignore[attr-defined]
-    return [raw(x) for x in operands]
+def _shapes(ctx: Any, a: Any, b: Any) -> tuple[Any, Any]:
+    """Keep the shapes for :func:`_back` (None for a scalar), and give the arrays."""
+    shape_a = shape_b = None
+    if isinstance(a, Tensor):
+        a = a.array
+        shape_a = a.shape
+    if isinstance(b, Tensor):
+        b = b.array
+        shape_b = b.shape
+    ctx.shapes = shape_a, shape_b
+    return a, b
 
 
 def _back(ctx: Any, index: int, gradient: Tensor) -> Tensor:
@@ -482,7 +489,7 @@ class Where(Function):
     def forward(ctx: Any, condition: Any, a: Any, b: Any) -> Any:
         xp = next(x for x in (condition, a, b) if isinstance(x, Tensor)).array_module
         _keep_others(ctx, condition)
-        _, raw_a, raw_b = _shapes(ctx, condition, a, b)
+        raw_a, raw_b = _shapes(ctx, a, b)
         dtype = (a if isinstance(a, Tensor) else b).dtype
         return xp.where(raw(condition), raw_a, raw_b).astype(dtype, copy=False)
 
@@ -492,8 +499,8 @@ class Where(Function):
         wanted = ctx.needs_input_grad
         return (
             None,
-            _back(ctx, 1, where(condition, grad, 0.0)) if wanted[1] else None,
-            _back(ctx, 2, where(condition, 0.0, grad)) if wanted[2] else None,
+            _back(ctx, 0, where(condition, grad, 0.0)) if wanted[1] else None,
+            _back(ctx, 1, where(condition, 0.0, grad)) if wanted[2] else None,
         )
 
 

@@ -61,7 +61,7 @@ def clip_grad_norm_(
     factor = xp.minimum(max_norm / (total + 1e-6), 1.0)
     for g in grads:
         g.array *= factor.astype(g.dtype)
-        g._version.value += 1
+        g.written()
     return Tensor(xp.asarray(total, grads[0].dtype))
 
 
@@ -72,4 +72,4 @@ def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float) -
     for g in _gradients(parameters):
         xp = device_of(g.array).array_module
         xp.clip(g.array, -clip_value, clip_value, out=g.array)
-        g._version.value += 1
+        g.written()

@@ -162,7 +162,7 @@ class Optimizer:
                     count.array,
                 )
                 for p in params:
-                    p._version.value += 1  # a graph that saved the old values must not be used any more
+                    p.written()  # a graph that saved the old values must not be used any more
         return loss
 
     def _buckets(self, group: Group, slots: tuple[str, ...]) -> list[tuple[Count, list[Tensor]]]:
