@@ -79,7 +79,7 @@ def cnn(outputs: int = 10, start: str | None = "he from pixels") -> Module:
 
 
 def strided_cnn(channels: tuple[int, int, int] = (4, 8, 12), first: int = 5, dropout: float = 0.0,
-                start: str | None = "he from pixels") -> Module:  # fmt: skip
+                start: str | None = "truncated normal") -> Module:  # fmt: skip
     """Three convolutions, 28 -> 28 -> 14 -> 7 by strides instead of pooling, then linear 200 and 10.
 
     The padding is (before, after), so that the sizes come out for even filters and strides too.

@@ -202,8 +202,8 @@ class _Run:
             "generator": default_generator.get_state(),
             "seed": self.options.seed,
             "epoch": epoch.epoch + 1,
-            "steps": np.array([astuple(step) for step in self.history.steps], np.float64),
-            "epochs": np.array([astuple(e) for e in self.history.epochs], np.float64),
+            "steps": _table(self.history.steps),
+            "epochs": _table(self.history.epochs),
         }
         save_state(self._path, state)
         self.save_weights(None)
@@ -247,6 +247,11 @@ class _Run:
         self.history.epochs += [Epoch(int(e), *rest) for e, *rest in state["epochs"].tolist()]
         self.options.say(f"resuming after epoch {state['epoch']}")
         return int(state["epoch"])
+
+
+def _table(records: list[Any]) -> np.ndarray:
+    """The numbers of steps or epochs, a row each, in the order of their fields."""
+    return np.array([list(vars(record).values()) for record in records], np.float64)
 
 
 def _described(task: Task) -> dict[str, Any]:
