@@ -1,0 +1,186 @@
+"""Runs on the bundled digits: records, saving, resuming to the bit, refusing another task's state."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rawgrad.engine.weights import load_state, load_weights
+from rawgrad.kernels._errors import ArgumentError, CheckpointError, DataError
+from rawgrad.recipes import curves, repeated
+from rawgrad.recipes.networks import build
+from rawgrad.recipes.options import Options
+from rawgrad.recipes.training import LOSSES, OPTIMIZERS, SCHEDULES, Result, Task, load_model, train
+
+#: Dropout and batch norm, so that the random state and the buffers must come back too.
+TASK = Task("small_cnn", {"channels": 2}, data="digits", optimizer="adam", lr=0.01, epochs=3, batch_size=300)
+
+
+def quiet(out: Path, **settings: object) -> Options:
+    return Options(out, quiet=True, **settings)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """Three epochs without a break."""
+    return train(TASK, quiet(tmp_path_factory.mktemp("whole")))
+
+
+def losses(result: Result) -> list[float]:
+    return [step.loss for step in result.history.steps]
+
+
+class TestRecords:
+    def test_every_step_and_epoch_is_written(self, whole: Result) -> None:
+        out = whole.options.out
+        steps = list(csv.DictReader((out / "steps.csv").read_text().splitlines()))
+        assert len(steps) == 15 == len(whole.history.steps)  # 1,257 images are 5 batches of 300, the last of 57
+        np.testing.assert_allclose([float(row["loss"]) for row in steps], losses(whole), rtol=1e-6)
+        assert [row["epoch"] for row in csv.DictReader((out / "epochs.csv").read_text().splitlines())] == [
+            "0",
+            "1",
+            "2",
+        ]
+        assert json.loads((out / "result.json").read_text())["test"]["count"] == 270
+        assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+    def test_the_weights_explain_themselves(self, whole: Result) -> None:
+        model, info = load_model(whole.options.out)
+        assert (info.architecture, info.input_size, info.classes) == ("small_cnn", (1, 8, 8), list("0123456789"))
+        assert info.normalization["frame"]["size"] == 8
+        assert info.extra["test_accuracy"] == whole.test.accuracy
+        assert not model.training
+
+    def test_it_learns(self, whole: Result) -> None:
+        assert losses(whole)[-1] < 0.8 * losses(whole)[0]
+        assert f"{100 * whole.test.accuracy:.2f} %" in str(whole)
+
+
+class TestResume:
+    @pytest.mark.parametrize("schedule", [None, "decay to a floor"])
+    def test_it_goes_on_bit_for_bit(self, schedule: str | None, tmp_path: Path) -> None:
+        task = replace(TASK, schedule=schedule)
+        whole, broken = tmp_path / "whole", tmp_path / "broken"
+        expected = train(task, quiet(whole))
+        train(replace(task, epochs=1), quiet(broken))
+        resumed = train(task, quiet(broken, resume=True))
+        assert losses(resumed) == losses(expected)
+        for name in ("weights.safetensors", "training.safetensors"):
+            assert _arrays(whole / name).keys() == _arrays(broken / name).keys()
+            for key, array in _arrays(whole / name).items():
+                if key.endswith("epochs"):  # holds seconds
+                    continue
+                np.testing.assert_array_equal(_arrays(broken / name)[key], array, err_msg=key)
+
+    def test_an_epoch_left_in_its_middle_is_begun_again(self, whole: Result, tmp_path: Path) -> None:
+        train(TASK, quiet(tmp_path, steps=7))
+        assert load_state(tmp_path / "training.safetensors")["epoch"] == 1
+        assert losses(train(TASK, quiet(tmp_path, resume=True))) == losses(whole)
+
+    def test_nothing_to_resume_starts_afresh(self, whole: Result, tmp_path: Path) -> None:
+        assert losses(train(TASK, quiet(tmp_path / "new", resume=True))) == losses(whole)
+
+    @pytest.mark.parametrize(
+        ("change", "named"), [({"lr": 0.5}, "lr was 0.01 and is now 0.5"), ({"batch_size": 10}, "batch_size")]
+    )
+    def test_another_task_is_refused(self, change: dict[str, object], named: str, tmp_path: Path) -> None:
+        train(replace(TASK, epochs=1), quiet(tmp_path))
+        with pytest.raises(CheckpointError, match=named):
+            train(replace(TASK, **change), quiet(tmp_path, resume=True))  # type: ignore[arg-type]
+
+    def test_another_seed_is_refused(self, tmp_path: Path) -> None:
+        train(replace(TASK, epochs=1), quiet(tmp_path))
+        with pytest.raises(CheckpointError, match="seed was 0"):
+            train(TASK, quiet(tmp_path, resume=True, seed=1))
+
+    def test_a_damaged_state_is_refused(self, tmp_path: Path) -> None:
+        train(replace(TASK, epochs=1), quiet(tmp_path))
+        path = tmp_path / "training.safetensors"
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match="damaged"):
+            train(TASK, quiet(tmp_path, resume=True))
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    if path.name == "weights.safetensors":
+        return load_weights(path)[0]
+    found: dict[str, np.ndarray] = {}
+
+    def walk(value: object, name: str) -> None:
+        if isinstance(value, dict):
+            for key, item in value.items():
+                walk(item, f"{name}.{key}")
+        elif isinstance(value, list | tuple):
+            for i, item in enumerate(value):
+                walk(item, f"{name}.{i}")
+        elif value is not None:
+            found[name] = np.asarray(value)
+
+    walk(load_state(path), "state")
+    return {name: array for name, array in found.items() if not name.startswith("state.epochs")}
+
+
+class TestSettings:
+    def test_a_rate_of_the_users_own_stays_constant(self, tmp_path: Path) -> None:
+        result = train(replace(TASK, schedule="cosine"), quiet(tmp_path, lr=0.003, epochs=1))
+        assert {step.lr for step in result.history.steps} == {0.003}
+
+    def test_an_unknown_optimizer_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(ArgumentError, match=r"sgd, momentum.*'adamax'"):
+            train(TASK, quiet(tmp_path, optimizer="adamax"))
+
+    @pytest.mark.parametrize("name", ["epochs", "steps", "batch_size", "seeds"])
+    def test_a_number_below_one_is_refused(self, name: str, tmp_path: Path) -> None:
+        with pytest.raises(ArgumentError, match=f"--{name.replace('_', '-')} must be at least 1; got 0"):
+            quiet(tmp_path, **{name: 0})
+
+    @pytest.mark.parametrize("optimizer", OPTIMIZERS)
+    def test_each_optimizer_lowers_the_loss(self, optimizer: str, tmp_path: Path) -> None:
+        task = Task("mlp", {"inputs": 64}, data="digits", lr=0.05, batch_size=100, epochs=3)
+        result = train(task, quiet(tmp_path, optimizer=optimizer))
+        assert result.history.epochs[-1].loss < 0.9 * result.history.epochs[0].loss
+
+    @pytest.mark.parametrize("loss", LOSSES)
+    def test_each_loss_can_be_trained(self, loss: str, tmp_path: Path) -> None:
+        outputs = 1 if loss == "mse of the label" else 10
+        task = Task("mlp", {"inputs": 64, "outputs": outputs}, "digits", loss, lr=0.002, batch_size=100, epochs=2)
+        result = train(task, quiet(tmp_path))
+        assert result.history.epochs[1].loss < result.history.epochs[0].loss
+
+    def test_the_schedules_end_where_they_should(self) -> None:
+        model = build("mlp", {"inputs": 4})
+        for name, last in (("cosine", 0.0), ("decay to a floor", 1e-4 + 3e-3 * np.exp(-0.05))):
+            optimizer = OPTIMIZERS["sgd"](model.parameters(), 0.0031)
+            schedule = SCHEDULES[name](optimizer, 100)
+            for _ in range(100):
+                schedule.step()
+            assert optimizer.param_groups[0]["lr"] == pytest.approx(last, abs=1e-12)
+
+    def test_missing_data_say_what_to_do(self, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match="train-images"):
+            train(Task("cnn"), quiet(tmp_path / "out", data_dir=tmp_path))
+
+
+def test_an_unknown_network_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="network 'vgg' is unknown"):
+        build("vgg", {})
+    with pytest.raises(CheckpointError, match="does not take"):
+        build("cnn", {"depth": 3})
+
+
+def test_bands_over_seeds(tmp_path: Path) -> None:
+    named = (curves.Named("start", 0, 2, 2.3), curves.Named("end", -2, None, 99.0))
+    found = repeated.run(replace(TASK, epochs=1), quiet(tmp_path, seeds=2), named, "two seeds")
+    assert isinstance(found, repeated.Repeated)
+    starts = [losses(result)[:2] for result in found.results]
+    assert starts[0] != starts[1]
+    assert (found.bands[0].low, found.bands[0].high) == (min(map(min, starts)), max(map(max, starts)))
+    assert not found.bands[1].holds
+    assert json.loads((tmp_path / "bands.json").read_text())["bands"][1]["holds"] is False
