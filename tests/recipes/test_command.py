@@ -1,0 +1,192 @@
+"""The command line, in this process, on the bundled digits with few steps."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rawgrad.__main__ import main
+from rawgrad.recipes import command
+from rawgrad.recipes.programs import OTHER_ROWS, PROGRAMS
+from rawgrad.recipes.reading import Reader, as_file, share_read
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a few epochs: good enough to read most digits."""
+    out = tmp_path_factory.mktemp("run")
+    assert main(["train", "--out", str(out), "--epochs", "4", "--quiet", "--threads", "1"]) == 0
+    return out
+
+
+def refusal(capsys: Capture, *arguments: str) -> str:
+    """What is said to a wrong command: on stderr alone, no traceback, code 2."""
+    assert main(arguments) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("rawgrad: error: ")
+    assert "Traceback" not in said.err
+    return said.err
+
+
+class TestTrain:
+    def test_the_last_line_is_the_result(self, tmp_path: Path, capsys: Capture) -> None:
+        assert main(["train", "--out", str(tmp_path / "r"), "--steps", "3"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert re.fullmatch(r"test accuracy \d+\.\d\d % \(270 images\), training [\d,]+ images/s", lines[-1])
+        assert "rawgrad predict" in lines[-2]
+        assert (tmp_path / "r" / "weights.safetensors").exists()
+
+    def test_quiet_prints_that_line_alone(self, tmp_path: Path, capsys: Capture) -> None:
+        assert main(["train", "--out", str(tmp_path), "--steps", "2", "--quiet"]) == 0
+        assert capsys.readouterr().out.count("\n") == 1
+
+    def test_an_interrupt_says_how_to_go_on(
+        self, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from rawgrad.recipes import training
+
+        fit = training.fit
+
+        def interrupted(*arguments: object, **options: object) -> None:
+            fit(*arguments, **{**options, "epochs": 1})  # type: ignore[arg-type]
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(training, "fit", interrupted)
+        arguments = ["train", "--out", str(tmp_path / "r"), "--batch-size", "300", "--epochs", "2"]
+        assert main(arguments) == 130
+        said = capsys.readouterr().err
+        assert f"rawgrad {' '.join(arguments)} --resume" in said
+        monkeypatch.undo()
+        assert main([*arguments, "--resume"]) == 0
+        assert "resuming after epoch 1" in capsys.readouterr().out
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (["mnist-cn"], "did you mean mnist-cnn?"),
+            (["--epochs", "0"], "--epochs must be at least 1; got 0"),
+            (["--epochs", "many"], "invalid int value: 'many'"),
+            (["--epoch", "3"], "did you mean --epochs?"),
+            (["--device", "tpu"], "device 'tpu' is not available here"),
+            (["--backend", "numbs"], "backend 'numbs' does not exist"),
+            (["--backend", "cuda"], "backend 'cuda' cannot run here"),
+            (["--optimizer", "lion"], "optimizer must be one of sgd"),
+            (["--threads", "0"], "--threads must be at least 1"),
+            (["mnist-cnn", "--data-dir", "nowhere"], "not found in nowhere"),
+        ],
+    )
+    def test_wrong_options_are_refused(
+        self, arguments: list[str], said: str, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        assert said in refusal(capsys, "train", *arguments)
+
+    def test_a_file_is_no_folder(self, tmp_path: Path, capsys: Capture) -> None:
+        (tmp_path / "taken").touch()
+        assert "must be a folder" in refusal(capsys, "train", "--out", str(tmp_path / "taken"))
+
+
+class TestPredict:
+    def test_pictures_are_read(self, run_folder: Path, tmp_path: Path, capsys: Capture) -> None:
+        digits = Reader(run_folder).load_data("test")
+        pixels = (255 * digits.images[:, 0]).astype(np.uint8)
+        names = []
+        for number in range(10):
+            path = tmp_path / f"{number}.png"
+            path.write_bytes(as_file(pixels[number]).getvalue())
+            names.append(str(path))
+        assert main(["predict", *names, "--weights", str(run_folder), "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert sum(row["digit"] == str(label) for row, label in zip(found, digits.labels, strict=False)) >= 9
+        assert all(abs(sum(row["probabilities"].values()) - 1) < 1e-9 for row in found)
+        assert main(["predict", names[0], "--weights", str(run_folder)]) == 0
+        table = capsys.readouterr().out
+        assert all(re.search(rf"^  {digit} +\d+\.\d %", table, re.M) for digit in range(10))
+
+    def test_what_is_no_picture_is_refused_and_the_rest_read(
+        self, run_folder: Path, tmp_path: Path, capsys: Capture
+    ) -> None:
+        (tmp_path / "text.png").write_text("not a picture")
+        (tmp_path / "good.png").write_bytes(as_file(np.eye(30, dtype=np.uint8) * 255).getvalue())
+        names = [str(tmp_path / name) for name in ("text.png", "missing.png", "good.png")]
+        assert main(["predict", *names, "--weights", str(run_folder)]) == 2
+        said = capsys.readouterr()
+        assert "text.png" in said.err
+        assert "missing.png" in said.err
+        assert said.out.startswith(names[2])
+
+    def test_every_variant_of_the_digits_is_read(self, run_folder: Path) -> None:
+        reader = Reader(run_folder)
+        digits = reader.load_data("test")
+        pixels = (255 * digits.images[:60, 0]).astype(np.uint8)
+        shares = dict(share_read(reader, pixels, digits.labels[:60]))
+        assert shares["unchanged"] == shares["inverted"] >= 0.9
+        assert min(shares.values()) >= 0.8  # 8x8 pixels bear little moving
+
+    def test_no_model_says_how_to_make_one(
+        self, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        assert "`rawgrad train` makes one" in refusal(capsys, "predict", "x.png")
+
+    def test_foreign_weights_are_refused(self, tmp_path: Path, capsys: Capture) -> None:
+        (tmp_path / "w.safetensors").write_bytes(b"\0" * 100)
+        assert "w.safetensors" in refusal(capsys, "predict", "x.png", "--weights", str(tmp_path / "w.safetensors"))
+
+
+class TestOthers:
+    def test_evaluate(self, run_folder: Path, capsys: Capture) -> None:
+        assert main(["evaluate", str(run_folder)]) == 0
+        said = capsys.readouterr().out
+        assert "confusion matrix" in said
+        rows = [[int(n) if n != "." else 0 for n in line.split()[1:]] for line in said.splitlines()[2:12]]
+        right = sum(row[i] for i, row in enumerate(rows))
+        assert sum(map(sum, rows)) == 270
+        assert f"{100 * right / 270:.2f} %" in said.splitlines()[-1]
+
+    def test_programs_lists_every_row(self, capsys: Capture) -> None:
+        assert main(["programs"]) == 0
+        said = capsys.readouterr().out
+        assert {f"P{n}" for n in range(1, 19)} <= set(said.split())
+        assert all(f"rawgrad train {name}" in said for name in PROGRAMS)
+        assert not {program.row for program in PROGRAMS.values()} & OTHER_ROWS.keys()
+
+    def test_doctor(self, capsys: Capture) -> None:
+        assert main(["doctor"]) == 0
+        said = capsys.readouterr().out
+        assert re.search(r"numpy +cpu: runs", said)
+        assert re.search(r"cuda +cuda: does not run: .+", said)
+
+    def test_data(self, tmp_path: Path, capsys: Capture) -> None:
+        assert main(["data", "--out", str(tmp_path / "sheet.png")]) == 0
+        assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")
+        assert "1257" in capsys.readouterr().out.replace(",", "")
+
+    def test_data_that_is_none(self, tmp_path: Path, capsys: Capture) -> None:
+        assert "no data set" in refusal(capsys, "data", str(tmp_path))
+
+    @pytest.mark.parametrize("name", command.COMMANDS)
+    def test_help_explains(self, name: str, capsys: Capture) -> None:
+        assert main([name, "--help"]) == 0
+        said = capsys.readouterr().out
+        assert f"usage: rawgrad {name}" in said
+        assert "examples:" in said
+
+    def test_a_wrong_command(self, capsys: Capture) -> None:
+        assert "did you mean train?" in refusal(capsys, "tran")
+        assert "`rawgrad train mnist-cnn` runs it" in refusal(capsys, "mnist-cnn")
+
+    def test_as_a_process(self) -> None:
+        done = subprocess.run(
+            [sys.executable, "-m", "rawgrad", "--version"], capture_output=True, text=True, check=True
+        )
+        assert re.fullmatch(r"rawgrad \d+\.\d+\.\d+\n", done.stdout)
