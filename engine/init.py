@@ -43,7 +43,7 @@ def _fill(operation: str, tensor: Tensor, values: Any) -> Tensor:
         raise DtypeError(f"{operation}: tensor must be of a floating dtype; got {array.dtype}")
     values = np.broadcast_to(np.asarray(values, array.dtype), array.shape)
     array[...] = device_of(array).from_host(values)
-    tensor._version.value += 1
+    tensor.written()
     return tensor
 
 

@@ -393,7 +393,7 @@ class Module:
             )
         for target, host in values:
             target.array[...] = device_of(target.array).from_host(host)
-            target._version.value += 1
+            target.written()
         return IncompatibleKeys(missing, unexpected)
 
     # ------------------------------------------------------------ modes, gradients, devices
@@ -443,7 +443,7 @@ class Module:
 
         for tensor in (*self.parameters(), *self.buffers()):
             tensor.array = moved(tensor.array)
-            tensor._version.value += 1
+            tensor.written()
             if tensor.grad is not None:
                 tensor.grad = Tensor(moved(tensor.grad.array))
         return self
