@@ -35,6 +35,8 @@ PROGRAMS: dict[str, Program] = {
     program.name: program
     for program in (
         Program("digits-cnn", "", "a small CNN on scikit-learn's bundled digits; the default", "digits"),
+        Program("numerical-gradient", "P1", "784-50-100-10 with sigmoids: all its gradients checked, 70 % explained"),
+        Program("worked-values", "P2", "losses, softmax, derivatives and descent, beside the values by hand", ""),
         Program("mnist-mlp-mse", "P3", "784-10-10-1 that gives the label as a number, MSE; --seeds 5 for its band"),
         Program("mnist-cnn-mse", "P4", "CNN that gives the label as a number, MSE; --seeds 5 for its band"),
         Program("mnist-cnn", "P5", "CNN with softmax cross-entropy; Adam to 99 %, or --optimizer sgd --seeds 5"),
@@ -42,6 +44,7 @@ PROGRAMS: dict[str, Program] = {
         Program("softmax-regression", "P8", "one linear layer, 10,000 steps of SGD"),
         Program("five-layer", "P9", "784-200-100-60-30-10: sigmoid, ReLU, decay, dropout; four runs in one picture"),
         Program("convnet", "P10", "convolutions with strides, small, then larger with dropout"),
+        Program("baseline", "P18", "the house-price model on digits, why it is poor, and three curves"),
     )
 }
 DEFAULT = "digits-cnn"

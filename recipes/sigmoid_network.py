@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from ..autograd import Tensor, no_grad
+from ..autograd import Tensor, no_grad, numerical_gradient
 from ..autograd import functional as F
 from ..engine.metrics import accuracy
 from ..engine.optim import SGD
 
 SIZES = (784, 50, 100, 10)
+#: Half the step of central differences, as the tutorial has it.
+H = 1e-4
 #: Where the derivative of the sigmoid is below a hundredth, a unit is called saturated: |z| > 4.585.
 SATURATED = 0.01
 
@@ -109,13 +111,13 @@ class Network:
     def saturation(self, x: Tensor) -> list[float]:
         """For each hidden layer, the share of its sigmoids, over all images, that are saturated."""
         with no_grad():
-            slopes = [y.numpy() * (1 - y.numpy()) for y in self.layers(x)[:-1]]
-        return [float((slope < SATURATED).mean()) for slope in slopes]
+            slopes = [y * (1 - y) for y in self.layers(x)[:-1]]
+            return [float((slope < SATURATED).to(dtype=np.float64).mean()) for slope in slopes]
 
 
 @dataclass(frozen=True)
-class Digits60k:
-    """MNIST as P1 uses it: raw pixels (N, 784) and labels (N), for training and testing."""
+class TrainingData:
+    """Raw pixels (N, …) and labels (N) int64, to draw batches from and to test on."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -125,13 +127,25 @@ class Digits60k:
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained network and its course: the loss of each step, the test accuracy from time to time."""
+    """A trained network and its course.
+
+    Attributes:
+        network: as it ended.
+        losses: of each step's batch.
+        checked, accuracies: the steps at which it was tested, the last included, and the test accuracy then.
+        saturation: see :meth:`Network.saturation`, at the start, over the first 1,000 test images.
+        pull: by name, the norm of the first step's gradient.
+        moved: by name, how far each parameter has come, relative to the norm of its start; of the
+            biases, which start at 0, the distance itself.
+        seconds: of training alone.
+    """
 
     network: Network
     losses: list[float]
     checked: list[int]
     accuracies: list[float]
     saturation: list[float]
+    pull: dict[str, float]
     moved: dict[str, float]
     seconds: float
 
@@ -143,15 +157,17 @@ class Trained:
 
 def train(
     setting: Setting,
-    data: Digits60k,
+    data: TrainingData,
     *,
     steps: int = 10_000,
     batch_size: int = 100,
     seed: int = 0,
     device: str = "cpu",
+    sizes: Sequence[int] = SIZES,
     frozen: Sequence[str] = (),
+    gradients: str = "backpropagation",
 ) -> Trained:
-    """Plain SGD by backpropagation; batches are drawn with replacement, the same ones for every setting.
+    """Plain SGD; batches are drawn with replacement, the same ones for every setting.
 
     Args:
         setting: of the network.
@@ -159,37 +175,56 @@ def train(
         steps, batch_size: as they say.
         seed: of the weights and the batches.
         device: where to compute.
+        sizes: inputs, hidden units, …, classes.
         frozen: names of parameters that stay as they were drawn.
-
-    Returns:
-        With ``saturation`` at the start, over the first 1,000 test images, and ``moved``: how far each
-        parameter has come, relative to the norm of its start (absolute for the biases, which start at 0).
+        gradients: ``"backpropagation"``, or ``"numerical"`` for central differences, as the tutorial did it:
+            two evaluations of the loss for each parameter, so minutes for a step.
     """
     weight_rng, batch_rng = (np.random.default_rng([seed, stream]) for stream in (0, 1))
-    network = Network(setting, weight_rng, device=device)
-    optimizer = SGD([p for name, p in network.parameters.items() if name not in frozen], lr=setting.lr)
-    targets = np.eye(10)[data.labels]
+    network = Network(setting, weight_rng, sizes, device)
+    for name in frozen:
+        network.parameters[name].requires_grad_(False)
+    moving = [p for p in network.parameters.values() if p.requires_grad]
+    optimizer, find = SGD(moving, lr=setting.lr), GRADIENTS[gradients]
+    targets = np.eye(sizes[-1])[data.labels]
     test = Tensor(setting.pixels(data.test_images)).to(device), Tensor(data.test_labels).to(device)
     start = {name: p.detach().clone() for name, p in network.parameters.items()}
     saturation = network.saturation(test[0][:1000])
     losses, checked, accuracies, seconds = [], [0], [network.accuracy(*test)], 0.0
+    pull: dict[str, float] = {}
     for step in range(1, steps + 1):
         began = time.perf_counter()
         chosen = batch_rng.integers(len(data.images), size=batch_size)
         x, target = Tensor(setting.pixels(data.images[chosen])).to(device), Tensor(targets[chosen]).to(device)
-        loss = network.loss(x, target)
         optimizer.zero_grad()
-        loss.backward()
+        losses.append(find(network, x, target, moving))
+        pull = pull or {name: float(p.grad.norm()) for name, p in network.parameters.items() if p.grad is not None}
         optimizer.step()
-        losses.append(loss.item())
         seconds += time.perf_counter() - began
         if step % max(steps // 20, 1) == 0 or step == steps:
             checked.append(step)
             accuracies.append(network.accuracy(*test))
     moved = {name: _distance(p, start[name]) for name, p in network.parameters.items()}
-    return Trained(network, losses, checked, accuracies, saturation, moved, seconds)
+    return Trained(network, losses, checked, accuracies, saturation, pull, moved, seconds)
+
+
+def _by_backpropagation(network: Network, x: Tensor, target: Tensor, parameters: Sequence[Tensor]) -> float:
+    loss = network.loss(x, target)
+    loss.backward()
+    return float(loss.item())
+
+
+def _by_differences(network: Network, x: Tensor, target: Tensor, parameters: Sequence[Tensor]) -> float:
+    found = numerical_gradient(lambda: network.loss(x, target), parameters, H)
+    for parameter, gradient in zip(parameters, found, strict=True):
+        parameter.grad = gradient
+    with no_grad():
+        return float(network.loss(x, target).item())
+
+
+#: Ways to fill the ``.grad`` of parameters; each gives the loss.
+GRADIENTS = {"backpropagation": _by_backpropagation, "numerical": _by_differences}
 
 
 def _distance(now: Tensor, then: Tensor) -> float:
-    """How far a parameter has come, relative to the norm of its start; absolute if that is 0 (biases)."""
     return float((now.detach() - then).norm()) / (float(then.norm()) or 1.0)
