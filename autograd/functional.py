@@ -39,6 +39,15 @@ __all__ = [
     "where",
 ]  # fmt: skip
 
+
+def _tensors(operation: str, **arguments: Any) -> None:
+    """Each argument must be a tensor; None stands for one that may be left out."""
+    for name, value in arguments.items():
+        if not isinstance(value, Tensor) and value is not None:
+            kind = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+            raise DtypeError(f"{operation}: {name} must be a tensor; got {kind}; rg.tensor(...) makes one of it")
+
+
 # ---- linear maps
 
 
@@ -54,6 +63,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, *, activat
     Returns:
         (..., out_features).
     """
+    _tensors("linear", input=input, weight=weight, bias=bias)
     return _linear.linear(input, weight, bias, activation)
 
 
@@ -76,12 +86,14 @@ def conv2d(
     Returns:
         (N, K, P, Q).
     """
+    _tensors("conv2d", input=input, weight=weight, bias=bias)
     stride, padding, dilation = (tuple(v) if isinstance(v, list) else v for v in (stride, padding, dilation))
     return _conv2d.Conv2d.apply(input, weight, bias, stride, padding, dilation, groups)
 
 
 def mm(input: Tensor, mat2: Tensor) -> Tensor:
     """The product of two matrices (M, K) and (K, N)."""
+    _tensors("mm", input=input, mat2=mat2)
     if input.ndim != 2 or mat2.ndim != 2:
         raise ShapeError(f"mm: takes two matrices; got shapes {tuple(input.shape)} and {tuple(mat2.shape)}")
     return matmul(input, mat2)
@@ -89,6 +101,7 @@ def mm(input: Tensor, mat2: Tensor) -> Tensor:
 
 def bmm(input: Tensor, mat2: Tensor) -> Tensor:
     """The products of two batches of matrices (B, M, K) and (B, K, N)."""
+    _tensors("bmm", input=input, mat2=mat2)
     if input.ndim != 3 or mat2.ndim != 3 or input.shape[0] != mat2.shape[0]:
         raise ShapeError(f"bmm: takes (B, M, K) and (B, K, N); got shapes {tuple(input.shape)} and {tuple(mat2.shape)}")
     return matmul(input, mat2)
@@ -105,6 +118,7 @@ def pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: float 
         mode: only "constant".
         value: of the border.
     """
+    _tensors("pad", input=input)
     if mode != "constant":
         raise ArgumentError(f"pad: mode must be 'constant'; got {mode!r}")
     if len(pad) % 2 or len(pad) > 2 * input.ndim:
@@ -135,6 +149,7 @@ def max_pool2d(
     ceil_mode: bool = False,
 ) -> Tensor:
     """The largest element of each window of (N, C, H, W); ties go to the first, NaN wins."""
+    _tensors("max_pool2d", input=input)
     return _max_pool2d.MaxPool2d.apply(input, kernel_size, stride, padding, dilation, ceil_mode)
 
 
@@ -148,6 +163,7 @@ def avg_pool2d(
     divisor_override: int | None = None,
 ) -> Tensor:
     """The mean of each window of (N, C, H, W)."""
+    _tensors("avg_pool2d", input=input)
     options = stride, padding, ceil_mode, count_include_pad, divisor_override
     return _avg_pool2d.AvgPool2d.apply(input, kernel_size, options)
 
@@ -157,51 +173,61 @@ def avg_pool2d(
 
 def relu(input: Tensor) -> Tensor:
     """max(x, 0); NaN stays NaN."""
+    _tensors("relu", input=input)
     return _activation.activation(input, "relu")
 
 
 def leaky_relu(input: Tensor, negative_slope: float = 0.01) -> Tensor:
     """x where positive, ``negative_slope`` · x elsewhere."""
+    _tensors("leaky_relu", input=input)
     return _activation.activation(input, "leaky_relu", negative_slope=negative_slope)
 
 
 def elu(input: Tensor, alpha: float = 1.0) -> Tensor:
     """x where positive, ``alpha`` (e^x - 1) elsewhere."""
+    _tensors("elu", input=input)
     return _activation.activation(input, "elu", alpha=alpha)
 
 
 def gelu(input: Tensor, approximate: str = "none") -> Tensor:
     """x Φ(x); ``approximate="tanh"`` for its approximation."""
+    _tensors("gelu", input=input)
     return _activation.activation(input, "gelu", approximate=approximate)
 
 
 def silu(input: Tensor) -> Tensor:
     """x · sigmoid(x)."""
+    _tensors("silu", input=input)
     return _activation.activation(input, "silu")
 
 
 def softplus(input: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
     """log(1 + e^(βx)) / β, and x where βx exceeds ``threshold``."""
+    _tensors("softplus", input=input)
     return _activation.activation(input, "softplus", beta=beta, threshold=threshold)
 
 
 def sigmoid(input: Tensor) -> Tensor:
     """1 / (1 + e^-x)."""
+    _tensors("sigmoid", input=input)
     return _activation.activation(input, "sigmoid")
 
 
 def tanh(input: Tensor) -> Tensor:
     """The hyperbolic tangent."""
+    _tensors("tanh", input=input)
     return _activation.activation(input, "tanh")
 
 
 def softmax(input: Tensor, dim: int) -> Tensor:
     """e^x along ``dim``, scaled to add up to one."""
+    _tensors("softmax", input=input)
     return _softmax.softmax(input, dim)
 
 
 def log_softmax(input: Tensor, dim: int) -> Tensor:
     """The logarithm of :func:`softmax`, safe for large elements."""
+    _tensors("log_softmax", input=input)
     return _softmax.log_softmax(input, dim)
 
 
@@ -219,6 +245,7 @@ def _reduce(operation: str, losses: Tensor, reduction: str) -> Tensor:
 
 
 def _same_shape(operation: str, input: Tensor, target: Tensor) -> None:
+    _tensors(operation, input=input, target=target)
     # torch broadcasts here with a warning; it is nearly always a mistake ((N, 1) against (N)).
     if input.shape != target.shape:
         raise ShapeError(
@@ -247,6 +274,7 @@ def cross_entropy(
     Raises:
         IndexRangeError: a label outside [0, C).
     """
+    _tensors("cross_entropy", input=input, target=target, weight=weight)
     return _softmax_cross_entropy.cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
@@ -259,6 +287,7 @@ def nll_loss(
         input: log-probabilities (N, C) or (C).
         target: integer labels (N) or ().
     """
+    _tensors("nll_loss", input=input, target=target, weight=weight)
     if input.ndim not in (1, 2) or target.ndim != input.ndim - 1:
         raise ShapeError(
             f"nll_loss: takes input (N, C) with target (N), or (C) with (); got {tuple(input.shape)} and "
@@ -322,6 +351,7 @@ def binary_cross_entropy_with_logits(
 
 def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
     """⟨x1, x2⟩ / (|x1| |x2|) along ``dim``, each norm at least ``eps``."""
+    _tensors("cosine_similarity", x1=x1, x2=x2)
     x1, x2 = x1 + 0 * x2, x2 + 0 * x1
     norms = (x1.norm(2, dim).clamp(min=eps), x2.norm(2, dim).clamp(min=eps))
     return (x1 * x2).sum(dim) / (norms[0] * norms[1])
@@ -335,8 +365,9 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, *, generator: 
 
     The mask is a function of the generator's seed and offset alone, the same on every backend.
     """
-    if not 0.0 <= p <= 1.0:
-        raise ArgumentError(f"dropout: p must be in [0, 1]; got {p}")
+    _tensors("dropout", input=input)
+    if not isinstance(p, int | float) or not 0.0 <= p <= 1.0:
+        raise ArgumentError(f"dropout: p must be a number in [0, 1]; got {p!r}")
     if not training or p == 0.0:
         return input
     return _dropout.dropout(input, p, generator or default_generator)
@@ -357,6 +388,7 @@ def batch_norm(
     In training the running ones move towards the batch's by ``momentum`` (the variance unbiased),
     in place.
     """
+    _tensors("batch_norm", input=input, running_mean=running_mean, running_var=running_var, weight=weight, bias=bias)
     if not training and running_mean is not None and running_var is not None:
         shape = (1, -1, *(1,) * (input.ndim - 2))
         scale = (running_var + eps) ** -0.5
@@ -392,6 +424,7 @@ def layer_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     """Normalised over the last dimensions, which must be ``normalized_shape``, then scaled and shifted."""
+    _tensors("layer_norm", input=input, weight=weight, bias=bias)
     wanted = tuple(normalized_shape)
     if not wanted or tuple(input.shape[max(input.ndim - len(wanted), 0) :]) != wanted:
         raise ShapeError(
@@ -405,6 +438,7 @@ def group_norm(
     input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> Tensor:
     """(N, C, …) normalised over each of ``num_groups`` groups of channels, then scaled and shifted by channel."""
+    _tensors("group_norm", input=input, weight=weight, bias=bias)
     return _norms.GroupNorm.apply(input, weight, bias, num_groups, eps)
 
 
@@ -413,6 +447,7 @@ def group_norm(
 
 def embedding(input: Tensor, weight: Tensor, padding_idx: int | None = None) -> Tensor:
     """The rows of ``weight`` (V, D) at the indices ``input``; row ``padding_idx`` gets no gradient."""
+    _tensors("embedding", input=input, weight=weight)
     if padding_idx is not None:
         padding_idx = _axis("embedding (padding_idx)", padding_idx, weight.shape[0])
     return _embedding.Embedding.apply(weight, input, padding_idx)
@@ -420,6 +455,7 @@ def embedding(input: Tensor, weight: Tensor, padding_idx: int | None = None) -> 
 
 def one_hot(input: Tensor, num_classes: int = -1) -> Tensor:
     """int64 vectors with a single 1 at the label; by default as many classes as the largest label needs."""
+    _tensors("one_hot", input=input)
     if num_classes == -1:
         if not input.numel():
             raise ArgumentError("one_hot: num_classes must be given for an empty tensor")
@@ -435,6 +471,7 @@ def where(condition: Tensor, input: Any, other: Any) -> Tensor:
 
 
 def _triangle(operation: str, input: Tensor, diagonal: int) -> Tensor:
+    _tensors(operation, input=input)
     if input.ndim < 2:
         raise ShapeError(f"{operation}: needs at least 2 dimensions; got shape {tuple(input.shape)}")
     xp = input.array_module
