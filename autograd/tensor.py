@@ -86,10 +86,12 @@ class Tensor:
 
     @property
     def dtype(self) -> np.dtype:
+        """The NumPy dtype of the elements."""
         return self.array.dtype
 
     @property
     def ndim(self) -> _int:
+        """The number of dimensions."""
         return self.array.ndim
 
     @property
@@ -162,6 +164,7 @@ class Tensor:
 
     @property
     def grad_fn(self) -> Node | None:
+        """The node that computed this tensor; None for a leaf."""
         return self._node
 
     @property
@@ -357,24 +360,31 @@ class Tensor:
         return result
 
     def cpu(self) -> Tensor:
+        """This tensor on the CPU; itself if it is there."""
         return self.to(device="cpu")
 
     def cuda(self) -> Tensor:
+        """This tensor on the GPU; itself if it is there."""
         return self.to(device="cuda")
 
     def float(self) -> Tensor:
+        """This tensor as float32."""
         return self.to(dtype=np.float32)
 
     def double(self) -> Tensor:
+        """This tensor as float64."""
         return self.to(dtype=np.float64)
 
     def long(self) -> Tensor:
+        """This tensor as int64."""
         return self.to(dtype=np.int64)
 
     def int(self) -> Tensor:
+        """This tensor as int32."""
         return self.to(dtype=np.int32)
 
     def bool(self) -> Tensor:
+        """Whether each element is not 0."""
         return self.to(dtype=np.bool_)
 
     def clone(self) -> Tensor:
@@ -475,21 +485,27 @@ class Tensor:
         return self - (other if alpha == 1 else other * alpha)
 
     def mul(self, other: Any) -> Tensor:
+        """``self * other``, broadcast."""
         return self * other
 
     def div(self, other: Any) -> Tensor:
+        """``self / other``, broadcast; integers give float32."""
         return self / other
 
     def pow(self, exponent: Any) -> Tensor:
+        """``self ** exponent``, broadcast."""
         return self**exponent
 
     def matmul(self, other: Any) -> Tensor:
+        """The matrix product of any rank, see ``@``."""
         return self @ other
 
     def neg(self) -> Tensor:
+        """``-self``."""
         return -self
 
     def eq(self, other: Any) -> Tensor:
+        """``self == other``, element by element."""
         return self == other
 
     def maximum(self, other: Any) -> Tensor:
@@ -505,60 +521,79 @@ class Tensor:
         return elementwise.clamp(self, min, max)
 
     def exp(self) -> Tensor:
+        """e^x; integers give float32, here and in the functions below."""
         return elementwise.unary(elementwise.Exp, self, floating=True)
 
     def log(self) -> Tensor:
+        """The natural logarithm; -inf at 0, NaN below."""
         return elementwise.unary(elementwise.Log, self, floating=True)
 
     def log1p(self) -> Tensor:
+        """ln(1 + x), exact for small x."""
         return elementwise.unary(elementwise.Log1p, self, floating=True)
 
     def sqrt(self) -> Tensor:
+        """The square root; NaN below 0."""
         return elementwise.unary(elementwise.Sqrt, self, floating=True)
 
     def square(self) -> Tensor:
+        """x²."""
         return self * self
 
     def reciprocal(self) -> Tensor:
+        """1/x."""
         return 1 / self
 
     def abs(self) -> Tensor:
+        """|x|; its gradient at 0 is 0."""
         return elementwise.unary(elementwise.Abs, self)
 
     def sign(self) -> Tensor:
+        """-1, 0 or 1."""
         return elementwise.unary(elementwise.Sign, self)
 
     def sin(self) -> Tensor:
+        """The sine, of radians."""
         return elementwise.unary(elementwise.Sin, self, floating=True)
 
     def cos(self) -> Tensor:
+        """The cosine, of radians."""
         return elementwise.unary(elementwise.Cos, self, floating=True)
 
     def tanh(self) -> Tensor:
+        """The hyperbolic tangent."""
         return activation.activation(self, "tanh")
 
     def sigmoid(self) -> Tensor:
+        """1 / (1 + e^-x), safe for any x."""
         return activation.activation(self, "sigmoid")
 
     def relu(self) -> Tensor:
+        """max(x, 0); NaN stays NaN."""
         return activation.activation(self, "relu")
 
     def floor(self) -> Tensor:
+        """The next integer below, in the same dtype."""
         return elementwise.unary(elementwise.Floor, self)
 
     def ceil(self) -> Tensor:
+        """The next integer above, in the same dtype."""
         return elementwise.unary(elementwise.Ceil, self)
 
     def round(self) -> Tensor:
+        """The nearest integer, the even one of two, in the same dtype."""
         return elementwise.unary(elementwise.Round, self)
 
     def isnan(self) -> Tensor:
+        """Where elements are NaN."""
         return elementwise.without_gradient("isnan", self)
 
     def isinf(self) -> Tensor:
+        """Where elements are infinite."""
         return elementwise.without_gradient("isinf", self)
 
     def isfinite(self) -> Tensor:
+        """Where elements are neither NaN nor infinite."""
         return elementwise.without_gradient("isfinite", self)
 
     def where(self, condition: Tensor, other: Any) -> Tensor:
@@ -572,9 +607,11 @@ class Tensor:
     # ---- reductions
 
     def sum(self, dim: Any = None, keepdim: _bool = False) -> Tensor:
+        """The sum over ``dim`` (an integer or several; all by default); integers add up as int64."""
         return reductions.sum(self, dim, keepdim)
 
     def mean(self, dim: Any = None, keepdim: _bool = False) -> Tensor:
+        """The mean over ``dim``; floating tensors only, NaN over nothing."""
         return reductions.mean(self, dim, keepdim)
 
     def var(self, dim: Any = None, *, correction: Any = 1, keepdim: _bool = False) -> Tensor:
@@ -586,6 +623,7 @@ class Tensor:
         return reductions.std(self, dim, correction, keepdim)
 
     def prod(self, dim: Any = None, keepdim: _bool = False) -> Tensor:
+        """The product over ``dim``; its gradient is right where elements are 0."""
         return reductions.prod(self, dim, keepdim)
 
     def amax(self, dim: Any = None, keepdim: _bool = False) -> Tensor:
@@ -605,15 +643,19 @@ class Tensor:
         return self.amin()
 
     def argmax(self, dim: Any = None, keepdim: _bool = False) -> Tensor:
+        """The position of the first largest element along ``dim``, int64; in the flat tensor without ``dim``."""
         return reductions.arg("argmax", self, dim, keepdim)
 
     def argmin(self, dim: Any = None, keepdim: _bool = False) -> Tensor:
+        """The position of the first smallest element along ``dim``, int64; in the flat tensor without ``dim``."""
         return reductions.arg("argmin", self, dim, keepdim)
 
     def all(self, dim: Any = None, keepdim: _bool = False) -> Tensor:
+        """Whether all elements along ``dim`` are true."""
         return reductions.logical("all", self, dim, keepdim)
 
     def any(self, dim: Any = None, keepdim: _bool = False) -> Tensor:
+        """Whether any element along ``dim`` is true."""
         return reductions.logical("any", self, dim, keepdim)
 
     def logsumexp(self, dim: Any, keepdim: _bool = False) -> Tensor:
@@ -621,6 +663,7 @@ class Tensor:
         return reductions.logsumexp(self, dim, keepdim)
 
     def cumsum(self, dim: Any) -> Tensor:
+        """Running sums along ``dim``."""
         return reductions.cumsum(self, dim)
 
     def norm(self, p: Any = 2, dim: Any = None, keepdim: _bool = False) -> Tensor:
@@ -628,9 +671,11 @@ class Tensor:
         return reductions.norm(self, p, dim, keepdim)
 
     def softmax(self, dim: Any) -> Tensor:
+        """e^x along ``dim``, scaled to add up to one."""
         return softmax.softmax(self, dim)
 
     def log_softmax(self, dim: Any) -> Tensor:
+        """The logarithm of :meth:`softmax`, safe for large elements."""
         return softmax.log_softmax(self, dim)
 
     # ---- shape
@@ -644,6 +689,7 @@ class Tensor:
         return shape.view(self, size)
 
     def view_as(self, other: Tensor) -> Tensor:
+        """:meth:`view` in the shape of ``other``."""
         return self.view(other.shape)
 
     def flatten(self, start_dim: Any = 0, end_dim: Any = -1) -> Tensor:
@@ -651,12 +697,15 @@ class Tensor:
         return shape.flatten(self, start_dim, end_dim)
 
     def permute(self, *dims: Any) -> Tensor:
+        """Dimension i of the result is dimension ``dims[i]`` of this tensor; a view."""
         return shape.permute(self, dims)
 
     def transpose(self, dim0: Any, dim1: Any) -> Tensor:
+        """Two dimensions exchanged; a view."""
         return shape.transpose(self, dim0, dim1)
 
     def t(self) -> Tensor:
+        """A matrix transposed; a vector as it is."""
         if self.ndim > 2:
             raise ShapeError(f"t() takes at most 2 dimensions; got shape {tuple(self.shape)}")
         return self.transpose(0, 1) if self.ndim == 2 else self
@@ -684,15 +733,19 @@ class Tensor:
         return shape.expand(self, size)
 
     def expand_as(self, other: Tensor) -> Tensor:
+        """:meth:`expand` to the shape of ``other``."""
         return self.expand(*other.shape)
 
     def flip(self, *dims: Any) -> Tensor:
+        """The elements in reverse order along ``dims``."""
         return shape.flip(self, dims)
 
     def split(self, split_size: Any, dim: Any = 0) -> tuple[Tensor, ...]:
+        """Consecutive pieces along ``dim``: of ``split_size`` each, or of the sizes listed; views."""
         return shape.split(self, split_size, dim)
 
     def chunk(self, chunks: Any, dim: Any = 0) -> tuple[Tensor, ...]:
+        """At most ``chunks`` pieces of equal size along ``dim``; views."""
         return shape.chunk(self, chunks, dim)
 
     def __getitem__(self, index: Any) -> Tensor:
@@ -752,24 +805,31 @@ class Tensor:
         return self
 
     def add_(self, other: Any, *, alpha: Any = 1) -> Tensor:
+        """``self += alpha * other``."""
         return self._write(self._same().add(other, alpha=alpha))
 
     def sub_(self, other: Any, *, alpha: Any = 1) -> Tensor:
+        """``self -= alpha * other``."""
         return self._write(self._same().sub(other, alpha=alpha))
 
     def mul_(self, other: Any) -> Tensor:
+        """``self *= other``."""
         return self._write(self._same() * other)
 
     def div_(self, other: Any) -> Tensor:
+        """``self /= other``; an integer tensor is refused."""
         return self._write(self._same() / other)
 
     def pow_(self, exponent: Any) -> Tensor:
+        """``self **= exponent``."""
         return self._write(self._same() ** exponent)
 
     def clamp_(self, min: Any = None, max: Any = None) -> Tensor:
+        """:meth:`clamp` in place."""
         return self._write(self._same().clamp(min, max))
 
     def relu_(self) -> Tensor:
+        """:meth:`relu` in place."""
         return self._write(self._same().relu())
 
     def copy_(self, source: Any) -> Tensor:
@@ -778,9 +838,11 @@ class Tensor:
         return self._write(source.to(dtype=self.dtype, device=self.device).expand(*self.shape))
 
     def fill_(self, value: Any) -> Tensor:
+        """Set every element to ``value``."""
         return self.copy_(value)
 
     def zero_(self) -> Tensor:
+        """Set every element to 0."""
         return self.copy_(0)
 
     __iadd__ = add_
