@@ -57,6 +57,7 @@ _HOMES = {
         "IndexRangeError",
         "LaunchError",
         "NonFiniteError",
+        "OutOfMemoryError",
         "RawgradError",
         "ShapeError",
     ),
@@ -108,6 +109,7 @@ if TYPE_CHECKING:
     from .kernels._errors import IndexRangeError as IndexRangeError
     from .kernels._errors import LaunchError as LaunchError
     from .kernels._errors import NonFiniteError as NonFiniteError
+    from .kernels._errors import OutOfMemoryError as OutOfMemoryError
     from .kernels._errors import RawgradError as RawgradError
     from .kernels._errors import ShapeError as ShapeError
 

@@ -21,25 +21,25 @@ INTEGERS = tuple(np.dtype(t) for t in ("int8", "int16", "int32", "int64", "uint8
 
 def common_device(operation: str, **arrays: Any) -> str:
     """The name of the one device on which all ``arrays`` (None is skipped) live."""
-    name = first = None
+    device = first = None
     for argument, array in arrays.items():
         if array is None:
             continue
         try:
-            here = device_of(array).name
+            here = device_of(array)
         except DeviceError as error:
             raise DeviceError(f"{operation}: {argument}: {error}") from None
         if array.size > MAX_ELEMENTS:
             raise ShapeError(f"{operation}: {argument} has {array.size} elements; at most {MAX_ELEMENTS} are supported")
-        if name is None:
-            name, first = here, argument
-        elif here != name:
+        if device is None:
+            device, first = here, argument
+        elif here is not device:  # two devices may have one name: a GPU and the simulated one
             raise DeviceError(
-                f"{operation}: all arguments must be on one device; {first} is on {name!r}, {argument} on {here!r}"
+                f"{operation}: all arguments must be on one device; {first} is on {device}, {argument} on {here}"
             )
-    if name is None:
+    if device is None:
         raise ArgumentError(f"{operation}: no array given")
-    return name
+    return device.name
 
 
 def common_float(operation: str, **arrays: Any) -> np.dtype:

@@ -1,8 +1,9 @@
 """Where arrays live: the device of an array, and the array module that belongs to it.
 
 Nothing above this file may assume NumPy.  A device is known by the *type* of its arrays, so asking
-for it is one dictionary lookup.  ``cpu`` (NumPy) is always there; other devices register
-themselves when they are first asked for.
+for it is one dictionary lookup.  ``cpu`` (NumPy) is always there.  ``cuda`` is one of two devices:
+an NVIDIA GPU through CuPy, or the simulated one while the backend ``emulated`` is active; which
+of them, and whether it can be used, is found out when it is first asked for.
 """
 
 from __future__ import annotations
@@ -24,11 +25,17 @@ class Device:
         name: ``"cpu"``, ``"cuda"``, …
         array_type: the class of its arrays; exactly this class, subclasses register on their own.
         array_module: the module with NumPy's names that makes and combines them.
+        description: which of the devices of that name it is: ``"simulated"``, ``"CuPy on NVIDIA H100"``.
     """
 
     name: str
     array_type: type
     array_module: ModuleType | Any
+    description: str = ""
+
+    def __str__(self) -> str:
+        """For messages: ``'cpu'``, ``'cuda' (simulated)``."""
+        return f"{self.name!r} ({self.description})" if self.description else repr(self.name)
 
     def from_host(self, array: np.ndarray) -> Any:
         """A copy of the NumPy array ``array`` on this device."""
@@ -46,18 +53,37 @@ _by_type: dict[type, Device] = {}
 
 
 def register_device(device: Device) -> None:
-    """Make ``device`` known by its name and by the type of its arrays."""
-    _by_name[device.name] = device
+    """Make ``device`` known by its name (unless that is ``cuda``) and by the type of its arrays."""
+    if device.name != "cuda":
+        _by_name[device.name] = device
     _by_type[device.array_type] = device
 
 
 def device_named(name: str) -> Device:
-    """The device called ``name``; :class:`DeviceError` if rawgrad has none of that name here."""
+    """The device called ``name``; :class:`DeviceError` if rawgrad has none of that name here.
+
+    ``"cuda"`` is the simulated GPU where the backend ``emulated`` is active, else CuPy's.
+    """
     try:
         return _by_name[name]
     except (KeyError, TypeError):
-        known = ", ".join(repr(n) for n in _by_name)
-        raise DeviceError(f"device {name!r} is not available here; available: {known}") from None
+        pass
+    if name == "cuda":
+        return _cuda()
+    known = ", ".join(map(repr, _by_name))
+    raise DeviceError(f"device {name!r} is not available here; available: {known}")
+
+
+def _cuda() -> Device:
+    from ._dispatch import current_choice
+
+    if current_choice().for_device("cuda") == "emulated":
+        from ._emulator.arrays import DEVICE
+
+        return DEVICE
+    from ._cuda.device import cupy_device
+
+    return cupy_device()
 
 
 def device_of(array: Any) -> Device:
@@ -65,14 +91,24 @@ def device_of(array: Any) -> Device:
     try:
         return _by_type[type(array)]
     except KeyError:
-        raise DeviceError(
-            f"expected an array of a known device, got {type(array).__module__}.{type(array).__qualname__}"
-        ) from None
+        pass
+    if _is_cupy(array):
+        return _by_type[type(array)]
+    raise DeviceError(f"expected an array of a known device, got {type(array).__module__}.{type(array).__qualname__}")
 
 
 def is_array(value: Any) -> bool:
-    """Whether ``value`` is an array of a registered device."""
-    return type(value) in _by_type
+    """Whether ``value`` is an array of a known device."""
+    return type(value) in _by_type or _is_cupy(value)
+
+
+def _is_cupy(value: Any) -> bool:
+    """Whether ``value`` is an array that a user made with CuPy before rawgrad was asked for the GPU."""
+    if type(value).__module__ != "cupy" or type(value).__qualname__ != "ndarray":
+        return False
+    from ._cuda.device import cupy_device
+
+    return cupy_device().array_type is type(value)
 
 
 register_device(Device("cpu", np.ndarray, np))

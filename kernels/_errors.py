@@ -65,3 +65,7 @@ class DataError(RawgradError, ValueError):
 
 class CheckpointError(RawgradError, ValueError):
     """Saved weights or state that are damaged or belong to something else."""
+
+
+class OutOfMemoryError(RawgradError, MemoryError):
+    """The GPU's memory (or that of the simulated one) does not suffice; the message says what was asked for."""

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 from ._devices import device_named
-from ._dispatch import BACKENDS
+from ._dispatch import BACKENDS, current_choice
+from ._errors import DeviceError
 
 
 def is_available() -> bool:
-    """Whether arrays can live on an NVIDIA GPU here and rawgrad has kernels that run on them.
+    """Whether ``device="cuda"`` can be used, arrays and kernels, with the backend that is active.
 
-    If not, ``rawgrad.backends()["cuda"]`` and ``rawgrad doctor`` say why.
+    That is an NVIDIA GPU that CuPy sees, or the simulated one while the backend ``emulated`` is
+    active.  If not, ``rawgrad.backends()`` and ``rawgrad doctor`` say why.
     """
-    return BACKENDS["cuda"].problem() is None
+    if BACKENDS[current_choice().for_device("cuda") or "cuda"].problem() is not None:
+        return False
+    try:
+        device_named("cuda")
+    except DeviceError:
+        return False
+    return True
 
 
 def synchronize() -> None:
     """Wait until the GPU has finished all work given to it.
 
     Raises:
-        DeviceError: there is no GPU here that rawgrad can use.
+        DeviceError: there is no GPU here that rawgrad can use, and none is simulated.
     """
     device_named("cuda").array_module.cuda.runtime.deviceSynchronize()

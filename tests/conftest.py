@@ -18,7 +18,8 @@ file's name (``test_gemm.py`` tests ``gemm``) unless a marker says otherwise::
     def test_sgd_momentum(backend): ...
 
 A backend that cannot run here is a visible skip with its reason; ``--require-gpu`` turns that into a
-failure for the backends of device ``cuda``.
+failure for the backends that need a GPU, ``cuda`` and ``numba_cuda``.  Their tests carry the mark
+``gpu``, so that ``-m gpu`` selects them; ``emulated`` runs the same kernels anywhere.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hypothesis
 import numpy as np
@@ -36,6 +37,7 @@ import pytest
 from rawgrad.kernels._devices import Device, device_named
 from rawgrad.kernels._dispatch import BACKENDS
 from rawgrad.kernels._dispatch import backend as use_backend
+from rawgrad.kernels._errors import DeviceError
 
 sys.path.insert(0, str(Path(__file__).parent / "kernels"))
 
@@ -67,7 +69,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         operation = marker.args[0] if marker else metafunc.module.__name__.rpartition("test_")[2]
         names = [name for name, known in BACKENDS.items() if known.implements(operation)]
         assert names, f"{metafunc.definition.nodeid}: no backend implements an operation called {operation!r}"
-        metafunc.parametrize("backend", names, indirect=True)
+        parameters = [pytest.param(name, marks=pytest.mark.gpu if needs_gpu(name) else ()) for name in names]
+        metafunc.parametrize("backend", parameters, indirect=True)
+
+
+def needs_gpu(name: str) -> bool:
+    """Whether the backend ``name`` runs on an NVIDIA GPU only."""
+    return BACKENDS[name].device == "cuda" and name != "emulated"
 
 
 @dataclass(frozen=True)
@@ -94,9 +102,17 @@ def backend(request: pytest.FixtureRequest) -> Iterator[BackendUnderTest]:
     """The backend of this run of the test, active while the test runs."""
     known = BACKENDS[request.param]
     if problem := known.problem():
-        message = f"backend {known.name!r} cannot run here: {problem}"
-        if known.device == "cuda" and request.config.getoption("--require-gpu"):
-            pytest.fail(message)
-        pytest.skip(message)
-    with use_backend(known.name):
-        yield BackendUnderTest(known.name, device_named(known.device))
+        cannot_run(request, f"backend {known.name!r} cannot run here: {problem}")
+    with use_backend(known.name):  # of the devices called "cuda" the active backend names one
+        try:
+            device = device_named(known.device)
+        except DeviceError as error:
+            cannot_run(request, f"backend {known.name!r} cannot run here: {error}")
+        yield BackendUnderTest(known.name, device)
+
+
+def cannot_run(request: pytest.FixtureRequest, message: str) -> NoReturn:
+    """Skip, visibly; a backend that needs a GPU fails instead under ``--require-gpu``."""
+    if needs_gpu(request.param) and request.config.getoption("--require-gpu"):
+        pytest.fail(message)
+    pytest.skip(message)

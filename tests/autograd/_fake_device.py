@@ -1,7 +1,7 @@
 """A device whose arrays refuse to mix with NumPy's, to find code that assumes NumPy.
 
-``FakeArray`` is a subclass of ``np.ndarray`` whose ufuncs and functions raise when a host array with
-dimensions takes part.  Its array module is a proxy for ``numpy`` that makes such arrays.
+Its arrays are those of the simulated GPU under another name.  Its kernels are the references, run on
+the host behind its back, so that it needs no compiler.
 """
 
 from __future__ import annotations
@@ -10,123 +10,39 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-
 from rawgrad.kernels import _devices, _dispatch
 from rawgrad.kernels._devices import Device
+from rawgrad.kernels._emulator.arrays import ArrayModule, EmulatedArray, mark_written, on_device, plain
 
 NAME = "fake"
 
 
-def _mixed(value: Any) -> bool:
-    if isinstance(value, list | tuple):
-        return any(map(_mixed, value))
-    return type(value) is np.ndarray
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, FakeArray):
-        return value.view(np.ndarray)
-    if type(value) in (list, tuple):
-        return type(value)(map(_plain, value))
-    return value
-
-
-def _fake(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return value.view(FakeArray)
-    if isinstance(value, np.generic):
-        return np.asarray(value).view(FakeArray)  # as CuPy: there are no scalars on a device
-    if type(value) in (list, tuple):
-        return type(value)(map(_fake, value))
-    return value
-
-
-class FakeArray(np.ndarray):
+class FakeArray(EmulatedArray):
     """An array of the fake device."""
 
-    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = (), **kwargs: Any) -> Any:
-        if _mixed(inputs) or _mixed(out) or _mixed(tuple(kwargs.values())):
-            raise TypeError(f"{ufunc.__name__} mixes arrays of the fake device with the host's")
-        if out:
-            kwargs["out"] = _plain(out)
-        result = getattr(ufunc, method)(*_plain(inputs), **{k: _plain(v) for k, v in kwargs.items()})
-        return out[0] if out else _fake(result)
-
-    def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
-        if _mixed(args) or _mixed(tuple(kwargs.values())):
-            raise TypeError(f"{function.__name__} mixes arrays of the fake device with the host's")
-        return _fake(function(*_plain(args), **{k: _plain(v) for k, v in kwargs.items()}))
-
-    def __array__(self, *args: Any, **kwargs: Any) -> Any:
-        raise TypeError("an array of the fake device is not turned into a host array by itself")
-
-    def __getitem__(self, index: Any) -> Any:
-        if _mixed(index):
-            raise TypeError("indexing mixes arrays of the fake device with the host's")
-        return _fake(super().__getitem__(_plain(index)))
-
-    def __setitem__(self, index: Any, value: Any) -> None:
-        if _mixed(index) or _mixed(value):
-            raise TypeError("assignment mixes arrays of the fake device with the host's")
-        super().__setitem__(_plain(index), _plain(value))
-
-    def get(self) -> np.ndarray:
-        """A copy on the host."""
-        return self.view(np.ndarray).copy()
+    PLACE = "device 'fake'"
 
 
-def _reduction(name: str) -> Any:
-    def method(self: FakeArray, *args: Any, **kwargs: Any) -> Any:
-        return _fake(getattr(self.view(np.ndarray), name)(*args, **kwargs))
-
-    return method
-
-
-for _name in ("sum", "mean", "prod", "max", "min", "argmax", "argmin", "all", "any", "argsort", "cumsum"):
-    setattr(FakeArray, _name, _reduction(_name))
-
-
-class _Module:
-    """``numpy``, but what it makes lives on the fake device."""
-
-    def __getattr__(self, name: str) -> Any:
-        value = getattr(np, name)
-        if isinstance(value, type) or not callable(value):
-            return value
-        if isinstance(value, np.ufunc):
-            return value if name != "add" else _Add()
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            if name not in ("array", "asarray") and (_mixed(args) or _mixed(tuple(kwargs.values()))):
-                raise TypeError(f"{name} mixes arrays of the fake device with the host's")
-            return _fake(value(*_plain(args), **{k: _plain(v) for k, v in kwargs.items()}))
-
-        return call
-
-
-class _Add:
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return np.add(*args, **kwargs)
-
-    @staticmethod
-    def at(array: Any, index: Any, values: Any) -> None:
-        assert not (_mixed(index) or _mixed(values) or _mixed(array))
-        np.add.at(_plain(array), _plain(index), _plain(values))
-
-
-DEVICE = Device(NAME, FakeArray, _Module())
+DEVICE = Device(NAME, FakeArray, ArrayModule(FakeArray))
 
 
 class _Kernels:
-    """The reference kernels of an operation for the fake device: on the host, behind its back."""
+    """The reference kernels of an operation for the fake device."""
 
     def __init__(self, module: Any) -> None:
         self._module = module
 
     def __getattr__(self, name: str) -> Any:
         kernel = getattr(self._module, name)
-        return lambda *args: _fake(kernel(*map(_plain, args)))
+
+        def call(*arguments: Any) -> Any:
+            result = on_device(kernel(*map(plain, arguments)), FakeArray)
+            for argument in arguments:  # a kernel may write into its arguments, or into those of a list
+                for array in argument if isinstance(argument, list | tuple) else [argument]:
+                    mark_written(array)
+            return result
+
+        return call
 
 
 @contextmanager

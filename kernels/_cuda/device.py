@@ -1,0 +1,72 @@
+"""The NVIDIA GPU as a device: CuPy, asked for when it is first needed."""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import cache
+from typing import Any
+
+from .._devices import Device, register_device
+from .._errors import DeviceError, OutOfMemoryError
+
+_OTHERWISE = (
+    'rawgrad.backend("emulated") or RAWGRAD_BACKEND=emulated runs the same kernels on a simulated GPU, without any'
+)
+
+
+@cache
+def problem() -> str | None:
+    """Why no NVIDIA GPU can be used here, or None if one can.  Loads CuPy if it is installed."""
+    if importlib.util.find_spec("cupy") is None:
+        return "CuPy is not installed; `pip install rawgrad[cuda12]` (or [cuda13], as the driver has it) brings it"
+    try:
+        import cupy
+    except Exception as error:  # whatever a broken or doubled installation raises
+        return f"CuPy does not load: {type(error).__name__}: {error}"
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        return f"CuPy {cupy.__version__} finds no NVIDIA driver that it can use: {error}"
+    return None if count else f"CuPy {cupy.__version__} finds no NVIDIA GPU"
+
+
+def cupy_device() -> Device:
+    """The device of CuPy's arrays.
+
+    Raises:
+        DeviceError: there is no GPU, or no CuPy; the message says which.
+    """
+    reason = problem()
+    if reason is not None:
+        raise DeviceError(f"device 'cuda' is not available here: {reason}; {_OTHERWISE}")
+    return _device()
+
+
+@cache
+def _device() -> Device:
+    import cupy
+
+    name = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.runtime.getDevice())["name"].decode()
+    device = Device("cuda", cupy.ndarray, cupy, f"CuPy on {name}")
+    allocate = cupy.cuda.get_allocator()
+    cupy.cuda.set_allocator(explaining(allocate, cupy))
+    register_device(device)
+    return device
+
+
+def explaining(allocate: Any, cupy: Any) -> Any:
+    """CuPy's allocator, raising :class:`OutOfMemoryError` with the request and the state of pool and GPU."""
+
+    def malloc(size: int) -> Any:
+        try:
+            return allocate(size)
+        except cupy.cuda.memory.OutOfMemoryError as error:
+            pool = cupy.get_default_memory_pool()
+            free, total = cupy.cuda.runtime.memGetInfo()
+            limit = f" (limited to {pool.get_limit():,})" if pool.get_limit() else ""
+            raise OutOfMemoryError(
+                f"the GPU is out of memory: asked for {size:,} bytes; CuPy's pool uses {pool.used_bytes():,} and holds "
+                f"{pool.total_bytes():,}{limit}; of the GPU's {total:,} bytes {free:,} are free"
+            ) from error
+
+    return malloc
