@@ -27,6 +27,7 @@ from types import TracebackType
 from typing import Any
 
 from ._errors import BackendError
+from ._layout import contiguous
 
 _KERNELS = Path(__file__).parent
 _log = logging.getLogger("rawgrad")
@@ -42,6 +43,8 @@ class Backend:
         module: the file in an operation's folder that implements it, without ``.py``.
         requires: import names that must be installed.
         summary: one line for ``rawgrad doctor``.
+        probe: the module of ours whose function ``problem()`` says what else is missing, or None.
+        by_name_only: never the default, since it is there for proof and not for speed.
     """
 
     name: str
@@ -49,6 +52,8 @@ class Backend:
     module: str
     requires: tuple[str, ...]
     summary: str
+    probe: str | None = None
+    by_name_only: bool = False
 
     def problem(self) -> str | None:
         """Why this backend cannot run here, or None if it can."""
@@ -65,9 +70,9 @@ BACKENDS: dict[str, Backend] = {
     for backend in (
         Backend("numba", "cpu", "numba_cpu", ("numba",), "compiled, parallel CPU kernels"),
         Backend("numpy", "cpu", "reference", (), "the reference: what each kernel must compute"),
-        Backend("cuda", "cuda", "cuda", ("cupy",), "CUDA C++ kernels on an NVIDIA GPU"),
-        Backend("numba_cuda", "cuda", "numba_cuda", ("numba_cuda", "cupy"), "the same in Numba-CUDA"),
-        Backend("emulated", "cuda", "cuda", (), "the CUDA C++ kernels on a simulated GPU"),
+        Backend("cuda", "cuda", "cuda", ("cupy",), "CUDA C++ kernels on an NVIDIA GPU", "_cuda.device"),
+        Backend("numba_cuda", "cuda", "numba_cuda", ("numba_cuda", "cupy"), "the same in Numba-CUDA", "_cuda.device"),
+        Backend("emulated", "cuda", "cuda", (), "the CUDA C++ kernels on a simulated GPU", "_emulator.build", True),
     )
 }
 
@@ -78,7 +83,9 @@ def _problem(name: str) -> str | None:
     if not any(backend.implements(folder.name) for folder in _KERNELS.iterdir() if folder.is_dir()):
         return "this version of rawgrad has no kernels for it yet"
     missing = [module for module in backend.requires if importlib.util.find_spec(module) is None]
-    return f"not installed: {', '.join(missing)}" if missing else None
+    if missing:
+        return f"not installed: {', '.join(missing)}"
+    return importlib.import_module(f".{backend.probe}", __package__).problem() if backend.probe else None
 
 
 @dataclass(frozen=True)
@@ -217,20 +224,35 @@ class Operation:
         name = choice.for_device(device) or self._default(device)
         module = self.module(name)
         version = version or choice.pin_of(self.name)
-        kernel = getattr(module, function)
+        kernel = default = getattr(module, function)
         if version is not None:
             versions: dict[str, Callable[..., Any]] = getattr(module, "VERSIONS", {}).get(function, {})
             if version not in versions:
                 known = ", ".join(versions) or "none: it has a single one"
                 raise BackendError(f"{function}: backend {name!r} has no version {version!r}; versions: {known}")
             kernel = versions[version]
+        if BACKENDS[name].device != "cpu":
+            kernel = contiguous(kernel, default)
         return _logged(kernel, function, name, version) if os.environ.get("RAWGRAD_DEBUG") else kernel
 
     def _default(self, device: str) -> str:
         for name, known in BACKENDS.items():
-            if known.device == device and known.implements(self.name) and known.problem() is None:
+            if (
+                known.device == device
+                and not known.by_name_only
+                and known.implements(self.name)
+                and not known.problem()
+            ):
                 return name
-        raise BackendError(f"{self.name}: no backend that runs here takes arrays of device {device!r}")
+        raise BackendError(f"{self.name}: no backend that runs here takes arrays of device {device!r}{_hint(device)}")
+
+
+def _hint(device: str) -> str:
+    """What could be asked for by name on ``device``."""
+    names = [
+        n for n, known in BACKENDS.items() if known.device == device and known.by_name_only and not known.problem()
+    ]
+    return f"; ask for backend {' or '.join(map(repr, names))} by name" if names else ""
 
 
 def _logged(kernel: Callable[..., Any], function: str, backend_name: str, version: str | None) -> Callable[..., Any]:

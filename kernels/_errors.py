@@ -8,6 +8,8 @@ exception travels outwards.
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class RawgradError(Exception):
     """Base of all errors that rawgrad raises on purpose.
@@ -48,7 +50,13 @@ class BackendError(RawgradError, RuntimeError):
 
 
 class LaunchError(RawgradError, RuntimeError):
-    """A kernel could not be compiled or launched."""
+    """A kernel could not be compiled or launched, or failed on the device.
+
+    Attributes:
+        findings: what the emulator found wrong with the launch, if it was that.
+    """
+
+    findings: tuple[Any, ...] = ()
 
 
 class GradientError(RawgradError, RuntimeError):

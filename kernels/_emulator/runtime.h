@@ -1,0 +1,58 @@
+// The emulator's runtime, as the emulated kernels and headers of kernels/_cuda call it.
+//
+// One launch runs its blocks one after the other, and the threads of a block as fibers: a thread runs
+// until it reaches a barrier or a warp operation, then the next one does.  The compiler puts a call
+// before each load and store of a kernel (-fsanitize=thread); the runtime answers these calls itself
+// and checks each access (memory.cpp).
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+struct uint3 {
+  unsigned x, y, z;
+};
+
+namespace rawgrad_emulator {
+
+// Where in a source something stands.
+struct Place {
+  const char* file;
+  int line;
+};
+
+using Index = uint3;
+Index thread_index();
+Index block_index();
+Index block_size();
+Index grid_size();
+int lane();
+
+// Wait for all threads of the block; gives the number of threads whose predicate was true.
+int barrier(bool predicate, Place place);
+// Wait for the lanes of `mask`, and see what they have written.
+void sync_warp(unsigned mask, Place place);
+// Meet the lanes of `mask` and take the value of lane `source`.
+uint64_t exchange_bits(unsigned mask, uint64_t value, int source, const char* operation, Place place);
+unsigned ballot(unsigned mask, bool predicate, const char* operation, Place place);
+
+// The block's shared memory: of `bytes` bytes, for dynamic memory as many as the launch asked for.
+unsigned char* shared_memory(size_t bytes, bool dynamic);
+unsigned char* dynamic_shared();
+uint32_t shared_offset(const void* place);
+
+// An integer atomic is about to read and write.
+void atomic_access(void* place, size_t bytes, void* caller);
+
+// cp.async: `bytes` are copied, of which the first `from_source` come from memory and the rest are zeros.
+// The destination is poisoned until the thread waits for the group that the copy was committed to.
+void async_copy(void* to, const void* from, int bytes, int from_source, void* caller);
+void async_commit();
+void async_wait(int groups_left, Place place);
+
+// ldmatrix: each lane names a row of 16 bytes; afterwards r[i] holds this lane's piece of matrix i.
+void load_matrices(uint32_t* r, int matrices, const void* row, bool transposed, void* caller, Place place);
+// mma.sync m16n8k16 of bf16 or fp16, and m16n8k8 of tf32, all with float32 sums: d += a b.
+enum MmaType { MMA_BF16, MMA_FP16, MMA_TF32 };
+void multiply_matrices(MmaType type, float* d, const uint32_t* a, const uint32_t* b, Place place);
+
+}  // namespace rawgrad_emulator

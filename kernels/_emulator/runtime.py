@@ -1,0 +1,215 @@
+"""Runs kernels on the simulated GPU; the other half of :mod:`kernels._launch` is :mod:`kernels._cuda.runtime`.
+
+A launch checks every access of every thread and raises :class:`LaunchError` with what it found.  The
+threads of a block, and the blocks, take their turns in an order that changes from launch to launch
+(forward, backward, shuffled), so that a result which depends on it does not stay the same by luck.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from .._errors import ArgumentError, LaunchError
+from .arrays import written_map
+from .build import Unit, runtime_library, unit
+from .findings import Finding, Range, RawFinding, describe
+
+if TYPE_CHECKING:
+    from .._launch import Kernel, Operand
+
+FORWARD, BACKWARD, SHUFFLED = range(3)
+_Triple = ctypes.c_uint32 * 3
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What a launch moved, in bytes.
+
+    Attributes:
+        global_read, global_written: by all threads together, as they asked for it.
+        distinct_read, distinct_written: the same without repetition: what must move at least, if caches
+            were perfect.
+        shared_read, shared_written: to and from shared memory.
+        atomics: number of atomic operations.
+        barriers: number of barriers that blocks passed.
+    """
+
+    global_read: int
+    global_written: int
+    shared_read: int
+    shared_written: int
+    atomics: int
+    distinct_read: int
+    distinct_written: int
+    barriers: int
+
+
+@dataclass(frozen=True)
+class LaunchRecord:
+    """One launch on the emulator."""
+
+    kernel: str
+    grid: tuple[int, ...]
+    block: tuple[int, ...]
+    traffic: Traffic
+    seconds: float
+
+
+_records: ContextVar[list[LaunchRecord] | None] = ContextVar("rawgrad_emulator_records", default=None)
+
+
+@contextmanager
+def record_launches() -> Iterator[list[LaunchRecord]]:
+    """Collect a :class:`LaunchRecord` for every launch inside the block."""
+    records: list[LaunchRecord] = []
+    token = _records.set(records)
+    try:
+        yield records
+    finally:
+        _records.reset(token)
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    library = ctypes.CDLL(str(runtime_library()))
+    address, size = ctypes.c_void_p, ctypes.c_size_t
+    library.rawgrad_launch.argtypes = (address, ctypes.c_char_p, _Triple, _Triple, ctypes.c_uint32, ctypes.c_int)
+    library.rawgrad_findings.restype = ctypes.POINTER(RawFinding)
+    library.rawgrad_barriers.restype = ctypes.c_uint64
+    library.rawgrad_buffer.argtypes = (address, size, ctypes.c_int, ctypes.c_int, address, size)
+    library.rawgrad_image.argtypes = (address, address)
+    library.rawgrad_static_shared.argtypes = (address, size)
+    library.rawgrad_traffic.argtypes = (ctypes.POINTER(ctypes.c_uint64),)
+    return library
+
+
+@dataclass(frozen=True)
+class _Handle:
+    """A compiled kernel instance."""
+
+    name: str
+    unit: Unit
+    entry: Any
+    argument_bytes: int
+
+
+class EmulatedRuntime:
+    """Runs kernels on this machine's CPU, one thread after the other, under all checks."""
+
+    synchronous = True
+
+    def __init__(self) -> None:
+        self._turn = itertools.cycle((FORWARD, BACKWARD, SHUFFLED))
+        #: One of FORWARD, BACKWARD, SHUFFLED or above (other shuffles) for all launches; None to change.
+        self.order: int | None = None
+
+    def architecture(self) -> int:
+        """That of an A100: the newest whose instructions are all emulated. RAWGRAD_EMULATED_ARCH sets another."""
+        said = os.environ.get("RAWGRAD_EMULATED_ARCH", "80")
+        if not said.isdigit():
+            raise ArgumentError(f"RAWGRAD_EMULATED_ARCH must be a number such as 80; got {said!r}")
+        return int(said)
+
+    def address(self, array: Any) -> int:
+        """Where the array's first element lies, in host memory."""
+        return array.ctypes.data
+
+    def load(self, kernel: Kernel, expression: str) -> _Handle:
+        """Compile the instance with its unit."""
+        compiled = unit(kernel.path, kernel.unit(expression))
+        number = compiled.entries[expression]
+        size = getattr(compiled.library, f"rawgrad_bytes_{number}")
+        size.restype = ctypes.c_size_t
+        return _Handle(expression, compiled, getattr(compiled.library, f"rawgrad_entry_{number}"), size())
+
+    def launch(
+        self,
+        handle: _Handle,
+        grid: tuple[int, ...],
+        block: tuple[int, ...],
+        shared: int,
+        arguments: bytes,
+        operands: Sequence[Operand],
+    ) -> None:
+        """Run all blocks of the grid; :class:`LaunchError` says what was wrong."""
+        if len(arguments) != handle.argument_bytes:
+            raise LaunchError(
+                f"{handle.name}: its arguments take {handle.argument_bytes} bytes, packed were {len(arguments)}; "
+                "a struct differs from the source's"
+            )
+        library = _library()
+        ranges = self._register(library, handle.unit, operands)
+        order = next(self._turn) if self.order is None else self.order
+        start = time.perf_counter()
+        found = library.rawgrad_launch(handle.entry, arguments, _Triple(*grid), _Triple(*block), shared, order)
+        seconds = time.perf_counter() - start
+        if found < 0:
+            raise LaunchError(f"{handle.name}: no memory for the stacks of {block} threads")
+        records = _records.get()
+        if records is not None:
+            records.append(LaunchRecord(handle.name, grid, block, _traffic(library), seconds))
+        if found:
+            raw = library.rawgrad_findings()[:found]
+            raise emulation_error(handle.name, grid, block, [self._describe(f, handle.unit, ranges) for f in raw])
+
+    def _register(self, library: ctypes.CDLL, of: Unit, operands: Sequence[Operand]) -> list[Range]:
+        """Tell the runtime what the launch may touch, in order of address; overlapping arrays are joined."""
+        library.rawgrad_image(of.base, of.end)
+        for _, address, size in of.statics:
+            if not library.rawgrad_static_shared(address, size):
+                raise LaunchError(f"{of.path.stem}: its __shared__ variables do not fit into shared memory")
+        joined: list[tuple[Range, bool, Any]] = []
+        given = sorted((o for o in operands if o.array.nbytes), key=lambda o: self.address(o.array))
+        for operand in given:
+            array, begin = operand.array, self.address(operand.array)
+            shape, dtype = tuple(array.shape), str(array.dtype)
+            here = Range(operand.name, begin, array.nbytes, dtype, shape, array.itemsize)
+            if joined and begin < joined[-1][0].address + joined[-1][0].nbytes:
+                last, constant, first_array = joined.pop()
+                end = max(last.address + last.nbytes, begin + array.nbytes)
+                name = last.name if operand.name == last.name else f"{last.name}, {operand.name}"
+                here = Range(name, last.address, end - last.address, last.dtype, last.shape, last.itemsize)
+                joined.append((here, constant and operand.constant, first_array))
+            else:
+                joined.append((here, operand.constant, array))
+        for here, constant, array in joined:
+            written, offset = written_map(array)
+            pointer = 0 if written is None else written.ctypes.data
+            cell = min(4, here.itemsize)
+            library.rawgrad_buffer(here.address, here.nbytes, constant, cell, pointer, offset)
+        return [here for here, _, _ in joined]
+
+    def _describe(self, raw: RawFinding, of: Unit, ranges: Sequence[Range]) -> Finding:
+        def static(address: int) -> str:
+            for name, begin, size in of.statics:
+                if begin <= address < begin + size:
+                    return f"shared variable {name}, byte {address - begin}"
+            return ""
+
+        return describe(raw, of.path, of.base, ranges, static)
+
+
+def _traffic(library: ctypes.CDLL) -> Traffic:
+    counts = (ctypes.c_uint64 * 8)()
+    library.rawgrad_traffic(counts)
+    return Traffic(*list(counts)[:7], int(library.rawgrad_barriers()))
+
+
+def emulation_error(
+    kernel: str, grid: tuple[int, ...], block: tuple[int, ...], findings: Sequence[Finding]
+) -> LaunchError:
+    """The error that carries ``findings``, also as its attribute of that name."""
+    count = f"{len(findings)} findings" if len(findings) > 1 else "1 finding"
+    texts = [f"{i}. " + f.text.replace("\n", "\n   ") for i, f in enumerate(findings, 1)]
+    error = LaunchError(f"{kernel}, grid {grid}, block {block}: {count} of the emulator\n" + "\n".join(texts))
+    error.findings = tuple(findings)
+    return error

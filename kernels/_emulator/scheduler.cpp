@@ -1,0 +1,474 @@
+// Runs the threads of a block as fibers, and lets them meet at barriers and warp operations.
+//
+// A fiber is entered once by setcontext and from then on switched by setjmp and longjmp, which save no
+// signal mask and are several times faster.  Compiled without instrumentation.
+#undef _FORTIFY_SOURCE  // its longjmp refuses to change stacks
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <numeric>
+#include <random>
+
+#include <sys/mman.h>
+#include <ucontext.h>
+
+#include "state.h"
+
+namespace rawgrad_emulator {
+
+Thread* current = nullptr;
+Index current_block;
+uint32_t block_serial, barrier_epoch;
+
+namespace {
+
+using Entry = void (*)(const unsigned char*);
+
+Entry entry;
+const unsigned char* arguments;
+Index grid, block;
+std::vector<std::unique_ptr<Thread>> threads;  // those of the block that runs
+unsigned char* stacks = nullptr;
+size_t stacks_held = 0;
+jmp_buf scheduler;
+bool abandoned;
+int barrier_count;  // what the last barrier counted
+uint32_t serials_before;  // those of earlier launches, so that nothing need be wiped between launches
+std::vector<Finding> findings;
+uint64_t barriers_passed;
+
+uint32_t volume(const Index& i) { return i.x * i.y * i.z; }
+Index spread(uint32_t linear, const Index& size) {
+  return {linear % size.x, linear / size.x % size.y, linear / size.x / size.y};
+}
+
+void leave() {  // the current fiber goes back to the scheduler
+  Thread* self = current;
+  if (!_setjmp(self->context)) _longjmp(scheduler, 1);
+}
+
+// A fiber outlives its thread: the thread of the same number in the next block takes it over.
+void fiber_main() {
+  for (;;) {
+    entry(arguments);
+    if (!current->groups.empty() || !current->uncommitted.empty()) report(NEVER_WAITED);
+    current->waiting = FINISHED;
+    leave();
+  }
+}
+
+void resume(Thread* thread) {
+  current = thread;
+  if (!_setjmp(scheduler)) {
+    if (thread->started) _longjmp(thread->context, 1);
+    thread->started = true;
+    ucontext_t start;
+    getcontext(&start);
+    start.uc_stack.ss_sp = stacks + thread->id * STACK_BYTES;
+    start.uc_stack.ss_size = STACK_BYTES;
+    start.uc_link = nullptr;
+    makecontext(&start, fiber_main, 0);
+    setcontext(&start);
+  }
+  current = nullptr;
+}
+
+void wait_in_warp(unsigned mask, const char* operation, Place place) {
+  current->waiting = AT_WARP;
+  current->mask = mask;
+  current->operation = operation;
+  current->place = place;
+  leave();
+}
+
+bool same_place(const Thread& a, const Thread& b) {
+  return a.place.line == b.place.line && strcmp(a.place.file, b.place.file) == 0;
+}
+
+Party party_of(const Thread& thread) {
+  Party party = {};
+  party.block[0] = current_block.x, party.block[1] = current_block.y, party.block[2] = current_block.z;
+  party.thread[0] = thread.index.x, party.thread[1] = thread.index.y, party.thread[2] = thread.index.z;
+  party.file = thread.place.file;
+  party.line = thread.place.line;
+  return party;
+}
+
+Finding& report_of(FindingKind kind, const Thread& thread) {
+  static Finding spare;
+  if (findings.size() == MAX_FINDINGS) return spare = Finding();
+  findings.emplace_back();
+  Finding& finding = findings.back();
+  finding.kind = kind;
+  finding.space = NOWHERE;
+  finding.buffer = -1;
+  finding.first = party_of(thread);
+  finding.operation = thread.operation;
+  finding.times = 1;
+  return finding;
+}
+
+// Lanes that wait in a warp operation go on when all lanes of their mask have come to the same one.
+bool release_warp(int warp) {
+  bool released = false;
+  const int first = warp * WARP_SIZE, last = std::min<int>(first + WARP_SIZE, threads.size());
+  for (int i = first; i < last; ++i) {
+    const Thread& one = *threads[i];
+    if (one.waiting != AT_WARP) continue;
+    bool complete = true;
+    for (int j = first; j < last && complete; ++j) {
+      const Thread& other = *threads[j];
+      if (!(one.mask >> other.lane & 1) || other.waiting == FINISHED) continue;
+      complete = other.waiting == AT_WARP && other.mask == one.mask && other.operation == one.operation &&
+                 same_place(one, other);
+    }
+    if (!complete) continue;
+    const unsigned mask = one.mask;
+    for (int j = first; j < last; ++j)
+      if (mask >> threads[j]->lane & 1 && threads[j]->waiting == AT_WARP) threads[j]->waiting = RUNNABLE;
+    released = true;
+  }
+  return released;
+}
+
+// Nobody can go on: say who waits where, and for whom.
+void report_deadlock() {
+  for (const auto& waiting : threads) {
+    if (waiting->waiting != AT_WARP) continue;
+    Finding& finding = report_of(WARP_OPERATION, *waiting);
+    for (const auto& other : threads) {
+      if (other->warp != waiting->warp || !(waiting->mask >> other->lane & 1) || other->waiting == FINISHED) continue;
+      if (other->waiting == AT_WARP && other->operation == waiting->operation && other->mask == waiting->mask &&
+          same_place(*other, *waiting))
+        continue;
+      if (!finding.has_second) finding.second = party_of(*other), finding.has_second = 1;
+      ++finding.count;
+    }
+    return;
+  }
+  const Thread* waiting = nullptr;
+  for (const auto& thread : threads)
+    if (thread->waiting == AT_BARRIER) waiting = thread.get();
+  if (waiting == nullptr) return;
+  Finding& finding = report_of(BARRIER, *waiting);
+  for (const auto& other : threads) {
+    if (other->waiting == AT_BARRIER && same_place(*other, *waiting)) continue;
+    if (!finding.has_second) {
+      finding.second = party_of(*other), finding.has_second = 1;
+      if (other->waiting == FINISHED) finding.second.file = nullptr;
+    }
+    ++finding.count;
+  }
+}
+
+// The order in which threads, and blocks, take their turns: 0 forward, 1 backward, from 2 on shuffled.
+std::vector<int> turns(size_t count, int order, unsigned seed) {
+  std::vector<int> turn(count);
+  std::iota(turn.begin(), turn.end(), 0);
+  if (order == 1) std::reverse(turn.begin(), turn.end());
+  if (order >= 2) {
+    std::mt19937 random(seed * 2654435761u + order);
+    for (size_t i = count; i > 1; --i) std::swap(turn[i - 1], turn[random() % i]);
+  }
+  return turn;
+}
+
+void prepare_block() {
+  memory_begin_block();
+  barrier_epoch = 0;
+  for (size_t i = 0; i < threads.size(); ++i) {
+    Thread& thread = *threads[i];
+    thread.index = spread(i, block);
+    thread.id = i;
+    thread.lane = i % WARP_SIZE;
+    thread.warp = i / WARP_SIZE;
+    thread.waiting = RUNNABLE;
+    thread.place = {nullptr, 0};
+    thread.operation = "";
+    memset(thread.clock, 0, sizeof thread.clock);
+    thread.clock[thread.lane] = 1;
+    thread.uncommitted.clear();
+    thread.groups.clear();
+    thread.stack = stacks + i * STACK_BYTES;
+  }
+}
+
+// False if the launch was abandoned.
+bool run_block(int order) {
+  prepare_block();
+  const int warps = (threads.size() + WARP_SIZE - 1) / WARP_SIZE;
+  const std::vector<int> warp_turn = turns(warps, order, block_serial), lane_turn = turns(WARP_SIZE, order, ~block_serial);
+  for (;;) {
+    bool progress = false;
+    for (int warp : warp_turn) {
+      do {
+        for (int lane : lane_turn) {
+          const size_t id = warp * WARP_SIZE + lane;
+          if (id >= threads.size() || threads[id]->waiting != RUNNABLE) continue;
+          resume(threads[id].get());
+          progress = true;
+          if (abandoned) return false;
+        }
+      } while (release_warp(warp));
+    }
+    size_t finished = 0, at_barrier = 0;
+    for (const auto& thread : threads) {
+      finished += thread->waiting == FINISHED;
+      at_barrier += thread->waiting == AT_BARRIER && same_place(*thread, *threads[0]);
+    }
+    if (finished == threads.size()) return true;
+    if (at_barrier == threads.size()) {
+      ++barrier_epoch;
+      ++barriers_passed;
+      barrier_count = 0;
+      for (const auto& thread : threads) barrier_count += thread->predicate;
+      for (const auto& thread : threads) thread->waiting = RUNNABLE;
+    } else if (!progress) {
+      report_deadlock();
+      return false;
+    }
+  }
+}
+
+}  // namespace
+
+// ---- for the checks
+
+Index thread_of_id(int id) { return spread(id, block); }
+Index block_of_serial(uint32_t serial) { return spread(serial - serials_before - 1, grid); }
+Thread* thread_in_warp(int lane) {
+  const size_t id = current->warp * WARP_SIZE + lane;
+  return lane >= 0 && lane < WARP_SIZE && id < threads.size() ? threads[id].get() : nullptr;
+}
+void abandon() {
+  abandoned = true;
+  _longjmp(scheduler, 1);
+}
+Party party_now(Access access, const void* caller) {
+  Party party = party_of(*current);
+  party.access = access;
+  party.caller = caller;
+  party.file = nullptr;
+  return party;
+}
+Finding& report(FindingKind kind) { return report_of(kind, *current); }
+std::vector<Finding>& all_findings() { return findings; }
+
+// ---- for the kernels
+
+Index thread_index() { return current->index; }
+Index block_index() { return current_block; }
+Index block_size() { return block; }
+Index grid_size() { return grid; }
+int lane() { return current->lane; }
+
+int barrier(bool predicate, Place place) {
+  current->waiting = AT_BARRIER;
+  current->operation = "__syncthreads";
+  current->place = place;
+  current->predicate = predicate;
+  leave();
+  return barrier_count;
+}
+
+void sync_warp(unsigned mask, Place place) {
+  wait_in_warp(mask, "__syncwarp", place);
+  // All lanes are here, none has gone on with its own time: take over what the others have seen.
+  uint32_t seen[WARP_SIZE] = {};
+  for (int l = 0; l < WARP_SIZE; ++l) {
+    const Thread* other = mask >> l & 1 ? thread_in_warp(l) : nullptr;
+    for (int k = 0; other && k < WARP_SIZE; ++k) seen[k] = std::max(seen[k], other->clock[k]);
+  }
+  wait_in_warp(mask, "__syncwarp", place);
+  memcpy(current->clock, seen, sizeof seen);
+  ++current->clock[current->lane];
+}
+
+static const Thread& peer(unsigned mask, int source, const char* operation, Place place) {
+  const Thread* other = thread_in_warp(source);
+  if (other == nullptr || !(mask >> source & 1) || other->waiting == FINISHED) {
+    current->place = place;
+    Finding& finding = report(ABSENT_LANE);
+    finding.count = source;
+    finding.operation = operation;
+    abandon();
+  }
+  return *other;
+}
+
+uint64_t exchange_bits(unsigned mask, uint64_t value, int source, const char* operation, Place place) {
+  current->bits = value;
+  wait_in_warp(mask, operation, place);
+  const uint64_t taken = peer(mask, source, operation, place).bits;
+  wait_in_warp(mask, operation, place);  // nobody deposits anew before all have taken
+  return taken;
+}
+
+unsigned ballot(unsigned mask, bool predicate, const char* operation, Place place) {
+  current->predicate = predicate;
+  wait_in_warp(mask, operation, place);
+  unsigned votes = 0;
+  for (int l = 0; l < WARP_SIZE; ++l) {
+    const Thread* other = mask >> l & 1 ? thread_in_warp(l) : nullptr;
+    if (other && other->waiting != FINISHED && other->predicate) votes |= 1u << l;
+  }
+  wait_in_warp(mask, operation, place);
+  return votes;
+}
+
+void async_copy(void* to, const void* from, int bytes, int from_source, void* caller) {
+  if (from_source > 0) access_memory(from, from_source, READ, caller);
+  access_memory(to, bytes, WRITE, caller);
+  poison_async(to, bytes, caller);
+  current->uncommitted.push_back(
+      {static_cast<unsigned char*>(to), static_cast<const unsigned char*>(from), bytes, from_source, caller});
+}
+void async_commit() {
+  current->groups.push_back(std::move(current->uncommitted));
+  current->uncommitted.clear();
+}
+void async_wait(int groups_left, Place) {
+  auto& groups = current->groups;
+  while (static_cast<int>(groups.size()) > groups_left) {
+    for (const AsyncCopy& copy : groups.front()) {
+      memset(copy.to, 0, copy.bytes);
+      memcpy(copy.to, copy.from, copy.from_source);
+      deliver_async(copy.to, copy.bytes, copy.caller);
+    }
+    groups.erase(groups.begin());
+  }
+}
+
+void load_matrices(uint32_t* r, int matrices, const void* row, bool transposed, void* caller, Place place) {
+  const unsigned all = 0xffffffffu;
+  if (current->lane < 8 * matrices) access_memory(row, 16, READ, caller);  // the other lanes' rows are not read
+  current->deposit = row;
+  wait_in_warp(all, "ldmatrix", place);
+  for (int m = 0; m < matrices; ++m) {
+    uint16_t pair[2];
+    for (int e = 0; e < 2; ++e) {
+      int of_row = current->lane / 4, column = current->lane % 4 * 2 + e;
+      if (transposed) std::swap(of_row, column);
+      const Thread& other = peer(all, m * 8 + of_row, "ldmatrix", place);
+      memcpy(&pair[e], static_cast<const unsigned char*>(other.deposit) + 2 * column, 2);
+    }
+    r[m] = pair[0] | static_cast<uint32_t>(pair[1]) << 16;
+  }
+  wait_in_warp(all, "ldmatrix", place);
+}
+
+static float number(MmaType type, uint32_t word, int half) {
+  uint32_t bits;
+  if (type == MMA_TF32) {
+    bits = word & 0xffffe000u;  // the tensor core reads 19 bits
+  } else {
+    const uint32_t h = half ? word >> 16 : word & 0xffff;
+    if (type == MMA_BF16) {
+      bits = h << 16;
+    } else {
+      const uint32_t exponent = h >> 10 & 31, fraction = h & 1023;
+      if (exponent == 0) {  // zero or subnormal: fraction * 2^-24
+        const float value = static_cast<float>(fraction) / 16777216.0f;
+        return h >> 15 ? -value : value;
+      }
+      bits = (h >> 15) << 31 | (exponent == 31 ? 255 : exponent + 112) << 23 | fraction << 13;
+    }
+  }
+  float value;
+  memcpy(&value, &bits, 4);
+  return value;
+}
+
+// Which lane holds an element of the fragments, and where: PTX ISA, "Matrix fragments for mma.m16n8k16"
+// and "... mma.m16n8k8" (.tf32).
+void multiply_matrices(MmaType type, float* d, const uint32_t* a, const uint32_t* b, Place place) {
+  struct Fragments {
+    uint32_t a[4], b[2];
+  } own;
+  memcpy(own.a, a, sizeof own.a);
+  memcpy(own.b, b, sizeof own.b);
+  const unsigned all = 0xffffffffu;
+  current->deposit = &own;
+  wait_in_warp(all, "mma", place);
+  const int per_word = type == MMA_TF32 ? 1 : 2, depth = 8 * per_word;
+  const auto fragments = [&](int lane) -> const Fragments& {
+    return *static_cast<const Fragments*>(peer(all, lane, "mma", place).deposit);
+  };
+  const auto element_a = [&](int row, int k) {
+    const int place_k = k / per_word;  // in words: 8 of them, two registers of four lanes
+    return number(type, fragments(row % 8 * 4 + place_k % 4).a[row / 8 + place_k / 4 * 2], k % per_word);
+  };
+  const auto element_b = [&](int k, int column) {
+    const int place_k = k / per_word;
+    return number(type, fragments(column * 4 + place_k % 4).b[place_k / 4], k % per_word);
+  };
+  float sums[4];
+  for (int e = 0; e < 4; ++e) {
+    const int row = current->lane / 4 + e / 2 * 8, column = current->lane % 4 * 2 + e % 2;
+    float sum = 0;
+    for (int k = 0; k < depth; ++k) sum += element_a(row, k) * element_b(k, column);
+    sums[e] = d[e] + sum;
+  }
+  wait_in_warp(all, "mma", place);
+  memcpy(d, sums, sizeof sums);
+}
+
+}  // namespace rawgrad_emulator
+
+using namespace rawgrad_emulator;
+
+extern "C" {
+
+// Run a kernel.  Returns the number of findings.
+int rawgrad_launch(Entry kernel, const unsigned char* argument_buffer, const uint32_t* grid_size,
+                   const uint32_t* block_size, uint32_t dynamic_shared_bytes, int order) {
+  entry = kernel;
+  arguments = argument_buffer;
+  grid = {grid_size[0], grid_size[1], grid_size[2]};
+  block = {block_size[0], block_size[1], block_size[2]};
+  findings.clear();
+  findings.reserve(MAX_FINDINGS);
+  abandoned = false;
+  barriers_passed = 0;
+
+  const size_t count = volume(block);
+  if (stacks_held < count * STACK_BYTES) {
+    if (stacks) munmap(stacks, stacks_held);
+    threads.clear();  // their fibers had those stacks
+    stacks_held = count * STACK_BYTES;
+    stacks = static_cast<unsigned char*>(
+        mmap(nullptr, stacks_held, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    if (stacks == MAP_FAILED) stacks = nullptr, stacks_held = 0;
+  }
+  if (stacks == nullptr) return -1;
+  while (threads.size() < count) threads.push_back(std::make_unique<Thread>());
+  threads.resize(count);
+
+  const uint32_t blocks = volume(grid);
+  const bool wrapped = serials_before > UINT32_MAX - 2 - blocks;
+  if (wrapped) serials_before = 0;
+  memory_begin_launch(dynamic_shared_bytes, wrapped);
+  for (int linear : turns(blocks, order, 0)) {
+    block_serial = serials_before + linear + 1;
+    current_block = spread(linear, grid);
+    if (!run_block(order)) break;
+  }
+  memory_end_launch();
+  serials_before += blocks;
+  current = nullptr;
+  if (!std::all_of(threads.begin(), threads.end(), [](const auto& t) { return t->waiting == FINISHED; }))
+    threads.clear();  // fibers that stand somewhere in a kernel
+  return findings.size();
+}
+
+const Finding* rawgrad_findings() { return findings.data(); }
+uint64_t rawgrad_barriers() { return barriers_passed; }
+size_t rawgrad_stack_of(const void* place) {  // which thread's stack holds `place`, plus 1; 0 if none
+  const unsigned char* p = static_cast<const unsigned char*>(place);
+  return stacks && p >= stacks && p < stacks + stacks_held ? (p - stacks) / STACK_BYTES + 1 : 0;
+}
+
+}  // extern "C"

@@ -1,0 +1,111 @@
+// What the two halves of the runtime share: threads, findings, and the launch that is under way.
+#pragma once
+#include <csetjmp>
+#include <cstdint>
+#include <vector>
+
+#include "runtime.h"
+
+namespace rawgrad_emulator {
+
+constexpr int WARP_SIZE = 32;
+constexpr size_t ARENA_BYTES = 232448;  // what a block may have on sm_90
+constexpr int MAX_FINDINGS = 32;
+
+// ---- what was found
+
+enum FindingKind : int32_t {
+  RACE_SHARED,      // two threads of a block, no barrier between
+  RACE_GLOBAL,      // two threads of the grid, nothing orders them
+  OUTSIDE,          // an access outside every buffer
+  MISALIGNED,       // an address that is no multiple of the access's size
+  READ_ONLY,        // a write into an argument declared const
+  UNWRITTEN,        // a read of what nothing wrote
+  IN_FLIGHT,        // a read of what an asynchronous copy has not delivered yet
+  BARRIER,          // a barrier that not all threads reach
+  WARP_OPERATION,   // a warp operation that not all of its lanes reach
+  ABSENT_LANE,      // a value taken from a lane that takes no part
+  NEVER_WAITED,     // the kernel ends while asynchronous copies are under way
+  SHARED_SIZE,      // more shared memory than the launch gave
+};
+enum Space : int32_t { GLOBAL, SHARED, NOWHERE };
+enum Access : int32_t { READ, WRITE, ATOMIC };
+
+// One thread's part in a finding.  Mirrored by ctypes in findings.py.
+struct Party {
+  uint32_t block[3], thread[3];
+  int32_t access;     // enum Access
+  int32_t line;       // with `file`, where known without debug information
+  const char* file;
+  const void* caller;  // return address of the access's hook; null if there was none
+};
+struct Finding {
+  int32_t kind, space;
+  Party first, second;  // first: who did it now; second: whom it met
+  int32_t has_second;
+  int32_t buffer;  // index of the argument's range, or -1
+  int64_t offset;  // of the access, in bytes from the start of the buffer or of shared memory
+  uint64_t address;
+  int32_t bytes;
+  int32_t count;  // the threads or lanes that are missing
+  const char* operation;
+  uint64_t times;
+};
+
+// ---- threads
+
+enum Waiting : int32_t { RUNNABLE, AT_BARRIER, AT_WARP, FINISHED };
+
+struct AsyncCopy {
+  unsigned char* to;
+  const unsigned char* from;
+  int bytes, from_source;
+  void* caller;
+};
+
+// A CUDA thread as a fiber.
+struct Thread {
+  Index index;
+  int id, lane, warp;
+  Waiting waiting;
+  Place place;            // where it waits
+  const char* operation;  // and in what
+  unsigned mask;          // for which lanes, in a warp operation
+  bool predicate;
+  uint64_t bits;              // what it deposits in a warp operation
+  const void* deposit;        // likewise, by address
+  uint32_t clock[WARP_SIZE];  // vector clock over the lanes of its warp: what it has seen of each
+  std::vector<AsyncCopy> uncommitted;
+  std::vector<std::vector<AsyncCopy>> groups;
+  unsigned char* stack;
+  bool started = false;  // whether `context` can be gone back to
+  jmp_buf context;
+};
+
+constexpr size_t STACK_BYTES = 96 << 10;
+
+extern Thread* current;  // null while no kernel code runs
+extern Index current_block;
+extern uint32_t block_serial;   // number of the block, from 1, counted over all launches
+extern uint32_t barrier_epoch;  // how many barriers the block has passed
+Index thread_of_id(int id);
+Index block_of_serial(uint32_t serial);
+Thread* thread_in_warp(int lane);  // of the current thread's warp; null if the block has no such thread
+
+// Stop the launch at once: what comes next cannot be carried out.  Does not return in a kernel.
+[[noreturn]] void abandon();
+Party party_now(Access access, const void* caller);
+Finding& report(FindingKind kind);  // a new finding by the current thread, to be completed
+std::vector<Finding>& all_findings();
+
+// ---- the checks of memory.cpp
+
+void memory_begin_launch(unsigned dynamic_bytes, bool serials_start_again);
+void memory_begin_block();
+void memory_end_launch();
+void access_memory(const void* place, size_t bytes, Access access, const void* caller);
+void poison_async(void* place, size_t bytes, const void* caller);
+void deliver_async(void* place, size_t bytes, const void* caller);
+extern unsigned char arena[ARENA_BYTES];
+
+}  // namespace rawgrad_emulator

@@ -1,0 +1,473 @@
+"""Launching the kernels of ``.cu`` files, on a GPU through CuPy or on the emulator.
+
+A launcher (``kernels/<operation>/cuda.py``) declares its kernels once::
+
+    _PLAIN = Kernel(__file__, "gemm_v1_plain", T=FLOATS, TRANSPOSE_A=BOOLS, TRANSPOSE_B=BOOLS)
+
+and launches an instance of the template with arrays and numbers in the order of the source's
+parameters::
+
+    _PLAIN[a.dtype, False, True](grid, block, a, b, None, y, M, N, K)
+
+The types come from the ``.cu`` file.  A pointer takes a C-contiguous array of that dtype on the device,
+or None for a null pointer; a struct of ints takes a tuple, nested as it may be; numbers are checked for
+their range.  Which runtime runs it follows from the type of the arrays, so one launcher serves both.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn, Protocol
+
+import numpy as np
+
+from ._cuda.source import Parameter, Source, read_source
+from ._devices import device_of, is_array
+from ._errors import ArgumentError, BackendError, DeviceError, DtypeError, LaunchError, ShapeError
+
+FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+BOOLS = (False, True)
+#: sm_100 is Blackwell, sm_90 Hopper, sm_89 Ada, sm_86 and sm_80 Ampere.
+ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100")
+
+Grid = int | tuple[int, ...]
+
+#: C type -> (NumPy dtype, struct format)
+_TYPES: dict[str, tuple[np.dtype, str]] = {
+    name: (np.dtype(dtype), code)
+    for names, dtype, code in (
+        (("float",), np.float32, "f"),
+        (("double",), np.float64, "d"),
+        (("bool",), np.bool_, "?"),
+        (("signed char", "int8_t"), np.int8, "b"),
+        (("unsigned char", "uint8_t"), np.uint8, "B"),
+        (("short", "int16_t"), np.int16, "h"),
+        (("unsigned short", "uint16_t"), np.uint16, "H"),
+        (("int", "int32_t"), np.int32, "i"),
+        (("unsigned", "unsigned int", "uint32_t"), np.uint32, "I"),
+        (("long long", "int64_t"), np.int64, "q"),
+        (("unsigned long long", "uint64_t"), np.uint64, "Q"),
+    )
+    for name in names
+}
+_C_NAMES = {dtype: name for name, (dtype, _) in reversed(_TYPES.items())}
+
+
+class Packed(NamedTuple):
+    """A struct argument that is already bytes, with the arrays to which its pointers point.
+
+    It is laid out as C does and aligned to 8 bytes.
+    """
+
+    data: bytes
+    arrays: Sequence[Any]
+
+
+class Operand(NamedTuple):
+    """An array that a launch may touch; ``constant`` if it may only read it."""
+
+    name: str
+    array: Any
+    constant: bool
+
+
+class Runtime(Protocol):
+    """What runs kernels: :class:`._cuda.runtime.CudaRuntime` or :class:`._emulator.runtime.EmulatedRuntime`."""
+
+    synchronous: bool  # whether a launch has ended when it returns
+
+    def load(self, kernel: Kernel, expression: str) -> Any:
+        """Compile the instance ``expression`` of ``kernel`` and give a handle for :meth:`launch`."""
+        ...
+
+    def address(self, array: Any) -> int:
+        """The device address of an array's first element."""
+        ...
+
+    def launch(
+        self,
+        handle: Any,
+        grid: tuple[int, ...],
+        block: tuple[int, ...],
+        shared: int,
+        arguments: bytes,
+        operands: Sequence[Operand],
+    ) -> None:
+        """Start a kernel on the current stream; it may touch the ``operands`` and nothing else."""
+        ...
+
+    def architecture(self) -> int:
+        """Ten times the compute capability: 80, 90, …"""
+        ...
+
+
+def runtime_of(array: Any) -> Runtime:
+    """The runtime on which kernels that take ``array`` run; :class:`DeviceError` if there is none."""
+    try:
+        return _runtimes[type(array)]
+    except KeyError:
+        return _first_runtime(array)
+
+
+_runtimes: dict[type, Runtime] = {}
+
+
+def _first_runtime(array: Any) -> Runtime:
+    device = device_of(array)
+    if device.name != "cuda":
+        raise DeviceError(f"CUDA kernels take arrays on device 'cuda'; got one on {device.name!r}")
+    runtime: Runtime
+    if device.array_type.__module__.partition(".")[0] == "cupy":
+        from ._cuda.runtime import CudaRuntime
+
+        runtime = CudaRuntime()
+    else:
+        from ._emulator.runtime import EmulatedRuntime
+
+        runtime = EmulatedRuntime()
+    return _runtimes.setdefault(type(array), runtime)
+
+
+def architecture(array: Any) -> int:
+    """Ten times the compute capability of the GPU that holds ``array``; the emulator says 80."""
+    return runtime_of(array).architecture()
+
+
+def empty(like: Any, shape: tuple[int, ...] | int, dtype: Any = None) -> Any:
+    """A new C-contiguous array on the device of ``like``; by default of its dtype."""
+    return device_of(like).array_module.empty(shape, like.dtype if dtype is None else dtype)
+
+
+def result(out: Any, like: Any, shape: tuple[int, ...], dtype: Any = None) -> Any:
+    """``out``, or if it is None a new array on the device of ``like``."""
+    return empty(like, shape, dtype) if out is None else out
+
+
+def ceil_div(a: int, b: int) -> int:
+    """a / b rounded up."""
+    return -(-a // b)
+
+
+class Kernel:
+    """A ``__global__`` function of a ``.cu`` file, with the template arguments that are shipped.
+
+    Args:
+        launcher: ``__file__`` of the launcher; the source is ``<folder>/<folder>.cu`` beside it.
+        name: the function.
+        architectures: for which it is compiled.
+        templates: for each template parameter, in the order of the source, the values that it may
+            take: dtypes, booleans or integers.
+
+    Raises:
+        LaunchError: the source has no such kernel, or other template parameters.
+    """
+
+    def __init__(
+        self, launcher: str | Path, name: str, architectures: tuple[str, ...] = ARCHITECTURES, **templates: Any
+    ) -> None:
+        folder = Path(launcher).parent
+        path = Path(launcher) if Path(launcher).suffix == ".cu" else folder / f"{folder.name}.cu"
+        self.path = path
+        self.name = name
+        self.architectures = architectures
+        self.templates = {key: tuple(values) for key, values in templates.items()}
+        self._instances: dict[Any, Instance] = {}
+        KERNELS[path, name] = self
+
+    @property
+    def source(self) -> Source:
+        """The file, read when it is first needed."""
+        return read_source(self.path)
+
+    def instances(self) -> list[Instance]:
+        """Every instance that is shipped."""
+        return [self[combination] for combination in itertools.product(*self.templates.values())]
+
+    def unit(self, expression: str) -> list[str]:
+        """The name expressions that are compiled together with ``expression``: those of its first argument."""
+        first = _first_argument(expression)
+        every = [instance.expression for instance in self.instances()]
+        return [e for e in every if _first_argument(e) == first]
+
+    def __getitem__(self, templates: Any) -> Instance:
+        try:
+            return self._instances[templates]
+        except KeyError:
+            pass
+        values = templates if isinstance(templates, tuple) else (templates,)
+        allowed = list(self.templates.items())
+        if len(values) != len(allowed) or any(
+            v not in choices for v, (_, choices) in zip(values, allowed, strict=True)
+        ):
+            raise LaunchError(f"{self.name}: no instance for template arguments {values}; shipped are {self.templates}")
+        instance = self._instances[templates] = Instance(self, values)
+        return instance
+
+    def __repr__(self) -> str:
+        return f"<Kernel {self.name} of {self.path.name}>"
+
+
+#: Every kernel that has been declared, by source and name.
+KERNELS: dict[tuple[Path, str], Kernel] = {}
+
+
+def _first_argument(expression: str) -> str:
+    return re.split(r"[<,>]", expression + "<", maxsplit=2)[1].strip()
+
+
+def _spelled(value: Any) -> str:
+    """A template argument in C++."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, int) else _C_NAMES[np.dtype(value)]
+
+
+class _Slot(NamedTuple):
+    """How one argument is checked and packed: exactly one of dtype, code and members is given."""
+
+    parameter: Parameter
+    dtype: np.dtype | None  # of the array, for a pointer
+    number: np.dtype | None  # for a number
+    members: tuple[str, ...] | None  # for a struct of ints; () for one that comes packed
+
+
+class Instance:
+    """One instance of a kernel: callable with ``(grid, block, *arguments)``.
+
+    Attributes:
+        kernel: the template, or plain function.
+        expression: its name in C++, ``gemm_v1_plain<float, false, true>``.
+    """
+
+    def __init__(self, kernel: Kernel, values: tuple[Any, ...]) -> None:
+        self.kernel = kernel
+        self.values = values
+        arguments = ", ".join(map(_spelled, values))
+        self.expression = f"{kernel.name}<{arguments}>" if values else kernel.name
+        self._slots: list[_Slot] | None = None
+        self._handles: dict[type, tuple[Runtime, Any]] = {}
+
+    def __repr__(self) -> str:
+        return f"<{self.expression}>"
+
+    def __call__(self, grid: Grid, block: Grid, *arguments: Any, shared: int = 0) -> None:
+        """Launch.
+
+        Args:
+            grid, block: numbers of blocks, and of threads in each; (x, y, z) or fewer.
+            arguments: in the order of the source's parameters.
+            shared: bytes of dynamic shared memory.
+
+        Raises:
+            DeviceError, DtypeError, ShapeError, ArgumentError: an argument does not fit.
+            LaunchError: compiling or launching failed, or the emulator found a fault.
+        """
+        bound = self.bind(grid, block, *arguments, shared=shared)
+        if bound is not None:
+            bound()
+
+    def bind(self, grid: Grid, block: Grid, *arguments: Any, shared: int = 0) -> Callable[[], None] | None:
+        """Check and pack everything now; what is returned launches again and again, without checks.
+
+        None if the grid has no blocks: there is nothing to do.
+        """
+        slots = self._slots or self._understand()
+        if len(arguments) != len(slots):
+            names = ", ".join(slot.parameter.name for slot in slots)
+            raise ArgumentError(f"{self.kernel.name} takes {len(slots)} arguments ({names}); got {len(arguments)}")
+        operands = self._operands(slots, arguments)
+        kind = type(operands[0].array)
+        runtime, handle = self._handles.get(kind) or self._load(kind, operands[0].array)
+        formats, values = ["@"], list[Any]()
+        for slot, argument in zip(slots, arguments, strict=True):
+            code, packed = self._packed(slot, argument, kind, runtime)
+            formats.append(code)
+            values.extend(packed)
+        buffer = _struct("".join(formats)).pack(*values)
+        blocks, threads = _triple("grid", grid), _triple("block", block)
+        if 0 in blocks:
+            return None
+        self._check_sizes(blocks, threads)
+        return lambda: runtime.launch(handle, blocks, threads, shared, buffer, operands)
+
+    def _understand(self) -> list[_Slot]:
+        source = self.kernel.source
+        name = self.kernel.name
+        if name not in source.signatures:
+            raise LaunchError(f"{source.path} has no kernel {name!r}; it has {', '.join(source.signatures)}")
+        signature = source.signatures[name]
+        if signature.templates != tuple(self.kernel.templates):
+            raise LaunchError(
+                f"{name}: the source's template parameters are {signature.templates}, declared were "
+                f"{tuple(self.kernel.templates)}"
+            )
+        bound = dict(zip(signature.templates, self.values, strict=True))
+        self._slots = [_slot(parameter, bound, source) for parameter in signature.parameters]
+        return self._slots
+
+    def _operands(self, slots: list[_Slot], arguments: tuple[Any, ...]) -> list[Operand]:
+        """The arrays among the arguments, of which there must be one at least."""
+        found: list[Operand] = []
+        for (parameter, dtype, _, _), argument in zip(slots, arguments, strict=True):
+            if isinstance(argument, Packed):
+                found += [Operand(f"{parameter.name}[{i}]", a, False) for i, a in enumerate(argument.arrays)]
+            elif dtype is not None and argument is not None:
+                if not is_array(argument):
+                    raise DtypeError(
+                        f"{self.kernel.name}: {parameter.name} must be an array; got {type(argument).__name__}"
+                    )
+                found.append(Operand(parameter.name, argument, parameter.constant))
+        if not found:
+            raise ArgumentError(f"{self.kernel.name}: no array given, so there is no device to run on")
+        return found
+
+    def _load(self, kind: type, array: Any) -> tuple[Runtime, Any]:
+        runtime = runtime_of(array)
+        needed = min(int(re.sub(r"\D", "", name)) for name in self.kernel.architectures)
+        if runtime.architecture() < needed:
+            raise BackendError(
+                f"{self.kernel.name} needs a GPU of sm_{needed} or newer; this one is sm_{runtime.architecture()}"
+            )
+        pair = self._handles[kind] = (runtime, runtime.load(self.kernel, self.expression))
+        return pair
+
+    def _packed(self, slot: _Slot, argument: Any, kind: type[Any], runtime: Runtime) -> tuple[str, Sequence[Any]]:
+        """The struct format of one argument, and its values."""
+        if slot.dtype is not None:
+            if argument is None:
+                return "P", (0,)
+            fits = type(argument) is kind and argument.dtype == slot.dtype and argument.flags.c_contiguous
+            return "P", (runtime.address(argument) if fits else self._refuse(slot, argument, kind),)
+        if slot.number is not None:
+            return _TYPES[_C_NAMES[slot.number]][1], (self._number(slot, argument),)
+        if isinstance(argument, Packed):
+            return f"0Q{len(argument.data)}s", (argument.data,)
+        values = list(_flat(argument))
+        if len(values) != len(slot.members or ()):
+            raise ArgumentError(
+                f"{self.kernel.name}: {slot.parameter.name} has members {', '.join(slot.members or ())}; "
+                f"got {len(values)} values"
+            )
+        return f"{len(values)}i", values
+
+    def _number(self, slot: _Slot, argument: Any) -> Any:
+        """``argument`` as the number that the slot takes; nothing is cut off or rounded on the way."""
+        dtype, name = slot.number, slot.parameter.name
+        assert dtype is not None
+        if dtype.kind == "f" and isinstance(argument, int | float | np.number):
+            return float(argument)
+        if dtype.kind == "b" and isinstance(argument, bool | np.bool_):
+            return bool(argument)
+        if dtype.kind in "iu" and isinstance(argument, int | np.integer):
+            limits = np.iinfo(dtype)
+            if limits.min <= argument <= limits.max:
+                return int(argument)
+        raise ArgumentError(f"{self.kernel.name}: {name} must be a number that fits {dtype}; got {argument!r}")
+
+    def _refuse(self, slot: _Slot, argument: Any, kind: type[Any]) -> NoReturn:
+        where = f"{self.kernel.name}: {slot.parameter.name}"
+        came = type(argument).__name__
+        if came != kind.__name__:
+            raise DeviceError(f"{where} is a {came} where the other arrays are {kind.__name__}s")
+        if argument.dtype != slot.dtype:
+            raise DtypeError(f"{where} must be {slot.dtype}; got {argument.dtype}")
+        raise ShapeError(
+            f"{where} must be C-contiguous; got strides {argument.strides} for shape {tuple(argument.shape)}"
+        )
+
+    def _check_sizes(self, grid: tuple[int, ...], block: tuple[int, ...]) -> None:
+        for what, sizes, limits in (
+            ("grid", grid, (2**31 - 1, 65535, 65535)),
+            ("block", block, (1024, 1024, 64)),
+        ):
+            if any(not 0 < size <= limit for size, limit in zip(sizes, limits, strict=True)):
+                raise LaunchError(f"{self.kernel.name}: {what} {sizes} exceeds {limits}")
+        if math.prod(block) > 1024:
+            raise LaunchError(f"{self.kernel.name}: a block has at most 1024 threads; got {block}")
+
+
+def _slot(parameter: Parameter, bound: dict[str, Any], source: Source) -> _Slot:
+    if parameter.type in bound:
+        dtype: np.dtype | None = np.dtype(bound[parameter.type])
+    else:
+        dtype = _TYPES[parameter.type][0] if parameter.type in _TYPES else None
+    if dtype is not None:
+        return _Slot(parameter, dtype, None, None) if parameter.pointer else _Slot(parameter, None, dtype, None)
+    if parameter.pointer:
+        raise LaunchError(f"{source.path}: {parameter.name} points to {parameter.type!r}, which is no known type")
+    return _Slot(parameter, None, None, source.structs.get(parameter.type, ()))
+
+
+def _flat(values: Any) -> Iterator[int]:
+    for value in values:
+        if isinstance(value, tuple | list):
+            yield from _flat(value)
+        else:
+            yield int(value)
+
+
+def _triple(what: str, sizes: Grid) -> tuple[int, int, int]:
+    given = (sizes,) if isinstance(sizes, int) else tuple(sizes)
+    if not 1 <= len(given) <= 3:
+        raise LaunchError(f"{what} must have one to three dimensions; got {sizes!r}")
+    x, y, z = (*given, 1, 1)[:3]
+    return x, y, z
+
+
+_structs: dict[str, struct.Struct] = {}
+
+
+def _struct(code: str) -> struct.Struct:
+    known = _structs.get(code)
+    if known is None:
+        known = _structs[code] = struct.Struct(code)
+    return known
+
+
+#: What a fault flag holds while nothing is wrong; larger than every position.
+NO_FAULT = 2**63 - 1
+
+_free_flags: dict[type, list[Any]] = {}
+_watched: dict[type, list[tuple[Any, Callable[[int], Exception]]]] = {}
+#: So many unchecked launches may be under way before the oldest is waited for.
+_MAX_WATCHED = 256
+
+
+def fault_flag(like: Any) -> Any:
+    """A one-element int64 array on the device of ``like``, holding :data:`NO_FAULT`.
+
+    A kernel that meets bad data (a label out of range) lowers it to the position of the data by an
+    integer atomicMin and goes on without them; then :func:`watch` the flag.
+    """
+    free = _free_flags.setdefault(type(like), [])
+    if free:
+        return free.pop()
+    return device_of(like).array_module.full(1, NO_FAULT, np.int64)
+
+
+def watch(flag: Any, error: Callable[[int], Exception]) -> None:
+    """Have ``error(position)`` raised if the flag was lowered: on the emulator now, on a GPU at the next check.
+
+    Checks are those moments at which the host waits for the GPU anyway (:func:`check_faults`).
+    """
+    waiting = _watched.setdefault(type(flag), [])
+    waiting.append((flag, error))
+    if runtime_of(flag).synchronous or len(waiting) > _MAX_WATCHED:
+        check_faults(type(flag))
+
+
+def check_faults(kind: type | None = None) -> None:
+    """Raise what the oldest failed :func:`watch` has to say; on the arrays of type ``kind``, or on all."""
+    for array_type in (kind,) if kind is not None else tuple(_watched):
+        waiting = _watched.pop(array_type, [])
+        while waiting:
+            flag, error = waiting.pop(0)
+            position = int(device_of(flag).to_host(flag)[0])
+            if position != NO_FAULT:
+                raise error(position)  # the rest is consequence
+            _free_flags.setdefault(array_type, []).append(flag)

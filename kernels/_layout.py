@@ -1,0 +1,60 @@
+"""Layouts: backends whose kernels take C-contiguous arrays alone get copies of all others."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from ._devices import device_of, is_array
+
+_log = logging.getLogger("rawgrad")
+
+
+def contiguous(kernel: Callable[..., Any], like: Callable[..., Any]) -> Callable[..., Any]:
+    """``kernel`` for arguments of any strides: what is not C-contiguous is copied, and logged.
+
+    Inputs are copied before the call.  For an ``out`` that is
+    not C-contiguous the kernel makes its own result, which is then copied there.  Arrays in lists, which
+    optimizer steps overwrite, are copied back afterwards.
+
+    Args:
+        kernel: a launcher's function, or a version of it.
+        like: the launcher's function; its signature says which argument is called ``out``.
+    """
+    names = tuple(inspect.signature(like).parameters)
+    place = names.index("out") if "out" in names else -1
+
+    @functools.wraps(like)
+    def call(*arguments: Any) -> Any:
+        changed: list[Any] | None = None
+        copies: list[tuple[Any, Any]] = []
+        for i, argument in enumerate(arguments):
+            new: Any
+            if isinstance(argument, list | tuple) and argument and is_array(argument[0]):
+                new = [a if a.flags.c_contiguous else _copied(like, a) for a in argument]
+                copies += [(old, copy) for old, copy in zip(argument, new, strict=True) if old is not copy]
+            elif is_array(argument) and not argument.flags.c_contiguous:
+                new = None if i == place else _copied(like, argument)
+            else:
+                continue
+            changed = changed or list(arguments)
+            changed[i] = new
+        if changed is None:
+            return kernel(*arguments)
+        value = kernel(*changed)
+        for old, copy in copies:
+            old[...] = copy
+        if place >= 0 and changed[place] is not arguments[place]:
+            arguments[place][...] = value[0] if isinstance(value, tuple) else value
+            value = (arguments[place], *value[1:]) if isinstance(value, tuple) else arguments[place]
+        return value
+
+    return call
+
+
+def _copied(kernel: Callable[..., Any], array: Any) -> Any:
+    _log.debug("%s: copying a %s array of strides %s", kernel.__name__, tuple(array.shape), array.strides)
+    return device_of(array).array_module.ascontiguousarray(array).reshape(array.shape)
