@@ -39,6 +39,8 @@ from rawgrad.kernels._dispatch import BACKENDS
 from rawgrad.kernels._dispatch import backend as use_backend
 from rawgrad.kernels._errors import DeviceError
 
+# `python -m pytest` puts the checkout on sys.path, where our cuda.py would hide NVIDIA's package `cuda` from CuPy.
+sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != Path(__file__).parents[1].resolve()]
 sys.path.insert(0, str(Path(__file__).parent / "kernels"))
 
 # The same examples in every run; `--hypothesis-profile=thorough` searches for new ones.  Fixtures are

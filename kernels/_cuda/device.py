@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from .._devices import Device, register_device
 from .._errors import DeviceError, OutOfMemoryError
 
-_OTHERWISE = (
-    'rawgrad.backend("emulated") or RAWGRAD_BACKEND=emulated runs the same kernels on a simulated GPU, without any'
-)
+_OTHERWISE = 'rawgrad.backend("emulated") or RAWGRAD_BACKEND=emulated runs the same kernels on a simulated GPU'
+
+
+@contextmanager
+def own_folder_hidden() -> Iterator[None]:
+    """Import NVIDIA's packages in here, also where Python was started in the folder of rawgrad itself.
+
+    That folder is then on ``sys.path``, and its ``cuda.py`` would be taken for the package ``cuda``, of
+    which CuPy and Numba import parts.
+    """
+    here = Path(__file__).resolve().parents[2]
+    before = sys.path[:]
+    sys.path[:] = [folder for folder in before if Path(folder).resolve() != here]
+    try:
+        yield
+    finally:
+        sys.path[:] = before
 
 
 @cache
@@ -20,7 +38,8 @@ def problem() -> str | None:
     if importlib.util.find_spec("cupy") is None:
         return "CuPy is not installed; `pip install rawgrad[cuda12]` (or [cuda13], as the driver has it) brings it"
     try:
-        import cupy
+        with own_folder_hidden():
+            import cupy
     except Exception as error:  # whatever a broken or doubled installation raises
         return f"CuPy does not load: {type(error).__name__}: {error}"
     try:

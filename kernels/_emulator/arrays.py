@@ -80,6 +80,9 @@ METHODS = {
 _NUMPY_ONLY = {"initial", "like", "subok", "where"}
 _SCALARS = (bool, int, float, complex, np.generic)
 
+#: A decorator: a GPU gives no warning of NaN, infinity or a division by zero.
+_silent = np.errstate(all="ignore")
+
 
 # ---- from plain NumPy arrays to the device's and back
 
@@ -154,6 +157,18 @@ def _refuse_mixed(what: str, kind: type[EmulatedArray], *values: Any) -> None:
                 raise TypeError(f"{what}: an array on {kind.PLACE} does not mix with one on {other}")
         elif type(value) in (list, tuple):
             _refuse_mixed(what, kind, *value)
+
+
+def _refuse_overlap(what: str, target: Any, *sources: Any) -> None:
+    """No source may share memory with ``target``, unless it is the very same elements in the same places.
+
+    NumPy takes care of such cases; on a GPU one thread reads what another has written already.
+    """
+    for source in sources:
+        if isinstance(source, np.ndarray) and np.shares_memory(plain(target), plain(source)):
+            same = (target.ctypes.data, target.strides) == (source.ctypes.data, source.strides)
+            if not same or target.shape != source.shape:
+                raise ValueError(f"{what}: source and target overlap, and the order of reads and writes is not defined")
 
 
 # ---- arrays
@@ -298,7 +313,10 @@ class EmulatedArray(np.ndarray):
         _refuse_mixed("assignment", type(self), index, value)
         if not isinstance(value, (EmulatedArray, *_SCALARS)):
             raise TypeError(f"assignment: expected an array on {self.PLACE} or a number; got {type(value).__name__}")
-        plain(self)[_plain_index(index, self.shape)] = plain(value)
+        index = _plain_index(index, self.shape)
+        target = plain(self)[index]
+        _refuse_overlap("assignment", target, value)
+        plain(self)[index] = plain(value)
         mark_written(self)
 
     def view(self, dtype: Any = None) -> Any:  # type: ignore[override]
@@ -307,6 +325,7 @@ class EmulatedArray(np.ndarray):
             raise TypeError(f"an array on {self.PLACE} has no view of another class")
         return np.ndarray.view(self) if dtype is None else np.ndarray.view(self, dtype)
 
+    @_silent
     def astype(self, dtype: Any, order: Any = "K", casting: Any = None, subok: Any = None, copy: bool = True) -> Any:  # type: ignore[override]
         """The values as another dtype; without ``copy`` the array itself where nothing changes."""
         if not copy and np.dtype(dtype) == self.dtype and order == "K":
@@ -332,6 +351,7 @@ class EmulatedArray(np.ndarray):
 
     # ---- NumPy's protocols
 
+    @_silent
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = (), **options: Any) -> Any:
         kind, name = type(self), ufunc.__name__
         _refuse_mixed(name, kind, inputs, out)
@@ -341,6 +361,7 @@ class EmulatedArray(np.ndarray):
         if method != "__call__" or not options.keys() <= {"dtype", "casting"}:
             raise TypeError(f"{name}: not every ufunc of CuPy has {method} with the arguments {sorted(options)}")
         if out:
+            _refuse_overlap(name, out[0], *inputs)
             options["out"] = plain(out)
         result = ufunc(*plain(inputs), **options)
         return _delivered(result, out[0] if len(out) == 1 else out or None, kind)
@@ -398,6 +419,7 @@ def _method(name: str) -> Callable[..., Any]:
     """NumPy's method of that name, on plain arrays."""
     allowed = METHODS[name].split()
 
+    @_silent
     def method(self: EmulatedArray, *args: Any, **options: Any) -> Any:
         if not options.keys() <= set(allowed):
             raise TypeError(f"{name} of CuPy's arrays takes {', '.join(allowed)}; got {', '.join(options)}")
@@ -496,6 +518,13 @@ class ArrayModule:
         """Write the values of ``src`` into ``dst``."""
         dst[...] = src
 
+    def where(self, condition: Any, x: Any, y: Any) -> Any:
+        """``x`` where ``condition``, an array, holds, and ``y`` elsewhere."""
+        _refuse_mixed("where", self._kind, condition, x, y)
+        if type(condition) is not self._kind:
+            raise TypeError(f"where: the condition must be an array on {self._kind.PLACE}; CuPy takes nothing else")
+        return on_device(np.where(plain(condition), plain(x), plain(y)), self._kind)
+
     @staticmethod
     def get_default_memory_pool() -> Any:
         """The account of the device's memory."""
@@ -510,6 +539,7 @@ class _Function:
         self._function = function
         self._kind = kind
 
+    @_silent
     def __call__(self, *args: Any, **options: Any) -> Any:
         if _NUMPY_ONLY & options.keys():
             raise TypeError(
