@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..kernels._devices import Device, device_named, device_of, is_array
-from ..kernels._errors import ArgumentError, DtypeError
+from ..kernels._errors import ArgumentError, DeviceError, DtypeError
 from .random import Generator, default_generator
 from .tensor import DEFAULT_FLOAT, Tensor, as_dtype
 
@@ -17,7 +17,8 @@ def tensor(data: Any, *, dtype: Any = None, device: str | None = None, requires_
     """A new tensor with a copy of ``data``.
 
     Args:
-        data: numbers, nested lists, an array or a tensor.
+        data: numbers, nested lists, a tensor or an array, also one of another library that is on the
+            GPU and says so by ``__cuda_array_interface__``.
         dtype: of the result; by default that of an array, float32 for Python floats, int64 for
             Python integers, bool for booleans.
         device: where it lives; by default where ``data`` is, ``"cpu"`` for host data.
@@ -53,13 +54,32 @@ def from_numpy(array: np.ndarray) -> Tensor:
     return Tensor(np.asarray(array))
 
 
+#: DLPack's numbers for memory that the CPU can read: its own and pinned; and for an NVIDIA GPU's: its own and managed.
+_ON_HOST, _ON_CUDA = (1, 3), (2, 13)
+
+
 def from_dlpack(source: Any) -> Tensor:
-    """A tensor that shares the memory of any CPU or GPU array with ``__dlpack__`` (torch's, JAX's, CuPy's)."""
+    """A tensor that shares the memory of any CPU or GPU array with ``__dlpack__`` (torch's, JAX's, CuPy's).
+
+    On a GPU the current stream waits for the work that fills the array.
+
+    Raises:
+        DtypeError: ``source`` does not offer DLPack, or holds no numbers.
+        DeviceError: it lives where rawgrad has no device; the simulated GPU shares no memory.
+    """
+    if isinstance(source, Tensor):
+        source._require_detached("from_dlpack")
+        return source.detach()
     if is_array(source):
         return Tensor(source)
-    if source.__dlpack_device__()[0] == 1:  # kDLCPU
+    if not (hasattr(source, "__dlpack__") and hasattr(source, "__dlpack_device__")):
+        raise DtypeError(f"from_dlpack: expected an array with __dlpack__; got {type(source).__name__}")
+    kind = int(source.__dlpack_device__()[0])
+    if kind in _ON_HOST:
         return Tensor(np.from_dlpack(source))
-    return Tensor(device_named("cuda").array_module.from_dlpack(source))
+    if kind in _ON_CUDA:
+        return Tensor(device_named("cuda").array_module.from_dlpack(source))
+    raise DeviceError(f"from_dlpack: {type(source).__name__} lives on a device of DLPack's kind {kind}, unknown here")
 
 
 def _size(operation: str, size: tuple[Any, ...]) -> tuple[int, ...]:

@@ -298,9 +298,10 @@ def nll_loss(
     if len(rows) != len(labels):
         raise ShapeError(f"nll_loss: {len(rows)} rows of input but {len(labels)} labels")
     xp = rows.array_module
-    kept = labels.array != ignore_index
-    _check_labels("nll_loss", Tensor(xp.where(kept, labels.array, 0)), rows.shape[1])
-    safe = xp.where(kept, labels.array, 0)
+    integers = _integers("nll_loss", labels)
+    kept = integers != ignore_index
+    safe = xp.where(kept, integers, 0)
+    _check_labels("nll_loss", Tensor(safe), rows.shape[1])
     picked = rows[Tensor(xp.arange(len(rows))), Tensor(safe)]
     weights = Tensor(kept.astype(rows.dtype)) if weight is None else weight.detach()[Tensor(safe)] * Tensor(kept)
     losses = _elementwise.where(Tensor(kept), -(picked * weights), 0.0)
@@ -310,10 +311,15 @@ def nll_loss(
     return losses.reshape(()) if input.ndim == 1 else losses
 
 
-def _check_labels(operation: str, labels: Tensor, classes: int) -> None:
+def _integers(operation: str, labels: Tensor) -> Any:
+    """The labels as int64, so that they may be compared with any number of classes and any ``ignore_index``."""
     if labels.dtype.kind not in "iu":
         raise DtypeError(f"{operation}: labels must be integers; got {labels.dtype}")
-    flat = labels.array.reshape(-1)
+    return labels.array.astype(np.int64, copy=False)
+
+
+def _check_labels(operation: str, labels: Tensor, classes: int) -> None:
+    flat = _integers(operation, labels).reshape(-1)
     bad = (flat < 0) | (flat >= classes)
     if bool(bad.any()):
         first = int(bad.argmax())

@@ -41,6 +41,16 @@ def as_dtype(dtype: Any) -> np.dtype:
     return result
 
 
+def apart(target: Any, source: Any) -> Any:
+    """What to write into the array ``target``: ``source``, or a copy of it where the two share memory.
+
+    NumPy sees to that by itself; on a GPU one thread would read what another has written already.
+    """
+    if not is_array(source) or source is target or (source.base is None and target.base is None):
+        return source
+    return source.copy() if device_of(target).array_module.may_share_memory(target, source) else source
+
+
 class Tensor:
     """An n-dimensional array that remembers how it was computed.
 
@@ -285,19 +295,31 @@ class Tensor:
     def __array__(self, dtype: Any = None, copy: _bool | None = None) -> np.ndarray:
         return np.array(self.numpy(), dtype=dtype, copy=copy)
 
-    def __dlpack__(self, **options: Any) -> Any:
+    def __dlpack__(self, *, stream: Any = None, **options: Any) -> Any:
+        """A capsule with this tensor's memory, for the ``from_dlpack`` of another library.
+
+        Args:
+            stream: the consumer's stream, which then waits for the work that fills this tensor.
+            options: further ones of the protocol (``max_version``, ``dl_device``, ``copy``).
+        """
         self._require_detached("__dlpack__")
-        return self.array.__dlpack__(**options)
+        return self.array.__dlpack__(stream=stream, **options)
 
     def __dlpack_device__(self) -> Any:
+        """(kind of device, its number), as DLPack counts them."""
         return self.array.__dlpack_device__()
 
     @property
     def __cuda_array_interface__(self) -> Any:
-        if self.device == "cpu":
-            raise AttributeError("__cuda_array_interface__: this tensor is on the CPU")
+        """Where on the GPU the elements are, with the stream that fills them, for Numba, PyTorch and others.
+
+        Absent on the CPU and on the simulated GPU, where no memory of a GPU is.
+        """
+        interface = getattr(self.array, "__cuda_array_interface__", None)
+        if interface is None:
+            raise AttributeError(f"__cuda_array_interface__: this tensor is on {device_of(self.array)}")
         self._require_detached("__cuda_array_interface__")
-        return self.array.__cuda_array_interface__
+        return interface
 
     def __bool__(self) -> _bool:
         if self.numel() != 1:
@@ -791,7 +813,7 @@ class Tensor:
                 )
         if result._node is not None:
             result._node.keep_before_write(self.array)
-        self.array[...] = result.array
+        self.array[...] = apart(self.array, result.array)
         self._version.value += 1
         if is_grad_enabled():
             if result._node is not None:
@@ -857,6 +879,8 @@ def _as_array(data: Any) -> Any:
         return data.array
     if isinstance(data, list | tuple) and any(isinstance(item, Tensor) for item in data):
         data = [item.tolist() if isinstance(item, Tensor) else item for item in data]
+    if hasattr(data, "__cuda_array_interface__"):  # an array of another library on the GPU
+        return device_named("cuda").array_module.asarray(data)
     try:
         array = np.asarray(data)
     except ValueError as error:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ...kernels._devices import is_array
+from ...kernels._devices import device_of, is_array
 from ...kernels._errors import ArgumentError, DeviceError, IndexRangeError, ShapeError
 from ..tensor import DEFAULT_FLOAT, Tensor
 
@@ -82,11 +82,11 @@ def as_operand(operation: str, value: Any, like: Tensor) -> Any:
 
 def same_device(operation: str, *tensors: Tensor) -> None:
     """All ``tensors`` must be on one device."""
+    first = device_of(tensors[0].array)
     for tensor in tensors:
-        if tensor.device != tensors[0].device:
-            raise DeviceError(
-                f"{operation}: all tensors must be on one device; got {tensors[0].device!r} and {tensor.device!r}"
-            )
+        device = device_of(tensor.array)
+        if device is not first:
+            raise DeviceError(f"{operation}: all tensors must be on one device; got {first} and {device}")
 
 
 def raw(value: Any) -> Any:

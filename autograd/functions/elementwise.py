@@ -491,7 +491,8 @@ class Where(Function):
         _keep_others(ctx, condition)
         raw_a, raw_b = _shapes(ctx, a, b)
         dtype = (a if isinstance(a, Tensor) else b).dtype
-        return xp.where(raw(condition), raw_a, raw_b).astype(dtype, copy=False)
+        chosen = condition.array if isinstance(condition, Tensor) else xp.asarray(condition, np.bool_)
+        return xp.where(chosen, raw_a, raw_b).astype(dtype, copy=False)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:

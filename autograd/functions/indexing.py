@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from ...kernels._contracts import FLOATS
 from ...kernels._devices import is_array
 from ...kernels._errors import DtypeError, IndexRangeError, ShapeError
+from ...kernels.embedding import embedding_backward
 from ..function import Function
 from ..graph import is_grad_enabled
-from ..tensor import Tensor
+from ..tensor import Tensor, apart
 from ._operands import as_operand, raw, same_device, sum_to
 
 
@@ -37,7 +40,32 @@ def _take_apart(x: Tensor, index: Any) -> tuple[Any, list[Tensor]]:
             arrays.append(part)
             part = _Array(len(arrays) - 1)
         parts.append(part)
+    if arrays and x.device != "cpu":  # NumPy looks itself; on a GPU such an index reads another element instead
+        _check_range(x.shape, parts, arrays)
     return tuple(parts), arrays
+
+
+def _check_range(shape: tuple[int, ...], parts: list[Any], arrays: list[Tensor]) -> None:
+    """Every integer in ``arrays`` must be in the range of the dimension that it selects from."""
+
+    def dimensions(part: Any) -> int:
+        if part is None or part is Ellipsis or isinstance(part, bool):
+            return 0
+        mask = isinstance(part, _Array) and arrays[part].dtype == np.bool_
+        return arrays[part].ndim if mask else 1
+
+    dim, rest = 0, len(shape) - sum(map(dimensions, parts))
+    for part in parts:
+        if isinstance(part, _Array) and arrays[part].dtype != np.bool_ and dim < len(shape):
+            index, size = arrays[part].array.astype(np.int64, copy=False).reshape(-1), shape[dim]
+            bad = (index < -size) | (index >= size)
+            if index.size and bool(bad.any()):
+                first = int(index[int(bad.argmax())])
+                raise IndexRangeError(
+                    f"indexing a tensor of shape {tuple(shape)}: index {first} is out of bounds for axis {dim} with "
+                    f"size {size}"
+                )
+        dim += rest if part is Ellipsis else dimensions(part)
 
 
 def _put_together(index: tuple[Any, ...], arrays: Sequence[Tensor]) -> tuple[Any, ...]:
@@ -82,12 +110,23 @@ class Scatter(Function):
         ctx.index = index
         ctx.save_for_backward(*arrays)
         xp = x.array_module
-        result = xp.zeros(shape, x.dtype)
         if all(array.dtype == np.bool_ for array in arrays):  # no element is picked twice
+            result = xp.zeros(shape, x.dtype)
             result[_put_together(index, arrays)] = x.array
-        else:
+            return result
+        if x.dtype not in FLOATS:
+            result = xp.zeros(shape, x.dtype)
             xp.add.at(result, _put_together(index, arrays), x.array)
-        return result
+            return result
+        # What is picked several times adds up, always in one order: as the rows of a table do.
+        if index == (0,):  # that is, _Array(0) alone: whole rows
+            count, places = shape[0], arrays[0].array.astype(np.int64, copy=False)
+            places = xp.where(places < 0, places + count, places)
+        else:
+            count = math.prod(shape)
+            places = xp.arange(count).reshape(shape)[_put_together(index, arrays)]
+        columns = math.prod(shape) // max(count, 1)
+        return embedding_backward(x.array.reshape(*places.shape, columns), places, count).reshape(shape)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
@@ -137,5 +176,5 @@ def put(x: Tensor, index: Any, value: Any) -> None:
     if on_tape and is_grad_enabled():
         x._write(SetItem.apply(x._same(), operand, parts, *arrays))
         return
-    _assign(x.array, _put_together(parts, arrays), raw(operand))
+    _assign(x.array, _put_together(parts, arrays), apart(x.array, raw(operand)))
     x.written()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from ...kernels._errors import ShapeError
 from ...kernels.softmax_cross_entropy import softmax_cross_entropy_forward
 from ..function import Function, differentiate_again
@@ -51,8 +53,9 @@ def _unfused(
     if target.dtype.kind == "f":
         probabilities, rows = target, None
     else:
-        kept = target.array != ignore_index
-        one_hot = (xp.arange(classes) == xp.where(kept, target.array, 0)[:, None]) & kept[:, None]
+        labels = target.array.astype(np.int64, copy=False)  # the labels' own dtype need not hold ignore_index
+        kept = labels != ignore_index
+        one_hot = (xp.arange(classes) == xp.where(kept, labels, 0)[:, None]) & kept[:, None]
         probabilities, rows = Tensor(one_hot.astype(logits.dtype)), kept
     smoothed = probabilities * (1 - label_smoothing) + label_smoothing / classes
     if weight is not None:

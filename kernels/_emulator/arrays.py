@@ -491,6 +491,10 @@ class ArrayModule:
         """A copy of ``obj``, a host array, an array of the device, numbers or nested lists of them."""
         if isinstance(obj, EmulatedArray):
             _refuse_mixed("array", self._kind, obj)
+        elif hasattr(obj, "__cuda_array_interface__"):
+            raise DeviceError(
+                f"array: {type(obj).__qualname__} is in the memory of a real GPU, out of reach from {self._kind.PLACE}"
+            )
         if not copy and type(obj) is self._kind and dtype in (None, obj.dtype):
             return obj
         return _copied(np.asarray(plain(obj), dtype=dtype, order=order), self._kind)  # type: ignore[call-overload]

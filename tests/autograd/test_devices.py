@@ -17,7 +17,7 @@ import rawgrad as rg
 from rawgrad import autograd as ag
 from rawgrad.autograd import Tensor
 from rawgrad.autograd import functional as F
-from rawgrad.kernels._errors import DeviceError
+from rawgrad.kernels._errors import DeviceError, IndexRangeError
 
 
 @pytest.fixture(autouse=True)
@@ -168,3 +168,81 @@ def test_a_training_step_of_a_small_network() -> None:
     there = losses("fake")
     assert there[2] < there[0]
     np.testing.assert_allclose(there, losses("cpu"), rtol=1e-6)
+
+
+# ---- what a GPU does not see to by itself
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        (lambda i, mask: i(4), "index 4 is out of bounds for axis 0 with size 4"),
+        (lambda i, mask: i(0, -5, 9), "index -5 is out of bounds for axis 0 with size 4"),
+        (lambda i, mask: (..., i(3)), "index 3 is out of bounds for axis 2 with size 3"),
+        (lambda i, mask: (None, 1, i(0), None, i(1, -4)), "index -4 is out of bounds for axis 2 with size 3"),
+        (lambda i, mask: (mask, i(2)), "index 2 is out of bounds for axis 1 with size 2"),
+        (lambda i, mask: (i(1), ..., i(7)), "index 7 is out of bounds for axis 2 with size 3"),
+    ],
+)
+def test_indices_out_of_range_are_refused(index: Any, message: str) -> None:
+    x = fake(np.zeros((4, 2, 3)))
+    part = index(lambda *values: fake(values, np.int8), fake([True, False, False, False], np.bool_))
+    with pytest.raises(IndexRangeError, match=rf"indexing a tensor of shape \(4, 2, 3\): {message}"):
+        _ = x[part]
+    with pytest.raises(IndexRangeError, match=message):
+        x[part] = 1.0
+    assert not x.array.any()
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        lambda i: i([1, -1, 1]),
+        lambda i: i([[0, 3], [-4, 3]]),
+        lambda i: i([]),
+        lambda i: (slice(None), i([1, 1, -1])),
+        lambda i: (i([3, 3, 0]), slice(1), i([2, 2, 0])),
+        lambda i: (..., i([-1, 2, 2])),
+    ],
+)
+@pytest.mark.parametrize("dtype", [np.float64, np.float16])
+def test_elements_picked_several_times_add_up(index: Any, dtype: Any) -> None:
+    values = np.arange(24.0).reshape(4, 2, 3).astype(dtype)
+    x = fake(values, dtype, requires_grad=True)
+    picked = x[index(lambda numbers: fake(numbers, np.int64))]
+    weights = np.arange(1.0, picked.numel() + 1).reshape(picked.shape).astype(dtype)
+    (picked * fake(weights, dtype)).sum().backward()
+    expected = np.zeros_like(values)
+    np.add.at(expected, index(lambda numbers: np.array(numbers, np.int64)), weights)
+    np.testing.assert_array_equal(x.grad.to("cpu").numpy(), expected)
+
+
+def test_a_tensor_may_be_written_from_its_own_elements() -> None:
+    """The device's arrays refuse such a write, whose order is not defined there."""
+    x, host = fake(np.arange(9.0).reshape(3, 3)), np.arange(9.0).reshape(3, 3)
+    x[1:] = x[:-1]
+    host[1:] = host[:-1].copy()
+    x.copy_(x.transpose(0, 1))
+    host[...] = host.T.copy()
+    x[:, 0].add_(x[0])
+    host[:, 0] += host[0]
+    x[...] = x
+    np.testing.assert_array_equal(x.to("cpu").numpy(), host)
+
+
+def test_one_condition_for_all_elements() -> None:
+    x = fake([1.0, 2.0], requires_grad=True)
+    y = F.where(True, x, 0.0) + F.where(False, x, 5.0)
+    y.sum().backward()
+    assert y.tolist() == [6, 7] and x.grad.tolist() == [1, 1]
+
+
+def test_labels_of_any_integer_dtype() -> None:
+    logits = np.random.default_rng(0).standard_normal((3, 300)).astype(np.float32)
+    x = fake(logits, requires_grad=True)
+    loss = F.nll_loss(x.log_softmax(1), fake([0, 255, 7], np.uint8), ignore_index=-100)
+    expected = F.cross_entropy(Tensor(logits), Tensor(np.array([0, 255, 7])))
+    assert loss.item() == pytest.approx(expected.item())
+    for gradient in ag.grad(F.cross_entropy(x, fake([0, 255, 7], np.uint8)), x, create_graph=True):
+        (again,) = ag.grad((gradient * gradient).sum(), x)
+        assert np.isfinite(again.to("cpu").numpy()).all()
