@@ -38,6 +38,7 @@ from rawgrad.kernels._devices import Device, device_named
 from rawgrad.kernels._dispatch import BACKENDS
 from rawgrad.kernels._dispatch import backend as use_backend
 from rawgrad.kernels._errors import DeviceError
+from rawgrad.kernels._gpu import synchronize
 
 # `python -m pytest` puts the checkout on sys.path, where our cuda.py would hide NVIDIA's package `cuda` from CuPy.
 sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != Path(__file__).parents[1].resolve()]
@@ -75,6 +76,20 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("backend", parameters, indirect=True)
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Drop the versions of kernels that a backend does not have."""
+
+    def exists(item: pytest.Item) -> bool:
+        given = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        version = given.get("version")
+        return not hasattr(version, "belongs_to") or version.belongs_to(given["backend"])
+
+    dropped = [item for item in items if not exists(item)]
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+        items[:] = [item for item in items if exists(item)]
+
+
 def needs_gpu(name: str) -> bool:
     """Whether the backend ``name`` runs on an NVIDIA GPU only."""
     return BACKENDS[name].device == "cuda" and name != "emulated"
@@ -92,6 +107,11 @@ class BackendUnderTest:
         from _layouts import LAYOUTS
 
         return LAYOUTS[layout](self.device.from_host(np.asarray(array)))
+
+    def synchronize(self) -> None:
+        """Wait for the device, which may have an error to report; the host has nothing to wait for."""
+        if self.device.name == "cuda":
+            synchronize()
 
     def get(self, array: Any) -> np.ndarray:
         """The host copy of a result, which must live on the backend's device."""

@@ -1,10 +1,29 @@
-"""The versions of a kernel that a backend has, for tests that run each of them."""
+"""The versions of a kernel as parameters of tests.
+
+::
+
+    @pytest.mark.parametrize("version", every_version("gemm", "gemm"))
+    def test_agrees(backend, version): ...
+
+A version belongs to some backends; conftest.py drops the combinations that do not exist.
+"""
 
 from __future__ import annotations
 
 import importlib
 
 from rawgrad.kernels._dispatch import BACKENDS
+
+
+class Version(str):
+    """The name of a version of ``function`` of ``operation``, on those backends that have it."""
+
+    operation: str
+    function: str
+
+    def belongs_to(self, backend: str) -> bool:
+        """Whether this backend has the version."""
+        return self in versions(backend, self.operation, self.function)
 
 
 def versions(backend: str, operation: str, function: str) -> list[str | None]:
@@ -16,16 +35,19 @@ def versions(backend: str, operation: str, function: str) -> list[str | None]:
     return [None, *getattr(module, "VERSIONS", {}).get(function, {})]
 
 
-def every_version(operation: str, function: str) -> list[str | None]:
-    """The versions of all backends together, for a ``parametrize``; see :func:`skip_unless_there`."""
-    names: dict[str | None, None] = {None: None}
-    for name in BACKENDS:
-        names.update(dict.fromkeys(versions(name, operation, function)))
-    return list(names)
+def every_version(operation: str, function: str) -> list[Version | None]:
+    """None, for the default, and the versions of all backends together, for a ``parametrize``."""
+    names = {name for backend in BACKENDS for name in versions(backend, operation, function) if name}
+    found: list[Version | None] = [None]
+    for name in sorted(names):
+        version = Version(name)
+        version.operation, version.function = operation, function
+        found.append(version)
+    return found
 
 
 def skip_unless_there(backend: str, operation: str, function: str, version: str | None) -> None:
-    """Skip a test whose version belongs to another backend."""
+    """Skip a test whose version belongs to another backend (one that was not made by :func:`every_version`)."""
     import pytest
 
     if version not in versions(backend, operation, function):
