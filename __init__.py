@@ -45,7 +45,7 @@ _HOMES = {
         "zeros",
         "zeros_like",
     ),
-    ".kernels._dispatch": ("backend", "backends"),
+    ".kernels._dispatch": ("backend", "backends", "precision"),
     ".kernels._errors": (
         "ArgumentError",
         "BackendError",
@@ -99,6 +99,7 @@ if TYPE_CHECKING:
     from .autograd import zeros_like as zeros_like
     from .kernels._dispatch import backend as backend
     from .kernels._dispatch import backends as backends
+    from .kernels._dispatch import precision as precision
     from .kernels._errors import ArgumentError as ArgumentError
     from .kernels._errors import BackendError as BackendError
     from .kernels._errors import CheckpointError as CheckpointError

@@ -20,13 +20,13 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar, Token
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
-from ._errors import BackendError
+from ._errors import ArgumentError, BackendError
 from ._layout import contiguous
 
 _KERNELS = Path(__file__).parent
@@ -90,13 +90,14 @@ def _problem(name: str) -> str | None:
 
 @dataclass(frozen=True)
 class Choice:
-    """What was asked for: a backend per device, and pinned versions per operation.
+    """What was asked for: a backend per device, pinned versions per operation, and a precision.
 
     Hashable, so that it can be part of a cache key; recorded in every graph node.
     """
 
     backends: tuple[tuple[str, str], ...] = ()
     pins: tuple[tuple[str, str], ...] = ()
+    precision: str = "float32"
 
     def for_device(self, device: str) -> str | None:
         return dict(self.backends).get(device)
@@ -105,9 +106,10 @@ class Choice:
         return dict(self.pins).get(operation)
 
     def with_backend(self, backend: Backend, pins: Mapping[str, str]) -> Choice:
-        return Choice(
-            tuple(sorted({**dict(self.backends), backend.device: backend.name}.items())),
-            tuple(sorted({**dict(self.pins), **pins}.items())),
+        return replace(
+            self,
+            backends=tuple(sorted({**dict(self.backends), backend.device: backend.name}.items())),
+            pins=tuple(sorted({**dict(self.pins), **pins}.items())),
         )
 
 
@@ -149,7 +151,22 @@ def reset_choice(token: Token[Choice | None]) -> None:
     _active.reset(token)
 
 
-class backend:
+class _Setting:
+    """A choice that takes effect at once and, as a context manager, ends with the block."""
+
+    def __init__(self, choice: Choice) -> None:
+        self._token = _active.set(choice)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _active.reset(self._token)
+
+
+class backend(_Setting):
     """Choose whose kernels run: a call, or a context manager.
 
     ``backend("numpy")`` takes effect at once and stays; ``with backend("numpy"):`` ends with the
@@ -171,15 +188,36 @@ class backend:
         for operation in pins:
             if not (_KERNELS / operation / "__init__.py").is_file():
                 raise BackendError(f"cannot pin a version of {operation!r}: there is no such operation")
-        self._token = _active.set(current_choice().with_backend(chosen, pins))
+        super().__init__(current_choice().with_backend(chosen, pins))
 
-    def __enter__(self) -> backend:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        _active.reset(self._token)
+#: What :class:`precision` takes.
+PRECISIONS = ("float32", "tf32", "bf16", "fp16")
+
+
+class precision(_Setting):
+    """Allow float32 matrix products a lower precision: a call, or a context manager, like :class:`backend`.
+
+    On a GPU whose tensor cores do it, both factors are rounded on their way to the multiplication, to
+
+    ============  ===========================================================
+    ``float32``   nothing: the default
+    ``tf32``      10 bits of fraction, the range of float32
+    ``bf16``      7 bits of fraction, the range of float32
+    ``fp16``      10 bits of fraction; beyond 65504 infinity, below 6e-8 zero
+    ============  ===========================================================
+
+    and the products are summed in float32; arrays stay float32.  It is a permission: kernels that do not
+    use it, and the backends of the CPU, compute as exactly as ever.  float64 is not touched.
+
+    Raises:
+        ArgumentError: the name is not one of these.
+    """
+
+    def __init__(self, name: str) -> None:
+        if name not in PRECISIONS:
+            raise ArgumentError(f"precision must be one of {', '.join(PRECISIONS)}; got {name!r}")
+        super().__init__(replace(current_choice(), precision=name))
 
 
 def backends() -> dict[str, str | None]:
