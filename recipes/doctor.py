@@ -92,10 +92,9 @@ def _devices() -> Rows:
     rows = []
     for name in dict.fromkeys(known.device for known in BACKENDS.values()):
         try:
-            device_named(name)
-            rows.append((name, "available"))
-        except RawgradError:
-            rows.append((name, "not available: none of its backends runs here"))
+            rows.append((name, f"available: {device_named(name).description}".removesuffix(": ")))
+        except RawgradError as error:
+            rows.append((name, str(error).removeprefix(f"device {name!r} is ")))
     return rows
 
 
@@ -106,8 +105,8 @@ def _backends() -> Rows:
         problem = known.problem()
         if problem is None and known.implements("gemm"):
             try:
-                device = device_named(known.device)
-                with backend(name):
+                with backend(name):  # of two devices called "cuda" the active backend names one
+                    device = device_named(known.device)
                     product = device.to_host(gemm(*(device.from_host(np.full((2, 2), v)) for v in (2.0, 3.0))))
                 problem = None if (product == 12).all() else f"its product is wrong: {product.tolist()}"
             except Exception as error:  # whatever a broken installation raises
@@ -115,7 +114,8 @@ def _backends() -> Rows:
         if problem is not None:
             rows.append((name, f"{known.device}: does not run: {problem}"))
             continue
-        rows.append((name, f"{known.device}: runs{'' if known.device in taken else ', the default'}; {known.summary}"))
+        default = known.device not in taken and not known.by_name_only
+        rows.append((name, f"{known.device}: runs{', the default' if default else ''}; {known.summary}"))
         taken.add(known.device)
     return rows
 
