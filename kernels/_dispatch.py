@@ -261,10 +261,13 @@ class Operation:
     def _resolve(self, choice: Choice, device: str, function: str, version: str | None) -> Callable[..., Any]:
         name = choice.for_device(device) or self._default(device)
         module = self.module(name)
-        version = version or choice.pin_of(self.name)
         kernel = default = getattr(module, function)
+        every: dict[str, dict[str, Callable[..., Any]]] = getattr(module, "VERSIONS", {})
+        versions = every.get(function, {})
+        pin = choice.pin_of(self.name)
+        if version is None and (pin in versions or not any(pin in names for names in every.values())):
+            version = pin  # a pin that another function of the operation has does not concern this one
         if version is not None:
-            versions: dict[str, Callable[..., Any]] = getattr(module, "VERSIONS", {}).get(function, {})
             if version not in versions:
                 known = ", ".join(versions) or "none: it has a single one"
                 raise BackendError(f"{function}: backend {name!r} has no version {version!r}; versions: {known}")
@@ -275,12 +278,8 @@ class Operation:
 
     def _default(self, device: str) -> str:
         for name, known in BACKENDS.items():
-            if (
-                known.device == device
-                and not known.by_name_only
-                and known.implements(self.name)
-                and not known.problem()
-            ):
+            eligible = known.device == device and known.implements(self.name) and not known.by_name_only
+            if eligible and not known.problem():
                 return name
         raise BackendError(f"{self.name}: no backend that runs here takes arrays of device {device!r}{_hint(device)}")
 
