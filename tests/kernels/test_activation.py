@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 from _derivative import complex_step
 from _layouts import LAYOUTS, untouched
 from _tolerance import assert_accurate, assert_within
+from _versions import every_version, skip_unless_there
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rawgrad.kernels import activation
+from rawgrad.kernels._dispatch import backend as use_backend
 from rawgrad.kernels._errors import ArgumentError, DeviceError, DtypeError, ShapeError
 
 
@@ -61,8 +64,15 @@ CASES = [
 ]
 IDS = [" ".join([kind, *map(str, options.values())]) for kind, options, *_ in CASES]
 every_case = pytest.mark.parametrize(("kind", "options", "definition", "derivative"), CASES, ids=IDS)
+every_kernel = pytest.mark.parametrize("version", every_version("activation", "activation_forward"))
 # no dimensions; one element; prime; a vector length and one more; 4-D; empty batch
 SHAPES = [(), (1,), (7,), (33,), (2, 3, 5, 4), (0, 3)]
+
+
+def pinned(backend, version):
+    """Forward and backward, whose versions have the same names, run this version; None is the default."""
+    skip_unless_there(backend.name, "activation", "activation_forward", version)
+    return use_backend(backend.name, activation=version) if version else nullcontext()
 
 
 def saved_for(kind, x, y):
@@ -72,7 +82,15 @@ def saved_for(kind, x, y):
 @every_case
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_forward_and_backward_agree_with_the_definition(backend, kind, options, definition, derivative, dtype, shape):
+@every_kernel
+def test_forward_and_backward_agree_with_the_definition(
+    backend, version, kind, options, definition, derivative, dtype, shape
+):
+    with pinned(backend, version):
+        check_definition(backend, kind, options, definition, derivative, dtype, shape)
+
+
+def check_definition(backend, kind, options, definition, derivative, dtype, shape):
     rng = np.random.default_rng(1)
     host_x = rng.uniform(-6, 6, shape).astype(dtype)
     host_grad = rng.standard_normal(shape).astype(dtype)
@@ -84,6 +102,31 @@ def test_forward_and_backward_agree_with_the_definition(backend, kind, options, 
     with untouched(grad, saved):
         dx = activation.activation_backward(grad, saved, kind, **options)
     assert_accurate(backend.get(dx), derivative or from_complex_step(definition), host_x, host_grad)
+
+
+# One below, at and one above: a block of v1 (256 elements), blocks of v2 (512 doubles, 1024 floats).
+@every_kernel
+@pytest.mark.parametrize("n", [255, 256, 257, 511, 512, 513, 1023, 1024, 1025])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_sizes_at_the_edges_of_blocks(backend, version, n, dtype):
+    with pinned(backend, version):
+        check_definition(backend, "relu", {}, *CASES[0][2:], dtype, (n,))
+
+
+@every_kernel
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("off", ["x", "out", "grad", "saved"])
+def test_arrays_that_do_not_start_at_16_bytes(backend, version, dtype, off):
+    host = np.random.default_rng(4).standard_normal((4, 38)).astype(dtype)  # one more than 9 vectors of 4, before cut
+    put = {name: backend.put(row)[1:] if name == off else backend.put(row[1:]) for name, row in
+           zip(("x", "out", "grad", "saved"), host, strict=True)}  # fmt: skip
+    with pinned(backend, version):
+        y = activation.activation_forward(put["x"], "leaky_relu", out=put["out"])
+        dx = activation.activation_backward(put["grad"], put["saved"], "leaky_relu")
+    assert y is put["out"]
+    x, _, grad, saved = host[:, 1:]
+    np.testing.assert_array_equal(backend.get(y), np.where(x > 0, x, dtype(0.01) * x))
+    np.testing.assert_array_equal(backend.get(dx), np.where(saved > 0, grad, dtype(0.01) * grad))
 
 
 @every_case
@@ -123,25 +166,48 @@ def test_hand_worked(backend):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(
     ("kind", "options", "values", "slopes"),
-    [  # at -1e30, 1e30, inf, NaN
-        ("relu", {}, [0, 1e30, np.inf, np.nan], [0, 1, 1, 1]),
-        ("leaky_relu", {"negative_slope": 0.5}, [-5e29, 1e30, np.inf, np.nan], [0.5, 1, 1, 0.5]),
-        ("elu", {}, [-1, 1e30, np.inf, np.nan], [0, 1, 1, np.nan]),
-        ("sigmoid", {}, [0, 1, 1, np.nan], [0, 0, 0, np.nan]),
-        ("tanh", {}, [-1, 1, 1, np.nan], [0, 0, 0, np.nan]),
-        ("silu", {}, [0, 1e30, np.inf, np.nan], [0, 1, np.nan, np.nan]),
-        ("gelu", {}, [0, 1e30, np.inf, np.nan], [0, 1, 1, np.nan]),
-        ("gelu", {"approximate": "tanh"}, [0, 1e30, np.inf, np.nan], [0, 1, 1, np.nan]),
-        ("softplus", {}, [0, 1e30, np.inf, np.nan], [0, 1, 1, np.nan]),
+    [  # at -inf, -1e30, 1e30, inf, NaN
+        ("relu", {}, [0, 0, 1e30, np.inf, np.nan], [0, 0, 1, 1, 1]),
+        ("leaky_relu", {"negative_slope": 0.5}, [-np.inf, -5e29, 1e30, np.inf, np.nan], [0.5, 0.5, 1, 1, 0.5]),
+        ("elu", {}, [-1, -1, 1e30, np.inf, np.nan], [0, 0, 1, 1, np.nan]),
+        ("sigmoid", {}, [0, 0, 1, 1, np.nan], [0, 0, 0, 0, np.nan]),
+        ("tanh", {}, [-1, -1, 1, 1, np.nan], [0, 0, 0, 0, np.nan]),
+        ("silu", {}, [np.nan, 0, 1e30, np.inf, np.nan], [np.nan, 0, 1, np.nan, np.nan]),
+        ("gelu", {}, [np.nan, 0, 1e30, np.inf, np.nan], [0, 0, 1, 1, np.nan]),
+        ("gelu", {"approximate": "tanh"}, [np.nan, 0, 1e30, np.inf, np.nan], [0, 0, 1, 1, np.nan]),
+        ("softplus", {}, [0, 0, 1e30, np.inf, np.nan], [0, 0, 1, 1, np.nan]),
     ],
 )
-def test_huge_and_not_finite(backend, kind, options, values, slopes, dtype):
-    host = np.array([-1e30, 1e30, np.inf, np.nan] * 5, dtype)  # 20: vector loops and their remainder
+@every_kernel
+def test_huge_and_not_finite(backend, version, kind, options, values, slopes, dtype):
+    host = np.array([-np.inf, -1e30, 1e30, np.inf, np.nan] * 5, dtype)  # 25: vector loops and their remainder
     x = backend.put(host)
-    y = activation.activation_forward(x, kind, **options)
+    with pinned(backend, version):
+        y = activation.activation_forward(x, kind, **options)
+        dx = activation.activation_backward(backend.put(np.ones_like(host)), saved_for(kind, x, y), kind, **options)
     np.testing.assert_array_equal(backend.get(y), np.array(values * 5, dtype))
-    dx = activation.activation_backward(backend.put(np.ones_like(host)), saved_for(kind, x, y), kind, **options)
     np.testing.assert_array_equal(backend.get(dx), np.array(slopes * 5, dtype))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("kind", ["sigmoid", "silu", "gelu", "softplus"])
+def test_gradients_far_out_keep_their_digits(backend, kind, dtype):
+    """Nothing is lost in a sum with 1, and nothing overflows where e^-x does."""
+    x = np.array([-80.0, -30.0, -12.0], dtype)
+    exact = {  # e^x is small: s = e^x / (1 + e^x), and the rest follows
+        "sigmoid": lambda v: math.exp(v) / (1 + math.exp(v)) ** 2,
+        "silu": lambda v: (1 + v / (1 + math.exp(v))) * math.exp(v) / (1 + math.exp(v)),
+        "gelu": lambda v: math.erfc(-v / math.sqrt(2)) / 2 + v * math.exp(-v * v / 2) / math.sqrt(2 * math.pi),
+        "softplus": lambda v: math.exp(v) / (1 + math.exp(v)),
+    }[kind]
+    on_device = backend.put(x)
+    y = activation.activation_forward(on_device, kind)
+    dx = activation.activation_backward(backend.put(np.ones_like(x)), saved_for(kind, on_device, y), kind)
+    eps, tiny = float(np.finfo(dtype).eps), float(np.finfo(dtype).tiny)
+    # the exponents' roundings grow by their size: v for e^v, v²/2 for e^(-v²/2)
+    room = [4 + abs(v) if kind != "gelu" else 4 + v * v for v in x.tolist()]
+    for value, v, ulps in zip(backend.get(dx).tolist(), x.tolist(), room, strict=True):
+        assert abs(value - exact(v)) <= 4 * ulps * eps * abs(exact(v)) + tiny, (v, value, exact(v))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -77,7 +77,8 @@ def test_long_sequences_are_made_of_the_same_blocks(backend):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("p", [0.25, 0.5, 1 / 3, 0.9])
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("shape", [(), (1,), (5,), (2, 3, 5, 7), (0, 4)], ids=str)
+# the last ones: one below, at and one above a block of 256 threads with four elements each
+@pytest.mark.parametrize("shape", [(), (1,), (5,), (2, 3, 5, 7), (0, 4), (1023,), (1024,), (1025,)], ids=str)
 def test_mask_and_scale_follow_the_definition(backend, dtype, p, layout, shape):
     host = np.random.default_rng(8).standard_normal(shape).astype(dtype)
     x, offset = backend.put(host, layout), offset_of(backend, 3)
@@ -90,6 +91,25 @@ def test_mask_and_scale_follow_the_definition(backend, dtype, p, layout, shape):
             expected[i] = value * dtype(1 / (1 - p))
     assert backend.get(y).dtype == dtype
     np.testing.assert_array_equal(backend.get(y), expected.reshape(shape))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("n", [3, 4, 9])
+def test_arrays_that_do_not_start_at_16_bytes(backend, dtype, n):
+    host = np.random.default_rng(9).standard_normal(n + 1).astype(dtype)
+    off = ops.dropout_forward(backend.put(host)[1:], 0.5, 11, offset_of(backend, 3))
+    at = ops.dropout_forward(backend.put(host[1:]), 0.5, 11, offset_of(backend, 3))
+    words = [w for b in range(3) for w in philox_block([b, 0, 3, 0], [11, 0])][:n]
+    np.testing.assert_array_equal(backend.get(off), np.where(np.array(words) >= 2**31, 2 * host[1:], 0))
+    np.testing.assert_array_equal(backend.get(off), backend.get(at))
+
+
+def test_probabilities_next_to_none_and_all(backend):
+    """ceil(p 2^32) is 1 and 2^32 there: p > 0 drops the word 0 alone, p just below 1 drops every word."""
+    x = backend.put(np.ones(41))
+    for p, expected in [(5e-324, 1.0), (1 - 2**-53, 0.0)]:
+        y = ops.dropout_forward(x, p, 11, offset_of(backend, 3))
+        np.testing.assert_array_equal(backend.get(y), np.full(41, expected))
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.75])

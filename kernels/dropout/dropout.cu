@@ -1,0 +1,61 @@
+// Dropout, float32 and float64, and the random words of its masks.
+//
+//   y[i] = scale x[i]  where word[i] > last_dropped, else 0;   scale = 1 / (1 - p)
+//
+//   n             number of elements
+//   seed, offset  the key; word[i] is word i mod 4 of Philox block i div 4 (philox.cuh)
+//   last_dropped  ceil(p 2^32) - 1, for 0 < p < 1: the largest word that drops its element
+//
+// The mask is never stored: the backward pass is the same function of dL/dy and computes the same words
+// again.  A thread owns a whole Philox block, so no word is computed and thrown away but at the end.
+
+#include "philox.cuh"
+#include "vector.cuh"
+
+// Block: 256 Philox blocks, 1024 elements.  Thread: four elements, moved 16 bytes at a time; one by one if
+// they are the last and not four, or if an array does not start at a multiple of 16 bytes.
+template <class T>
+__global__ void __launch_bounds__(256)
+dropout_forward_v1_vector(const T* __restrict__ x, T* __restrict__ y, int n, unsigned last_dropped, double scale,
+                          unsigned long long seed, const unsigned long long* __restrict__ offset) {
+  const unsigned block = blockIdx.x * 256u + threadIdx.x, first = 4 * block;  // may pass 2^31 at the end
+  const unsigned end = min(first + 4, unsigned(n));
+  if (first >= end) return;
+  const PhiloxWords words = philox_words(seed, *offset, block);
+  const T factor = T(scale);
+  if (end - first == 4 && is_vector_aligned(x) && is_vector_aligned(y)) {
+    constexpr int SIZE = Vector<T>::SIZE;
+#pragma unroll
+    for (int start = 0; start < 4; start += SIZE) {
+      Vector<T> v = load_vector(x + first + start);
+#pragma unroll
+      for (int e = 0; e < SIZE; ++e) v.of[e] = words.of[start + e] > last_dropped ? factor * v.of[e] : T(0);
+      store_vector(y + first + start, v);
+    }
+  } else {
+#pragma unroll
+    for (unsigned e = 0; e < 4; ++e)  // unrolled, so that the words stay in registers
+      if (first + e < end) y[first + e] = words.of[e] > last_dropped ? factor * x[first + e] : T(0);
+  }
+}
+
+// Block: 256 Philox blocks.  Thread: one, number first_block + its own (mod 2^64), stored at once if whole.
+// `words` starts at a multiple of 16 bytes.
+__global__ void __launch_bounds__(256)
+dropout_philox_v1_vector(unsigned* __restrict__ words, int n, unsigned long long seed,
+                         const unsigned long long* __restrict__ offset, unsigned long long first_block) {
+  const unsigned block = blockIdx.x * 256u + threadIdx.x, first = 4 * block;
+  const unsigned end = min(first + 4, unsigned(n));
+  if (first >= end) return;
+  const PhiloxWords own = philox_words(seed, *offset, first_block + block);
+  Vector<unsigned> v;
+#pragma unroll
+  for (int e = 0; e < 4; ++e) v.of[e] = own.of[e];
+  if (end - first == 4) {
+    store_vector(words + first, v);
+  } else {
+#pragma unroll
+    for (unsigned e = 0; e < 4; ++e)
+      if (first + e < end) words[first + e] = v.of[e];
+  }
+}
