@@ -78,7 +78,7 @@ def _cuda() -> Device:
     from ._dispatch import current_choice
 
     if current_choice().for_device("cuda") == "emulated":
-        from ._emulator.arrays import DEVICE
+        from ._emulator.module import DEVICE
 
         return DEVICE
     from ._cuda.device import cupy_device

@@ -1,4 +1,4 @@
-"""The simulated GPU: its arrays (:mod:`.arrays`), memory (:mod:`.memory`) and streams (:mod:`.streams`).
+"""The simulated GPU: arrays (:mod:`.arrays`, :mod:`.module`), memory (:mod:`.memory`), streams (:mod:`.streams`).
 
 Loaded only where the backend ``emulated`` is active.
 """

@@ -1,12 +1,10 @@
-"""The arrays of the simulated GPU, and the module that makes and combines them.
+"""The arrays of the simulated GPU.
 
 :class:`EmulatedArray` is a NumPy array that behaves like CuPy's where the two differ: it does not mix
 with arrays of the host, what it computes has dimensions or none but is never a NumPy scalar, its values
 reach the host only through ``get``, ``item`` and their like, an index array that is out of range wraps
-round, and it has the methods and keyword arguments that CuPy's arrays have and rawgrad uses, no others.
-:data:`MODULE` is to these arrays what ``cupy`` is to CuPy's, restricted to :data:`NAMES`.  So code that
-runs here has a good chance to run there, and ``tests/kernels/test_emulated_arrays.py`` compares both lists
-with the real CuPy.
+round, and it has the methods and keyword arguments that CuPy's arrays have and rawgrad uses
+(:data:`METHODS`), no others.  So code that runs here has a good chance to run there.
 
 One gap cannot be closed: ``np.asarray(array)`` asks a subclass of NumPy's array nothing and gives its
 memory away, where CuPy refuses.
@@ -22,21 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from .._devices import Device, register_device
-from .._errors import DeviceError, LaunchError
-from . import streams
+from .._errors import LaunchError
 from .memory import POISON, first_unwritten, mark_written, pool, written_map
 
-__all__ = ["DEVICE", "METHODS", "MODULE", "NAMES", "ArrayModule", "EmulatedArray", "mark_written", "written_map"]
-
-#: What rawgrad uses of the array module; all of it exists in CuPy.
-NAMES = tuple(
-    """abs add arange array asarray ascontiguousarray bitwise_and bitwise_or bitwise_xor broadcast_to ceil clip
-    concatenate copyto cos cuda cumsum empty empty_like equal exp flip floor floor_divide from_dlpack full full_like
-    get_default_memory_pool greater greater_equal invert isfinite isinf isnan less less_equal log log1p max
-    may_share_memory maximum minimum moveaxis not_equal ones ones_like round sign sin sqrt square stack sum tril triu
-    where zeros zeros_like""".split()
-)
+__all__ = ["METHODS", "EmulatedArray", "mark_written", "on_device", "plain", "written_map"]
 
 #: The methods of arrays, each with the arguments that CuPy's has.
 METHODS = {
@@ -76,12 +63,10 @@ METHODS = {
     "var": "axis dtype out ddof keepdims",
     "view": "dtype",
 }
-#: Arguments of NumPy's functions that CuPy's lack, in all of them or in many.
-_NUMPY_ONLY = {"initial", "like", "subok", "where"}
 _SCALARS = (bool, int, float, complex, np.generic)
 
 #: A decorator: a GPU gives no warning of NaN, infinity or a division by zero.
-_silent = np.errstate(all="ignore")
+silent = np.errstate(all="ignore")
 
 
 # ---- from plain NumPy arrays to the device's and back
@@ -102,15 +87,15 @@ def on_device(value: Any, kind: type[EmulatedArray]) -> Any:
     Memory of the device stays where it is; memory of the host is copied into a new allocation.
     """
     if isinstance(value, np.ndarray):
-        return np.ndarray.view(value, kind) if pool.block_of(value) is not None else _copied(value, kind)
+        return np.ndarray.view(value, kind) if pool.block_of(value) is not None else copied(value, kind)
     if isinstance(value, np.generic):
-        return _copied(np.asarray(value), kind)  # a device has no scalars
+        return copied(np.asarray(value), kind)  # a device has no scalars
     if type(value) in (list, tuple):
         return type(value)(on_device(member, kind) for member in value)
     return value
 
 
-def _allocate(
+def allocate(
     kind: type[EmulatedArray], shape: Any, dtype: Any, strides: tuple[int, ...] | str = "C", forgotten: bool = False
 ) -> Any:
     """A new array on an allocation of its own.
@@ -133,7 +118,7 @@ def _allocate(
     return array
 
 
-def _dense(array: np.ndarray) -> tuple[int, ...]:
+def dense(array: np.ndarray) -> tuple[int, ...]:
     """Strides without gaps, in the order of ``array``'s own (``order="K"``)."""
     strides, step = [0] * array.ndim, array.itemsize
     for axis in sorted(range(array.ndim), key=lambda d: (abs(array.strides[d]), -d)):
@@ -142,13 +127,13 @@ def _dense(array: np.ndarray) -> tuple[int, ...]:
     return tuple(strides)
 
 
-def _copied(array: np.ndarray, kind: type[EmulatedArray]) -> Any:
-    new = _allocate(kind, array.shape, array.dtype, _dense(array))
+def copied(array: np.ndarray, kind: type[EmulatedArray]) -> Any:
+    new = allocate(kind, array.shape, array.dtype, dense(array))
     np.copyto(plain(new), array)
     return new
 
 
-def _refuse_mixed(what: str, kind: type[EmulatedArray], *values: Any) -> None:
+def refuse_mixed(what: str, kind: type[EmulatedArray], *values: Any) -> None:
     """All arrays among ``values``, and in lists among them, must be of ``kind``."""
     for value in values:
         if isinstance(value, np.ndarray):
@@ -156,7 +141,7 @@ def _refuse_mixed(what: str, kind: type[EmulatedArray], *values: Any) -> None:
                 other = value.PLACE if isinstance(value, EmulatedArray) else "the host"
                 raise TypeError(f"{what}: an array on {kind.PLACE} does not mix with one on {other}")
         elif type(value) in (list, tuple):
-            _refuse_mixed(what, kind, *value)
+            refuse_mixed(what, kind, *value)
 
 
 def _refuse_overlap(what: str, target: Any, *sources: Any) -> None:
@@ -306,14 +291,14 @@ class EmulatedArray(np.ndarray):
     # ---- reading and writing parts
 
     def __getitem__(self, index: Any) -> Any:
-        _refuse_mixed("indexing", type(self), index)
-        return on_device(plain(self)[_plain_index(index, self.shape)], type(self))
+        refuse_mixed("indexing", type(self), index)
+        return on_device(plain(self)[plain_index(index, self.shape)], type(self))
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        _refuse_mixed("assignment", type(self), index, value)
+        refuse_mixed("assignment", type(self), index, value)
         if not isinstance(value, (EmulatedArray, *_SCALARS)):
             raise TypeError(f"assignment: expected an array on {self.PLACE} or a number; got {type(value).__name__}")
-        index = _plain_index(index, self.shape)
+        index = plain_index(index, self.shape)
         target = plain(self)[index]
         _refuse_overlap("assignment", target, value)
         plain(self)[index] = plain(value)
@@ -325,7 +310,7 @@ class EmulatedArray(np.ndarray):
             raise TypeError(f"an array on {self.PLACE} has no view of another class")
         return np.ndarray.view(self) if dtype is None else np.ndarray.view(self, dtype)
 
-    @_silent
+    @silent
     def astype(self, dtype: Any, order: Any = "K", casting: Any = None, subok: Any = None, copy: bool = True) -> Any:  # type: ignore[override]
         """The values as another dtype; without ``copy`` the array itself where nothing changes."""
         if not copy and np.dtype(dtype) == self.dtype and order == "K":
@@ -334,7 +319,7 @@ class EmulatedArray(np.ndarray):
 
     def fill(self, value: Any) -> None:
         """Set every element to ``value``."""
-        _refuse_mixed("fill", type(self), value)
+        refuse_mixed("fill", type(self), value)
         plain(self).fill(plain(value))
         mark_written(self)
 
@@ -345,16 +330,16 @@ class EmulatedArray(np.ndarray):
 
     def take(self, indices: Any, axis: int | None = None, out: Any = None) -> Any:  # type: ignore[override]
         """Elements along an axis; indices out of range wrap round, as in CuPy."""
-        _refuse_mixed("take", type(self), indices, out)
+        refuse_mixed("take", type(self), indices, out)
         result = plain(self).take(plain(indices), axis=axis, out=plain(out), mode="wrap")
-        return _delivered(result, out, type(self))
+        return delivered(result, out, type(self))
 
     # ---- NumPy's protocols
 
-    @_silent
+    @silent
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = (), **options: Any) -> Any:
         kind, name = type(self), ufunc.__name__
-        _refuse_mixed(name, kind, inputs, out)
+        refuse_mixed(name, kind, inputs, out)
         strange = [type(x).__name__ for x in inputs if not isinstance(x, (EmulatedArray, *_SCALARS))]
         if strange:
             raise TypeError(f"{name}: expected arrays on {kind.PLACE} and numbers; got {strange[0]}")
@@ -364,19 +349,18 @@ class EmulatedArray(np.ndarray):
             _refuse_overlap(name, out[0], *inputs)
             options["out"] = plain(out)
         result = ufunc(*plain(inputs), **options)
-        return _delivered(result, out[0] if len(out) == 1 else out or None, kind)
+        return delivered(result, out[0] if len(out) == 1 else out or None, kind)
 
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
-        if function.__name__ not in NAMES:
-            return NotImplemented
-        return getattr(self.MODULE, function.__name__)(*args, **kwargs)
+        ours = getattr(self.MODULE, function.__name__, None)
+        return NotImplemented if ours is None else ours(*args, **kwargs)
 
 
 def _unpickled(kind: type[EmulatedArray], host: np.ndarray) -> Any:
-    return _copied(host, kind)
+    return copied(host, kind)
 
 
-def _delivered(result: Any, out: Any, kind: type[EmulatedArray]) -> Any:
+def delivered(result: Any, out: Any, kind: type[EmulatedArray]) -> Any:
     """``out`` (one array or several) if the result went there, else ``result`` on the device."""
     if out is None:
         return on_device(result, kind)
@@ -385,7 +369,7 @@ def _delivered(result: Any, out: Any, kind: type[EmulatedArray]) -> Any:
     return out
 
 
-def _plain_index(index: Any, shape: tuple[int, ...]) -> tuple[Any, ...]:
+def plain_index(index: Any, shape: tuple[int, ...]) -> tuple[Any, ...]:
     """``index`` for a plain array, so that indexing does what it does in CuPy.
 
     Integer arrays wrap round, and the result always has dimensions or none (``x[0]`` of a vector is
@@ -419,14 +403,14 @@ def _method(name: str) -> Callable[..., Any]:
     """NumPy's method of that name, on plain arrays."""
     allowed = METHODS[name].split()
 
-    @_silent
+    @silent
     def method(self: EmulatedArray, *args: Any, **options: Any) -> Any:
         if not options.keys() <= set(allowed):
             raise TypeError(f"{name} of CuPy's arrays takes {', '.join(allowed)}; got {', '.join(options)}")
-        _refuse_mixed(name, type(self), args, *options.values())
+        refuse_mixed(name, type(self), args, *options.values())
         out = options.get("out")
         result = getattr(plain(self), name)(*plain(args), **{key: plain(value) for key, value in options.items()})
-        return _delivered(result, out, type(self))
+        return delivered(result, out, type(self))
 
     method.__name__ = method.__qualname__ = name
     return method
@@ -443,124 +427,3 @@ for _name in dir(np.ndarray):
     _own = _name.startswith("_") or _name in vars(EmulatedArray)
     if not _own and (callable(getattr(np.ndarray, _name)) or _name == "flat"):
         setattr(EmulatedArray, _name, _method(_name) if _name in METHODS else _absent(_name))
-
-
-# ---- the array module
-
-
-class ArrayModule:
-    """``numpy``, as far as CuPy has it and rawgrad uses it (:data:`NAMES`), for arrays of one kind.
-
-    Args:
-        kind: :class:`EmulatedArray` or a subclass, whose ``MODULE`` this becomes.
-    """
-
-    cuda = streams
-
-    def __init__(self, kind: type[EmulatedArray]) -> None:
-        self._kind = kind
-        kind.MODULE = self
-
-    @property
-    def ndarray(self) -> type[EmulatedArray]:
-        """The class of the arrays."""
-        return self._kind
-
-    def __getattr__(self, name: str) -> Any:
-        if name not in NAMES:
-            raise AttributeError(
-                f"rawgrad does not use {name!r} on a GPU; if CuPy has it too, it may be added to NAMES in {__name__}"
-            )
-        value = _Function(name, getattr(np, name), self._kind)
-        self.__dict__[name] = value
-        return value
-
-    def empty(self, shape: Any, dtype: Any = float, order: str = "C") -> Any:
-        """A new array that nothing has written."""
-        return _allocate(self._kind, shape, dtype, order, forgotten=True)
-
-    def empty_like(self, prototype: Any, dtype: Any = None) -> Any:
-        """A new array like ``prototype`` that nothing has written."""
-        _refuse_mixed("empty_like", self._kind, prototype)
-        like = plain(prototype)
-        dtype = np.dtype(dtype or like.dtype)
-        strides = tuple(s // like.itemsize * dtype.itemsize for s in _dense(like))
-        return _allocate(self._kind, like.shape, dtype, strides, forgotten=True)
-
-    def array(self, obj: Any, dtype: Any = None, copy: bool = True, order: str = "K") -> Any:
-        """A copy of ``obj``, a host array, an array of the device, numbers or nested lists of them."""
-        if isinstance(obj, EmulatedArray):
-            _refuse_mixed("array", self._kind, obj)
-        elif hasattr(obj, "__cuda_array_interface__"):
-            raise DeviceError(
-                f"array: {type(obj).__qualname__} is in the memory of a real GPU, out of reach from {self._kind.PLACE}"
-            )
-        if not copy and type(obj) is self._kind and dtype in (None, obj.dtype):
-            return obj
-        return _copied(np.asarray(plain(obj), dtype=dtype, order=order), self._kind)  # type: ignore[call-overload]
-
-    def asarray(self, a: Any, dtype: Any = None) -> Any:
-        """``a`` itself where it is an array of the device and of that dtype, else a copy."""
-        return self.array(a, dtype=dtype, copy=False)
-
-    def ascontiguousarray(self, a: Any, dtype: Any = None) -> Any:
-        """``a`` itself where it is a C-contiguous array of the device, else a copy; at least one dimension."""
-        if type(a) is self._kind and a.ndim and a.flags.c_contiguous and dtype in (None, a.dtype):
-            return a
-        new = self.array(a, dtype=dtype, order="C")
-        return new if new.ndim else new.reshape(1)
-
-    def from_dlpack(self, array: Any) -> Any:
-        """Only arrays of the device itself: nothing else shares memory with a simulated GPU."""
-        if type(array) is self._kind:
-            return array
-        raise DeviceError(
-            f"from_dlpack: {type(array).__qualname__} cannot share its memory with {self._kind.PLACE}; copy it instead"
-        )
-
-    def copyto(self, dst: Any, src: Any) -> None:
-        """Write the values of ``src`` into ``dst``."""
-        dst[...] = src
-
-    def where(self, condition: Any, x: Any, y: Any) -> Any:
-        """``x`` where ``condition``, an array, holds, and ``y`` elsewhere."""
-        _refuse_mixed("where", self._kind, condition, x, y)
-        if type(condition) is not self._kind:
-            raise TypeError(f"where: the condition must be an array on {self._kind.PLACE}; CuPy takes nothing else")
-        return on_device(np.where(plain(condition), plain(x), plain(y)), self._kind)
-
-    @staticmethod
-    def get_default_memory_pool() -> Any:
-        """The account of the device's memory."""
-        return pool
-
-
-class _Function:
-    """A function of NumPy for arrays of one kind."""
-
-    def __init__(self, name: str, function: Any, kind: type[EmulatedArray]) -> None:
-        self.__name__ = name
-        self._function = function
-        self._kind = kind
-
-    @_silent
-    def __call__(self, *args: Any, **options: Any) -> Any:
-        if _NUMPY_ONLY & options.keys():
-            raise TypeError(
-                f"{self.__name__}: not every function of CuPy has {', '.join(_NUMPY_ONLY & options.keys())}"
-            )
-        _refuse_mixed(self.__name__, self._kind, args, *options.values())
-        out = options.get("out")
-        result = self._function(*plain(args), **{key: plain(value) for key, value in options.items()})
-        return _delivered(result, out, self._kind)
-
-    def at(self, a: Any, indices: Any, b: Any) -> None:
-        """Combine ``b`` into ``a`` at ``indices``, as often as an index comes; ufuncs alone have it."""
-        _refuse_mixed(f"{self.__name__}.at", self._kind, a, indices, b)
-        self._function.at(plain(a), _plain_index(indices, a.shape), plain(b))
-        mark_written(a)
-
-
-MODULE = ArrayModule(EmulatedArray)
-DEVICE = Device("cuda", EmulatedArray, MODULE, "simulated")
-register_device(DEVICE)

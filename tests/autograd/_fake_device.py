@@ -12,7 +12,8 @@ from typing import Any
 
 from rawgrad.kernels import _devices, _dispatch
 from rawgrad.kernels._devices import Device
-from rawgrad.kernels._emulator.arrays import ArrayModule, EmulatedArray, mark_written, on_device, plain
+from rawgrad.kernels._emulator.arrays import EmulatedArray, mark_written, on_device, plain
+from rawgrad.kernels._emulator.module import ArrayModule
 
 NAME = "fake"
 

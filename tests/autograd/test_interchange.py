@@ -17,7 +17,8 @@ from rawgrad.autograd import Tensor
 from rawgrad.kernels import _devices
 from rawgrad.kernels._devices import Device
 from rawgrad.kernels._dispatch import BACKENDS, Choice, reset_choice, set_choice
-from rawgrad.kernels._emulator.arrays import ArrayModule, EmulatedArray
+from rawgrad.kernels._emulator.arrays import EmulatedArray
+from rawgrad.kernels._emulator.module import ArrayModule
 from rawgrad.kernels._errors import DeviceError, DtypeError, GradientError
 
 CUDA, MANAGED, PINNED, METAL = (2, 0), (13, 0), (3, 0), (8, 0)

@@ -17,16 +17,10 @@ import numpy as np
 import pytest
 
 from rawgrad.kernels._emulator import streams
-from rawgrad.kernels._emulator.arrays import (
-    DEVICE,
-    METHODS,
-    NAMES,
-    EmulatedArray,
-    mark_written,
-    written_map,
-)
-from rawgrad.kernels._emulator.arrays import MODULE as xp
+from rawgrad.kernels._emulator.arrays import METHODS, EmulatedArray, mark_written, written_map
 from rawgrad.kernels._emulator.memory import Pool, pool
+from rawgrad.kernels._emulator.module import DEVICE, NAMES
+from rawgrad.kernels._emulator.module import MODULE as xp
 from rawgrad.kernels._errors import ArgumentError, DeviceError, LaunchError, OutOfMemoryError
 
 HOST = np.arange(24, dtype=np.float32).reshape(2, 3, 4) - 7
@@ -385,7 +379,7 @@ def test_memory_in_reference_cycles_is_found(limited: int) -> None:
 
 def test_the_environment_sets_the_limit() -> None:
     code = (
-        "from rawgrad.kernels._emulator.arrays import MODULE as xp\n"
+        "from rawgrad.kernels._emulator.module import MODULE as xp\n"
         "a = xp.zeros(1000, 'uint8')\n"
         "try: xp.zeros(1, 'uint8')\n"
         "except MemoryError as error: print(error)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -76,30 +77,36 @@ BACKENDS["ghost"] = Backend("ghost", "cuda", "reference", ("no_such_package",), 
 """
 
 
-@pytest.mark.parametrize(
-    ("options", "outcome"), [([], "1 passed, 1 skipped"), (["--require-gpu"], "1 passed, 1 error")]
-)
-def test_a_backend_that_cannot_run_is_seen(tmp_path, options, outcome):
+def run_with_ghost(tmp_path: Path, *options: str) -> str:
+    """What pytest prints about the test above on the reference, and on a backend that cannot run."""
     (tmp_path / "ghost_backend.py").write_text(GHOST)
     tests = Path(__file__).parent
     path = os.pathsep.join(p for p in (str(tmp_path), os.environ.get("PYTHONPATH")) if p)
-    command = [
-        "-m",
-        "pytest",
-        "-rs",
-        "-p",
-        "ghost_backend",
-        "-p",
-        "no:cacheprovider",
-        "--import-mode=importlib",
-        *options,
-    ]
+    plugins = ["-p", "ghost_backend", "-p", "no:cacheprovider"]
     result = subprocess.run(
-        [sys.executable, *command, f"{tests / 'test_frame.py'}::test_backend_fixture_activates_the_backend"],
+        [
+            *(sys.executable, "-m", "pytest", "-rs", *plugins, "--import-mode=importlib", *options),
+            f"{tests / 'test_frame.py'}::test_backend_fixture_activates_the_backend",
+        ],
         cwd=tests.parent.parent,
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
     )
-    assert outcome in result.stdout, result.stdout + result.stderr
-    assert "backend 'ghost' cannot run here: not installed: no_such_package" in result.stdout
+    return result.stdout + result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "outcome"), [([], "1 passed, 1 skipped"), (["--require-gpu"], "1 passed, 1 error")]
+)
+def test_a_backend_that_cannot_run_is_seen(tmp_path, options, outcome):
+    said = run_with_ghost(tmp_path, "-k", "numpy or ghost", *options)
+    assert outcome in re.sub(r", \d+ deselected", "", said), said
+    assert "backend 'ghost' cannot run here: not installed: no_such_package" in said
+
+
+def test_the_mark_gpu_selects_the_backends_that_need_one(tmp_path):
+    collected = re.findall(
+        r"activates_the_backend\[(\w+)\]", run_with_ghost(tmp_path, "--collect-only", "-q", "-m", "gpu")
+    )
+    assert "ghost" in collected and not {"numpy", "emulated"} & set(collected)
