@@ -6,13 +6,17 @@ import numpy as np
 import pytest
 from _layouts import LAYOUTS, untouched
 from _tolerance import assert_accurate
+from _versions import every_version, skip_unless_there
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rawgrad.kernels._errors import ArgumentError, DtypeError, ShapeError
-from rawgrad.kernels.avg_pool2d import avg_pool2d_backward, avg_pool2d_forward, geometry
+from rawgrad.kernels._windows import MAX_EXTENT, check_32_bits
+from rawgrad.kernels.avg_pool2d import avg_pool2d_backward, avg_pool2d_forward, geometry, reference
 
 DTYPES = [np.float32, np.float64]
+#: Forward and backward have versions of the same names.
+VERSIONS = every_version("avg_pool2d", "avg_pool2d_forward")
 
 
 def windows(g):
@@ -88,18 +92,120 @@ def poolings(draw):
 layouts = st.sampled_from(list(LAYOUTS))
 
 
+@pytest.mark.parametrize("version", VERSIONS)
 @given(poolings(), st.sampled_from(DTYPES), st.tuples(layouts, layouts), st.integers(0, 2**32 - 1))
-def test_agrees_with_the_definition(backend, pooling, dtype, layouts, seed):
+def test_agrees_with_the_definition(backend, version, pooling, dtype, layouts, seed):
+    skip_unless_there(backend.name, "avg_pool2d", "avg_pool2d_forward", version)
     g, ceil_mode = pooling
     rng = np.random.default_rng(seed)
     x, grad = rng.standard_normal(g.x_shape).astype(dtype), rng.standard_normal(g.y_shape).astype(dtype)
     device_x, device_grad = backend.put(x, layouts[0]), backend.put(grad, layouts[1])
     with untouched(device_x, device_grad):
-        y = avg_pool2d_forward(device_x, (g.R, g.S), **options(g, ceil_mode))
-        dx = avg_pool2d_backward(device_grad, g)
+        y = avg_pool2d_forward(device_x, (g.R, g.S), **options(g, ceil_mode), version=version)
+        dx = avg_pool2d_backward(device_grad, g, version=version)
     assert y.dtype == dx.dtype == dtype
     assert_accurate(backend.get(y), forward, x, g, scale=forward(abs(x), g))
     assert_accurate(backend.get(dx), backward, grad, g, scale=backward(abs(grad), g))
+
+
+def assert_same_bits(backend, g, ceil_mode=False, dtype=np.float32, version=None, offset=0):
+    """y and dx as from the reference, which sums over the taps in the same order.
+
+    Args:
+        offset: every array starts so many elements behind the start of its memory.
+    """
+
+    if backend.name == "numpy":
+        pytest.skip("the reference itself")
+
+    def put(array):
+        device = backend.put(np.concatenate([np.zeros(offset, array.dtype), array.reshape(-1)]))
+        return device[offset:].reshape(array.shape)
+
+    rng = np.random.default_rng(0)
+    x, grad = rng.standard_normal(g.x_shape).astype(dtype), rng.standard_normal(g.y_shape).astype(dtype)
+    grad.reshape(-1)[::7] = -0.0
+    y = avg_pool2d_forward(put(x), (g.R, g.S), **options(g, ceil_mode), version=version)
+    dx = avg_pool2d_backward(put(grad), g, version=version)
+    for actual, expected in (
+        (y, reference.avg_pool2d_forward(x, g, None)),
+        (dx, reference.avg_pool2d_backward(grad, g, None)),
+    ):
+        np.testing.assert_array_equal(backend.get(actual), expected)
+        assert backend.get(actual).tobytes() == expected.tobytes()  # a sum of -0 is 0
+
+
+# Why each: strips are of 4 outputs (or 8 elements of dx) and tiles at most 64 wide and 1024 large, so one
+# below, at and above; rests of 1 behind the windows, which no window covers; as many planes as a tile takes
+# and one more; blocks of 256 threads, one below, at and above; windows of every specialised size, with and
+# without padding, and more general ones; global average pooling.
+@pytest.mark.parametrize(
+    ("x_shape", "kernel", "stride", "padding", "ceil_mode"),
+    [
+        *[((1, 2, 4, w), 2, 2, 0, False) for w in (6, 7, 8, 9, 10, 15, 16, 17)],
+        ((1, 2, 5, 16), 2, 2, 1, False),
+        ((1, 1, 5, 17), 2, 2, 1, True),
+        ((1, 2, 9, 17), 3, 2, 1, False),
+        ((1, 1, 9, 19), 3, 2, 0, True),
+        ((1, 2, 5, 11), (2, 3), 1, (1, 1), False),
+        *[((1, 1, 3, w), (1, 2), 1, 0, False) for w in (64, 65, 66, 130)],
+        *[((1, 1, 33 + d, 63), (2, 1), 2, 0, False) for d in (-2, 0, 2)],
+        *[((1, c, 12, 12), (3, 2), (2, 3), (1, 0), False) for c in (34, 42, 43)],
+        *[((1, c, 2, 2), 2, 2, 0, False) for c in (255, 256, 257)],
+        ((2, 40, 7, 7), 7, None, 0, False),
+        ((1, 2, 8, 8), 1, 3, 0, False),
+    ],
+)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_same_bits_as_the_reference_at_the_edges_of_tiles(
+    backend, version, x_shape, kernel, stride, padding, ceil_mode
+):
+    skip_unless_there(backend.name, "avg_pool2d", "avg_pool2d_forward", version)
+    for include, divisor in ((True, None), (False, None), (True, -3)):
+        g = geometry(x_shape, kernel, stride, padding, ceil_mode, include, divisor)
+        for dtype in DTYPES:
+            assert_same_bits(backend, g, ceil_mode, dtype, version)
+
+
+@pytest.mark.parametrize("offset", [1, 2, 4])
+@pytest.mark.parametrize("kernel", [2, 3])
+def test_arrays_may_start_anywhere(backend, kernel, offset):
+    """Some of these starts allow loads of 16 bytes, others not."""
+    g = geometry((1, 2, 6, 24), kernel, 2)
+    for dtype in DTYPES:
+        assert_same_bits(backend, g, dtype=dtype, offset=offset)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("x_shape", [(1, 1, 65, 64), (1, 1, 92, 92)])
+def test_windows_too_large_for_any_tile(backend, version, x_shape):
+    """65 x 64 elements are more than v2 stages forward, 46 x 46 windows over one element backward."""
+    skip_unless_there(backend.name, "avg_pool2d", "avg_pool2d_forward", version)
+    kernel, stride = ((65, 64), None) if x_shape[2] == 65 else (46, 1)
+    assert_same_bits(backend, geometry(x_shape, kernel, stride), version=version)
+
+
+def test_what_does_not_fit_into_32_bits_is_refused():
+    check_32_bits("avg_pool2d", geometry((1, 1, 4, 4), 2, MAX_EXTENT - 4))
+    with pytest.raises(ShapeError, match=r"avg_pool2d: windows of 2x2 with stride \(.*\) over 4x4 reach beyond"):
+        check_32_bits("avg_pool2d", geometry((1, 1, 4, 4), 2, MAX_EXTENT))
+
+
+@pytest.mark.parametrize(("version", "backward"), [("v1_plain", 4), ("v3_register_tile", 1)])
+def test_traffic_of_windows_that_do_not_overlap(backend, version, backward):
+    """v3 reads everything once; v1 reads x once, but the gradient of each window once for each of its 4 elements."""
+    if backend.name != "emulated":
+        pytest.skip("only the emulator counts bytes")
+    from rawgrad.kernels._emulator.runtime import record_launches
+
+    g = geometry((2, 3, 8, 16), 2)
+    x = backend.put(np.random.default_rng(0).standard_normal(g.x_shape).astype(np.float32))
+    with record_launches() as launches:
+        y = avg_pool2d_forward(x, 2, version=version)
+        dx = avg_pool2d_backward(y, g, version=version)
+    up, down = (launch.traffic for launch in launches)
+    assert (up.global_read, up.global_written) == (x.nbytes, y.nbytes)
+    assert (down.global_read, down.global_written) == (backward * y.nbytes, dx.nbytes)
 
 
 @given(poolings(), st.integers(0, 2**32 - 1))

@@ -5,13 +5,23 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from _layouts import LAYOUTS, untouched
+from _versions import every_version, skip_unless_there
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rawgrad.kernels._errors import ArgumentError, DtypeError, ShapeError
-from rawgrad.kernels.max_pool2d import geometry, max_pool2d_backward, max_pool2d_forward, max_pool2d_gather
+from rawgrad.kernels._windows import MAX_EXTENT, check_32_bits, staged_tile
+from rawgrad.kernels.max_pool2d import (
+    geometry,
+    max_pool2d_backward,
+    max_pool2d_forward,
+    max_pool2d_gather,
+    reference,
+)
 
 NAN, INF = np.nan, np.inf
+#: Forward and backward have versions of the same names.
+VERSIONS = every_version("max_pool2d", "max_pool2d_forward")
 
 
 def windows(g):
@@ -135,13 +145,15 @@ def poolings(draw):
     return geometry(x_shape, kernel, stride, padding, dilation, ceil_mode), ceil_mode
 
 
+@pytest.mark.parametrize("version", VERSIONS)
 @given(
     poolings(),
     st.sampled_from([np.float32, np.float64]),
     st.tuples(*[st.sampled_from(list(LAYOUTS))] * 3),
     st.integers(0, 2**32 - 1),
 )
-def test_agrees_with_the_definition(backend, pooling, dtype, layouts, seed):
+def test_agrees_with_the_definition(backend, version, pooling, dtype, layouts, seed):
+    skip_unless_there(backend.name, "max_pool2d", "max_pool2d_forward", version)
     g, ceil_mode = pooling
     rng = np.random.default_rng(seed)
     # Few values, so that there are many ties; whole numbers, so that sums are exact.
@@ -149,7 +161,7 @@ def test_agrees_with_the_definition(backend, pooling, dtype, layouts, seed):
     grad = rng.integers(-9, 9, g.y_shape).astype(dtype)
     device_x, device_grad = backend.put(x, layouts[0]), backend.put(grad, layouts[1])
     with untouched(device_x):
-        y, codes = max_pool2d_forward(device_x, (g.R, g.S), **options(g, ceil_mode))
+        y, codes = max_pool2d_forward(device_x, (g.R, g.S), **options(g, ceil_mode), version=version)
     expected_y, expected_codes = expected_forward(x, g)
     assert y.dtype == dtype
     assert codes.dtype == np.uint8
@@ -159,11 +171,141 @@ def test_agrees_with_the_definition(backend, pooling, dtype, layouts, seed):
 
     device_codes = LAYOUTS[layouts[2]](codes)
     with untouched(device_x, device_grad, device_codes):
-        dx = max_pool2d_backward(device_grad, device_codes, g)
+        dx = max_pool2d_backward(device_grad, device_codes, g, version=version)
         gathered = max_pool2d_gather(device_x, device_codes, g)
     assert dx.dtype == gathered.dtype == dtype
     np.testing.assert_array_equal(backend.get(dx), expected_backward(grad, expected_codes, g))
     np.testing.assert_array_equal(backend.get(gathered), expected_gather(x, expected_codes, g))
+
+
+def assert_same_bits(backend, g, ceil_mode=False, dtype=np.float32, version=None, offset=0):
+    """y, codes (those of windows without input too), dx and the gathered elements as from the reference.
+
+    Args:
+        offset: every array starts so many elements behind the start of its memory.
+    """
+
+    if backend.name == "numpy":
+        pytest.skip("the reference itself")
+
+    def put(array):
+        device = backend.put(np.concatenate([np.zeros(offset, array.dtype), array.reshape(-1)]))
+        return device[offset:].reshape(array.shape)
+
+    rng = np.random.default_rng(0)
+    x, grad = rng.standard_normal(g.x_shape).astype(dtype), rng.standard_normal(g.y_shape).astype(dtype)
+    grad.reshape(-1)[::7] = -0.0
+    expected_y, expected_codes = reference.max_pool2d_forward(x, g, None)
+    y, codes = max_pool2d_forward(put(x), (g.R, g.S), **options(g, ceil_mode), version=version)
+    dx = max_pool2d_backward(put(grad), put(backend.get(codes)), g, version=version)
+    gathered = max_pool2d_gather(put(x), put(backend.get(codes)), g)
+    for actual, expected in (
+        (y, expected_y),
+        (codes, expected_codes),
+        (dx, reference.max_pool2d_backward(grad, expected_codes, g, None)),
+        (gathered, reference.max_pool2d_gather(x, expected_codes, g, None)),
+    ):
+        np.testing.assert_array_equal(backend.get(actual), expected)
+        assert backend.get(actual).tobytes() == expected.tobytes()  # a sum of -0 is 0
+
+
+# Why each: strips are of 4 outputs (or 8 elements of dx) and tiles at most 64 wide and 1024 large, so one
+# below, at and above; rests of 1 behind the windows, which no window covers; as many planes as a tile takes
+# and one more; blocks of 256 threads, one below, at and above; windows of every specialised size, with and
+# without padding, and more general ones; codes of four bytes; a window whose taps all lie in the padding.
+@pytest.mark.parametrize(
+    ("x_shape", "kernel", "stride", "padding", "dilation", "ceil_mode"),
+    [
+        *[((1, 2, 4, w), 2, 2, 0, 1, False) for w in (6, 7, 8, 9, 10, 15, 16, 17)],
+        ((1, 2, 5, 16), 2, 2, 1, 1, False),
+        ((1, 1, 5, 17), 2, 2, 1, 1, True),
+        ((1, 2, 9, 17), 3, 2, 1, 1, False),
+        ((1, 1, 9, 19), 3, 2, 0, 1, True),
+        ((1, 2, 5, 11), (2, 3), 1, (1, 1), 1, False),
+        *[((1, 1, 3, w), (1, 2), 1, 0, 1, False) for w in (64, 65, 66, 130)],
+        *[((1, 1, 33 + d, 63), (2, 1), 2, 0, 1, False) for d in (-2, 0, 2)],
+        *[((1, c, 12, 12), (3, 2), (2, 3), (1, 0), 1, False) for c in (34, 42, 43)],
+        *[((1, c, 2, 2), 2, 2, 0, 1, False) for c in (255, 256, 257)],
+        ((2, 1, 7, 260), (1, 258), 1, 0, 1, False),
+        ((1, 1, 12, 20), 3, 2, 1, 3, True),
+        ((1, 2, 8, 8), 1, 3, 0, 1, False),
+        ((1, 2, 1, 4), (1, 2), 2, (0, 1), 5, False),
+    ],
+)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_same_bits_as_the_reference_at_the_edges_of_tiles(
+    backend, version, x_shape, kernel, stride, padding, dilation, ceil_mode
+):
+    skip_unless_there(backend.name, "max_pool2d", "max_pool2d_forward", version)
+    g = geometry(x_shape, kernel, stride, padding, dilation, ceil_mode)
+    for dtype in (np.float32, np.float64):
+        assert_same_bits(backend, g, ceil_mode, dtype, version)
+
+
+@pytest.mark.parametrize("offset", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("kernel", [2, 3])
+def test_arrays_may_start_anywhere(backend, kernel, offset):
+    """Some of these starts allow loads of 16 bytes of x or 4 of codes, others not."""
+    g = geometry((1, 2, 6, 24), kernel, 2)
+    for dtype in (np.float32, np.float64):
+        assert_same_bits(backend, g, dtype=dtype, offset=offset)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_windows_too_large_for_any_tile(backend, version):
+    """Two rows of 114 elements, 64 apart, are more than v2 stages; so are the windows that share an element."""
+    skip_unless_there(backend.name, "max_pool2d", "max_pool2d_forward", version)
+    assert_same_bits(backend, geometry((1, 1, 114, 114), 2, 1, 0, 64), version=version)
+
+
+def test_what_does_not_fit_into_32_bits_is_refused():
+    check_32_bits("max_pool2d", geometry((1, 1, 4, 4), 2, MAX_EXTENT - 4))
+    with pytest.raises(ShapeError, match=r"max_pool2d: windows of 2x2 with stride \(.*\) over 4x4 reach beyond"):
+        check_32_bits("max_pool2d", geometry((1, 1, 4, 4), 2, MAX_EXTENT))
+    with pytest.raises(ShapeError, match=r"y of shape \(1, 536870912, 2, 2\) has more than 2147483647 elements"):
+        check_32_bits("max_pool2d", geometry((1, 2**29, 1, 1), 2, 1, 1))
+
+
+@given(st.integers(0, 50), st.tuples(*[st.integers(1, 200)] * 2), st.integers(1, 3), st.integers(0, 40))
+def test_tiles_fill_but_do_not_exceed_what_can_be_staged(planes, size, step, reach):
+    def staged(n):
+        return (n - 1) * step + reach + 1
+
+    capacity = 1000
+    tile = staged_tile(planes, size, (staged, staged), capacity)
+    if tile is None:
+        assert staged(1) ** 2 > capacity
+        return
+    together, height, width = tile
+    used = together * staged(height) * staged(width)
+    assert 1 <= height <= size[0]
+    assert 1 <= width <= min(size[1], 64)
+    assert used <= capacity
+    assert together * height * width <= 1024
+    if together > 1:
+        assert (height, width) == size
+    if (height, width) == size and together < planes:  # one more plane would be too much
+        assert used + used // together > capacity or (together + 1) * height * width > 1024
+    assert tile.blocks(planes, *size) == -(-planes // together) * -(-size[0] // height) * -(-size[1] // width)
+
+
+@pytest.mark.parametrize(("version", "forward", "backward"), [("v1_plain", 1, 4), ("v3_register_tile", 1, 1)])
+def test_traffic_of_windows_that_do_not_overlap(backend, version, forward, backward):
+    """v3 reads everything once; v1 reads x once, but the code of each window once for each of its 4 elements."""
+    if backend.name != "emulated":
+        pytest.skip("only the emulator counts bytes")
+    from rawgrad.kernels._emulator.runtime import record_launches
+
+    g = geometry((2, 3, 8, 16), 2)
+    x = backend.put(np.random.default_rng(0).standard_normal(g.x_shape).astype(np.float32))
+    with record_launches() as launches:
+        y, codes = max_pool2d_forward(x, 2, version=version)
+        dx = max_pool2d_backward(y, codes, g, version=version)
+    up, down = (launch.traffic for launch in launches)
+    assert up.global_read == forward * x.nbytes
+    assert up.global_written == y.nbytes + codes.nbytes
+    assert down.global_read == y.nbytes + backward * codes.nbytes
+    assert down.global_written == dx.nbytes
 
 
 @given(poolings(), st.integers(0, 2**32 - 1))
