@@ -113,7 +113,8 @@ class Choice:
         )
 
 
-def _known_backend(name: str) -> Backend:
+def known_backend(name: str) -> Backend:
+    """The backend called ``name``; :class:`BackendError` if there is none."""
     try:
         return BACKENDS[name]
     except (KeyError, TypeError):
@@ -121,7 +122,7 @@ def _known_backend(name: str) -> Backend:
 
 
 def _checked_backend(name: str) -> Backend:
-    backend = _known_backend(name)
+    backend = known_backend(name)
     if problem := backend.problem():
         raise BackendError(f"backend {name!r} cannot run here: {problem}")
     return backend

@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 
 from ..kernels._devices import device_named
 from ..kernels._dispatch import backend as use_backend
+from ..kernels._dispatch import known_backend
 from ..kernels._errors import ArgumentError, DataError, RawgradError
 from .options import Options
 from .programs import DEFAULT, PROGRAMS, overview
@@ -156,7 +157,11 @@ def _declare_train(parser: argparse.ArgumentParser) -> None:
     add("program", nargs="?", default=DEFAULT, metavar="PROGRAM", help=f"see `rawgrad programs` (default: {DEFAULT})")
     add("--out", type=Path, metavar="DIR", help="folder for weights, records and pictures (default: runs/PROGRAM)")
     _add_data_dir(parser)
-    add("--device", default="cpu", metavar="D", help="where to compute (default: cpu; see `rawgrad doctor`)")
+    add(
+        "--device",
+        metavar="D",
+        help="where to compute: cpu, cuda (default: the backend's, else cpu; see `rawgrad doctor`)",
+    )
     add("--backend", metavar="B", help="whose kernels run (default: the device's first; see `rawgrad doctor`)")
     add("--epochs", type=int, metavar="N", help="passes over the training images")
     add("--steps", type=int, metavar="N", help="stop after so many batches in all")
@@ -188,13 +193,14 @@ def _train(options: argparse.Namespace) -> int:
         raise ArgumentError(f"train: --out must be a folder; {out} is a file")
     if options.threads is not None and options.threads < 1:
         raise ArgumentError(f"train: --threads must be at least 1; got {options.threads}")
-    device_named(options.device)
+    device = options.device or ("cpu" if options.backend is None else known_backend(options.backend).device)
     settings = Options(
         out=out,
+        device=device,
         **{
             key: getattr(options, key)
             for key in (
-                "data_dir", "device", "epochs", "steps", "batch_size", "lr", "optimizer", "seed", "seeds", "resume",
+                "data_dir", "epochs", "steps", "batch_size", "lr", "optimizer", "seed", "seeds", "resume",
                 "quiet",
             )
         },
@@ -203,6 +209,7 @@ def _train(options: argparse.Namespace) -> int:
     with ExitStack() as stack:
         if options.backend is not None:
             stack.enter_context(use_backend(options.backend))
+        device_named(device)
         if options.threads is not None:
             import numpy  # noqa: F401  so that there is a BLAS to limit
             from threadpoolctl import threadpool_limits

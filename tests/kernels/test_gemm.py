@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from _layouts import LAYOUTS, untouched
 from _tolerance import assert_accurate
+from _versions import every_version, skip_unless_there
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rawgrad.kernels._errors import ArgumentError, DtypeError, ShapeError
+from rawgrad.kernels._dispatch import precision
+from rawgrad.kernels._errors import ArgumentError, BackendError, DtypeError, ShapeError
 from rawgrad.kernels.gemm import ACTIVATIONS, gemm, geometry
 
 DTYPES = [np.float32, np.float64]
@@ -109,6 +111,94 @@ def test_large_products_keep_their_digits(backend, dtype, M, N, K, flags):
     assert_accurate(y, one_after_the_other, a, b)
     multiply = blas.dgemm if dtype == np.float64 else blas.sgemm
     assert_accurate(multiply(1.0, a, b, trans_a=flags[0], trans_b=flags[1]), one_after_the_other, a, b)
+
+
+# Tiles have sides of 16 and 64 and depths of 16: one below, at and above; 1 is all edge.
+@pytest.mark.parametrize("version", every_version("gemm", "gemm"))
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("M", "N", "K"), [(1, 1, 1), (15, 17, 16), (16, 16, 15), (63, 65, 17), (64, 64, 32), (65, 63, 33), (4, 128, 8)]
+)
+def test_every_version_at_the_edges_of_its_tiles(backend, version, dtype, M, N, K):
+    if version is not None and "tensor_core" in version:
+        pytest.skip("rounds its factors; see test_tensor_cores")
+    for flags in ((False, False), (True, False), (False, True), (True, True)):
+        a = random((2, *((K, M) if flags[0] else (M, K))), dtype)
+        b = random((2, *((N, K) if flags[1] else (K, N))), dtype, seed=1)
+        bias = random((N,), dtype, seed=2)
+        arguments = backend.put(a), backend.put(b), backend.put(bias)
+        with untouched(*arguments):
+            y = gemm(*arguments, transpose_a=flags[0], transpose_b=flags[1], version=version)
+        assert_accurate(backend.get(y), product, a, b, bias, *flags, scale=magnitude(a, b, bias, *flags))
+
+
+@pytest.mark.parametrize("version", every_version("gemm", "gemm"))
+def test_every_version_broadcasts_batches(backend, version):
+    # One matrix for all products, one each, and the two patterns mixed.
+    for a_shape, b_shape in [
+        ((4, 3), (5, 3, 2)),
+        ((5, 4, 3), (3, 2)),
+        ((5, 4, 3), (5, 3, 2)),
+        ((3, 1, 4, 3), (2, 3, 2)),
+    ]:
+        a, b = np.rint(3 * random(a_shape)), np.rint(3 * random(b_shape, seed=1))  # small integers: exact everywhere
+        y = backend.get(gemm(backend.put(a), backend.put(b), version=version))
+        np.testing.assert_array_equal(y, a @ b)
+
+
+def rounded(x, bits):
+    """``x`` to nearest with ``bits`` bits of fraction; ties go as they like: random numbers have none."""
+    fraction, exponent = np.frexp(x.astype(np.float64))
+    return np.ldexp(np.rint(fraction * 2 ** (bits + 1)) / 2 ** (bits + 1), exponent).astype(np.float32)
+
+
+@pytest.mark.parametrize(("name", "bits"), [("tf32", 10), ("bf16", 7), ("fp16", 10)])
+@pytest.mark.parametrize(("M", "N", "K"), [(64, 64, 16), (65, 63, 17), (15, 130, 40), (3, 1, 1), (2, 3, 0)])
+@pytest.mark.parametrize("flags", [(False, False), (True, False), (False, True), (True, True)])
+def test_tensor_cores(backend, name, bits, M, N, K, flags):
+    """They round both factors, and nothing else: products are exact, sums are float32's."""
+    skip_unless_there(backend.name, "gemm", "gemm", f"v4_tensor_core_{name}")
+    a = random((K, M) if flags[0] else (M, K))
+    b = random((N, K) if flags[1] else (K, N), seed=1)
+    bias = random((N,), seed=2)
+    arguments = backend.put(a), backend.put(b), backend.put(bias)
+    with precision(name), untouched(*arguments):
+        y = backend.get(gemm(*arguments, transpose_a=flags[0], transpose_b=flags[1]))
+    given = rounded(a, bits), rounded(b, bits), bias
+    assert_accurate(y, product, *given, *flags, scale=magnitude(*given, *flags))
+    if K > 1:
+        exact = product(a.astype(np.float64), b.astype(np.float64), bias.astype(np.float64), *flags)
+        assert np.abs(y - exact).max() > 2.0**-20, "nothing was rounded"
+
+
+def test_precision_is_a_permission(backend):
+    a, b = random((20, 30)), random((30, 20), seed=1)
+    with precision("tf32"):
+        doubles = gemm(backend.put(a.astype(np.float64)), backend.put(b.astype(np.float64)))
+        if backend.device.name == "cpu":
+            assert_accurate(backend.get(gemm(backend.put(a), backend.put(b))), product, a, b)
+        with precision("float32"):
+            assert_accurate(backend.get(gemm(backend.put(a), backend.put(b))), product, a, b)
+    assert_accurate(backend.get(doubles), product, a.astype(np.float64), b.astype(np.float64))
+    with pytest.raises(ArgumentError, match="precision must be one of float32, tf32, bf16, fp16; got 'half'"):
+        precision("half")
+
+
+def test_tensor_cores_refuse_float64(backend):
+    skip_unless_there(backend.name, "gemm", "gemm", "v4_tensor_core_tf32")
+    a = backend.put(np.ones((2, 2)))
+    with pytest.raises(BackendError, match="tf32 takes float32; got float64"):
+        gemm(a, a, version="v4_tensor_core_tf32")
+
+
+def test_nan_and_infinity_reach_the_tensor_cores(backend):
+    skip_unless_there(backend.name, "gemm", "gemm", "v4_tensor_core_tf32")
+    a = np.array([[1, 2], [np.nan, 1], [np.inf, 1], [-np.inf, 1], [1e30, 1]], np.float32)
+    b = np.ones((2, 3), np.float32)
+    for name in ("tf32", "bf16", "fp16"):
+        y = backend.get(gemm(backend.put(a), backend.put(b), version=f"v4_tensor_core_{name}"))
+        large = np.inf if name == "fp16" else rounded(np.float32([1e30]), 10 if name == "tf32" else 7)[0]
+        np.testing.assert_array_equal(y[:, 0], np.float32([3, np.nan, np.inf, -np.inf, large]))
 
 
 def test_agrees_with_torch(backend):

@@ -1,0 +1,142 @@
+"""Launcher of gemm.cu: grids, and which version for which shape."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .._devices import device_of
+from .._dispatch import current_choice
+from .._errors import BackendError
+from .._launch import BOOLS, FLOATS, Instance, Kernel, ceil_div, result, runtime_of
+from ..activation.cuda import kind_number
+from . import geometry
+
+_TEMPLATES: dict[str, Any] = {"T": FLOATS, "TRANSPOSE_A": BOOLS, "TRANSPOSE_B": BOOLS}
+_PLAIN = Kernel(__file__, "gemm_v1_plain", **_TEMPLATES)
+_SMEM_TILE = Kernel(__file__, "gemm_v2_smem_tile", **_TEMPLATES)
+_REGISTER_TILE = Kernel(__file__, "gemm_v3_register_tile", **_TEMPLATES, VECTOR=BOOLS)
+#: The template argument PRECISION of gemm.cu.
+_PRECISIONS = {"tf32": 0, "bf16": 1, "fp16": 2}
+_TENSOR_CORE = Kernel(
+    __file__,
+    "gemm_v4_tensor_core",
+    PRECISION=_PRECISIONS.values(),
+    TRANSPOSE_A=BOOLS,
+    TRANSPOSE_B=BOOLS,
+    VECTOR=BOOLS,
+)
+
+#: A grid has at most so many blocks along z; the kernels loop over the rest of the batch.
+_MAX_Z = 65535
+
+
+class _Plan(NamedTuple):
+    """A version for one product: the kernel, the side of its tile of y, and its block."""
+
+    kernel: Instance
+    tile: int
+    block: int | tuple[int, int]
+
+
+def _plain(a: Any, b: Any, transposes: tuple[bool, bool]) -> _Plan:
+    return _Plan(_PLAIN[a.dtype, *transposes], 16, (16, 16))
+
+
+def _smem_tile(a: Any, b: Any, transposes: tuple[bool, bool]) -> _Plan:
+    return _Plan(_SMEM_TILE[a.dtype, *transposes], 16, (16, 16))
+
+
+def _register_tile(a: Any, b: Any, transposes: tuple[bool, bool]) -> _Plan:
+    return _Plan(_REGISTER_TILE[a.dtype, *transposes, _loads_vectors(a, b)], 64, 256)
+
+
+def _tensor_core(precision: str) -> Callable[..., _Plan]:
+    def plan(a: Any, b: Any, transposes: tuple[bool, bool]) -> _Plan:
+        if a.dtype != np.float32:
+            raise BackendError(f"gemm: the tensor cores' {precision} takes float32; got {a.dtype}")
+        return _Plan(_TENSOR_CORE[_PRECISIONS[precision], *transposes, _loads_vectors(a, b)], 64, 128)
+
+    return plan
+
+
+def _loads_vectors(a: Any, b: Any) -> bool:
+    """16-byte loads need both matrices, and each of their rows, to start at a multiple of 16 bytes."""
+    address = runtime_of(a).address
+    return all(matrix.shape[-1] * matrix.itemsize % 16 == 0 == address(matrix) % 16 for matrix in (a, b))
+
+
+def _run(
+    version: Callable[..., _Plan] | None,
+    a: Any,
+    b: Any,
+    bias: Any,
+    transpose_a: bool,
+    transpose_b: bool,
+    activation: str | None,
+    out: Any,
+) -> Any:
+    g = geometry(a.shape, b.shape, transpose_a, transpose_b)
+    y = result(out, a, g.y_shape)
+    a, a_step = _batched(a, g.batch)
+    b, b_step = _batched(b, g.batch)
+    kernel, tile, block = (version or _default(g.M, g.N, a.dtype))(a, b, (transpose_a, transpose_b))
+    batch = math.prod(g.batch)
+    grid = (ceil_div(g.M, tile), ceil_div(g.N, tile), min(batch, _MAX_Z))
+    kernel(grid, block, a, b, bias, y, g.M, g.N, g.K, batch, a_step, b_step, kind_number(activation))
+    return y
+
+
+def _batched(matrix: Any, batch: tuple[int, ...]) -> tuple[Any, int]:
+    """``matrix`` with elements between one product's matrix and the next: all of them, or 0 for one matrix.
+
+    Other patterns of broadcasting are written out.
+    """
+    size = matrix.shape[-2] * matrix.shape[-1]
+    own = tuple(matrix.shape[:-2])
+    if math.prod(own) == math.prod(batch):
+        return matrix, size
+    if math.prod(own) == 1:
+        return matrix, 0
+    module = device_of(matrix).array_module
+    return module.ascontiguousarray(module.broadcast_to(matrix, (*batch, *matrix.shape[-2:]))), size
+
+
+def _default(M: int, N: int, dtype: Any) -> Callable[..., _Plan]:
+    """Register tiles need a result that fills some of them; of a thin one they waste three quarters."""
+    precision = current_choice().precision
+    if precision != "float32" and dtype == np.float32:
+        return _tensor_core(precision)
+    return _register_tile if min(M, N) > 16 else _smem_tile
+
+
+def gemm(
+    a: Any,
+    b: Any,
+    bias: Any,
+    transpose_a: bool,
+    transpose_b: bool,
+    activation: str | None,
+    out: Any,
+) -> Any:
+    """The matrix product; see the package's docstring."""
+    return _run(None, a, b, bias, transpose_a, transpose_b, activation, out)
+
+
+def _pinned(version: Callable[..., _Plan]) -> Callable[..., Any]:
+    return lambda *arguments: _run(version, *arguments)
+
+
+VERSIONS = {
+    "gemm": {
+        "v1_plain": _pinned(_plain),
+        "v2_smem_tile": _pinned(_smem_tile),
+        "v3_register_tile": _pinned(_register_tile),
+        "v4_tensor_core_tf32": _pinned(_tensor_core("tf32")),
+        "v4_tensor_core_bf16": _pinned(_tensor_core("bf16")),
+        "v4_tensor_core_fp16": _pinned(_tensor_core("fp16")),
+    }
+}
