@@ -138,7 +138,8 @@ def assert_same_bits(backend, g, ceil_mode=False, dtype=np.float32, version=None
 # Why each: strips are of 4 outputs (or 8 elements of dx) and tiles at most 64 wide and 1024 large, so one
 # below, at and above; rests of 1 behind the windows, which no window covers; as many planes as a tile takes
 # and one more; blocks of 256 threads, one below, at and above; windows of every specialised size, with and
-# without padding, and more general ones; global average pooling.
+# without padding, and more general ones; global average pooling; tiles of unequal size side by side in both
+# directions; tiles that fill shared memory to the last element, of x and of windows.
 @pytest.mark.parametrize(
     ("x_shape", "kernel", "stride", "padding", "ceil_mode"),
     [
@@ -153,6 +154,9 @@ def assert_same_bits(backend, g, ceil_mode=False, dtype=np.float32, version=None
         *[((1, c, 12, 12), (3, 2), (2, 3), (1, 0), False) for c in (34, 42, 43)],
         *[((1, c, 2, 2), 2, 2, 0, False) for c in (255, 256, 257)],
         ((2, 40, 7, 7), 7, None, 0, False),
+        ((1, 2, 74, 140), 2, 2, 0, False),
+        ((1, 2, 32, 128), 2, 2, 0, False),
+        ((1, 2, 48, 64), (17, 1), 1, 0, False),
         ((1, 2, 8, 8), 1, 3, 0, False),
     ],
 )
