@@ -19,11 +19,9 @@ __global__ void __launch_bounds__(256)
 dropout_forward_v1_vector(const T* __restrict__ x, T* __restrict__ y, int n, unsigned last_dropped, double scale,
                           unsigned long long seed, const unsigned long long* __restrict__ offset) {
   const unsigned block = blockIdx.x * 256u + threadIdx.x, first = 4 * block;  // may pass 2^31 at the end
-  const unsigned end = min(first + 4, unsigned(n));
-  if (first >= end) return;
   const PhiloxWords words = philox_words(seed, *offset, block);
   const T factor = T(scale);
-  if (end - first == 4 && is_vector_aligned(x) && is_vector_aligned(y)) {
+  if (first + 4 <= unsigned(n) && is_vector_aligned(x) && is_vector_aligned(y)) {
     constexpr int SIZE = Vector<T>::SIZE;
 #pragma unroll
     for (int start = 0; start < 4; start += SIZE) {
@@ -35,7 +33,7 @@ dropout_forward_v1_vector(const T* __restrict__ x, T* __restrict__ y, int n, uns
   } else {
 #pragma unroll
     for (unsigned e = 0; e < 4; ++e)  // unrolled, so that the words stay in registers
-      if (first + e < end) y[first + e] = words.of[e] > last_dropped ? factor * x[first + e] : T(0);
+      if (first + e < unsigned(n)) y[first + e] = words.of[e] > last_dropped ? factor * x[first + e] : T(0);
   }
 }
 
@@ -45,17 +43,12 @@ __global__ void __launch_bounds__(256)
 dropout_philox_v1_vector(unsigned* __restrict__ words, int n, unsigned long long seed,
                          const unsigned long long* __restrict__ offset, unsigned long long first_block) {
   const unsigned block = blockIdx.x * 256u + threadIdx.x, first = 4 * block;
-  const unsigned end = min(first + 4, unsigned(n));
-  if (first >= end) return;
   const PhiloxWords own = philox_words(seed, *offset, first_block + block);
-  Vector<unsigned> v;
-#pragma unroll
-  for (int e = 0; e < 4; ++e) v.of[e] = own.of[e];
-  if (end - first == 4) {
-    store_vector(words + first, v);
+  if (first + 4 <= unsigned(n)) {
+    store_vector(words + first, Vector<unsigned>{{own.of[0], own.of[1], own.of[2], own.of[3]}});
   } else {
 #pragma unroll
     for (unsigned e = 0; e < 4; ++e)
-      if (first + e < end) words[first + e] = v.of[e];
+      if (first + e < unsigned(n)) words[first + e] = own.of[e];
   }
 }

@@ -161,6 +161,9 @@ def test_hand_worked(backend):
     assert at("softplus", 21.0, threshold=30) == pytest.approx(21 + math.exp(-21), rel=1e-15)
     assert at("gelu", 1.0) == pytest.approx(0.8413447460685429, rel=1e-15)  # Φ(1)
     assert at("leaky_relu", -3.0, negative_slope=0.25) == -0.75
+    x = backend.put(np.array([1.5, 0.5]))  # z = 3 and 1
+    slopes = activation.activation_backward(backend.put(np.ones(2)), x, "softplus", beta=2, threshold=2.5)
+    assert backend.get(slopes).tolist() == [1.0, pytest.approx(1 / (1 + math.exp(-1)), rel=1e-15)]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from _layouts import LAYOUTS, untouched
@@ -118,9 +120,31 @@ def test_refusals(backend):
             ops.adam_step(one, one, one, one, lr, step, betas=betas)
 
 
-def test_steps_count_from_one(backend):
-    if backend.device.name != "cpu":
-        return  # looking at the step would stop the device's queue
-    one = [backend.put(np.ones(1))]
-    with pytest.raises(ArgumentError, match="adam: step must count from 1; got 0"):
-        ops.adam_step(one, one, one, one, put_lr(backend), put_step(backend, 0))
+@pytest.mark.parametrize("t", [0, -3])
+def test_steps_count_from_one(backend, t):
+    """Nothing is written; a GPU says so when the host next waits for it."""
+    arrays = [[backend.put(np.full(3, value))] for value in (1.0, 2.0, 3.0, 4.0)]
+    with pytest.raises(ArgumentError, match=f"adam: step must count from 1; got {t}"):
+        ops.adam_step(*arrays, put_lr(backend), put_step(backend, t))
+        backend.synchronize()
+    for (array,), value in zip(arrays, (1.0, 2.0, 3.0, 4.0), strict=True):
+        np.testing.assert_array_equal(backend.get(array), np.full(3, value))
+
+
+@pytest.mark.parametrize("t", [1, 2, 1000, 123_456_789])
+@pytest.mark.parametrize("beta", [0.0, 0.9, 0.999, 0.9999999])
+def test_corrections_of_early_and_late_steps(backend, t, beta):
+    """m = g (1 - β^t) and v = g² (1 - β^t) make a step of η: corrections known to a few units in the last place.
+
+    1 - β^t is computed here from log1p, so that no digits cancel.
+    """
+    correction = -math.expm1(t * math.log1p(-(1 - beta))) if beta else 1.0
+    g, eta = 2.0, 0.25
+    before = [(correction - (1 - beta)) * value / beta if beta else 0.0 for value in (g, g * g)]
+    params, grads, averages, squares = ([backend.put(np.full(1, v))] for v in (0.0, g, *before))
+    ops.adam_step(
+        params, grads, averages, squares, put_lr(backend, lr=eta), put_step(backend, t), betas=(beta, beta), eps=0.0
+    )
+    # the reference takes 1 - β^t of a rounded β^t
+    room = 8 * np.finfo(np.float64).eps * (1 + beta**t / correction)
+    np.testing.assert_allclose(backend.get(params[0]), [-eta], rtol=room)

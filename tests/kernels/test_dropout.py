@@ -128,11 +128,12 @@ def test_mean_and_variance(backend, p):
 
 
 def test_a_word_at_the_threshold_is_kept(backend):
-    """p = word 0 / 2**32 keeps element 0; the next larger p drops it."""
+    """p = word 0 / 2**32 keeps element 0; the next larger p drops it. Also where four words are used at once."""
     word = philox_block([0, 0, 0, 0], [1, 0])[0]
-    for p, kept in [(word / 2**32, True), (np.nextafter(word / 2**32, 1), False)]:
-        y = ops.dropout_forward(backend.put(np.ones(1)), p, 1, offset_of(backend, 0))
-        assert bool(backend.get(y)[0]) is kept
+    for n in (1, 4):
+        for p, kept in [(word / 2**32, True), (np.nextafter(word / 2**32, 1), False)]:
+            y = ops.dropout_forward(backend.put(np.ones(n)), p, 1, offset_of(backend, 0))
+            assert bool(backend.get(y)[0]) is kept
 
 
 def test_none_and_all(backend):

@@ -1,7 +1,8 @@
 """A property of every optimizer step: how the elements are cut into arrays changes nothing.
 
 A step over a list of arrays of any shapes and layouts must give, element by element, what the same
-step gives over all their elements in one flat array.
+step gives over all their elements in one flat array: of small arrays; of arrays about as long as what a
+block of a GPU works on; of arrays that do not start at a multiple of 16 bytes; and of very many.
 """
 
 from __future__ import annotations
@@ -22,56 +23,156 @@ shapes = st.lists(st.lists(st.integers(0, 5), max_size=4).map(tuple), min_size=1
 layouts = st.sampled_from(sorted(LAYOUTS))
 dtypes = st.sampled_from([np.float32, np.float64])
 
+#: One below, at and one above CHUNK of kernels/_tensor_list.py, and two chunks and a bit; arrays without elements
+#: first, between and last; too few elements for a vector, and a vector with some left over.
+AROUND_CHUNKS = [(0,), (2047,), (2048,), (0, 3), (2049,), (4101,), (1,), (3,), (7,), (0,)]
+#: One more array than one launch takes (ROOMS[-1] there), of which a few have elements, the last one too.
+MANY = [(3,) if i % 16 == 0 else (0,) for i in range(321)]
+
 #: Calls a step: (params, grads, first state, second state, lr, step).
 Step = Callable[[Any, Any, Any, Any, Any, Any], None]
 
 
-def check(backend: Any, run: Step, sizes: list[tuple[int, ...]], layout: str, dtype: Any) -> None:
+def put(backend: Any, array: np.ndarray, how: str) -> Any:
+    """``array`` on the device in one of the layouts, or "off": one element behind a multiple of 16 bytes."""
+    if how != "off":
+        return backend.put(array, how)
+    return backend.put(np.concatenate([np.zeros(1, array.dtype), array.ravel()]))[1:].reshape(array.shape)
+
+
+def check(backend: Any, run: Step, sizes: list[tuple[int, ...]], how: str, dtype: Any, steps: int = 2) -> None:
     rng = np.random.default_rng(sum(map(sum, sizes)))
     cut = {name: [np.asarray(rng.standard_normal(s), dtype) for s in sizes] for name in "pg"}
     cut |= {name: [np.asarray(rng.random(s), dtype) for s in sizes] for name in "mv"}  # states are not negative
     flat = {name: [np.concatenate([array.ravel() for array in arrays])] for name, arrays in cut.items()}
     results = []
-    for arrays, how in ((cut, layout), (flat, "C")):
-        on_device = {name: [backend.put(array, how) for array in arrays[name]] for name in "pgmv"}
-        for t in (2, 3):
+    for arrays, layout in ((cut, how), (flat, "C")):
+        on_device = {name: [put(backend, array, layout) for array in arrays[name]] for name in "pgmv"}
+        for t in range(2, 2 + steps):
             run(*(on_device[name] for name in "pgmv"), put_lr(backend), put_step(backend, t))
         results.append({n: np.concatenate([backend.get(a).ravel() for a in on_device[n]]) for n in "pgmv"})
     for name in "pgmv":
         np.testing.assert_array_equal(results[0][name], results[1][name], err_msg=name)
 
 
+def check_long(backend: Any, run: Step, dtype: Any) -> None:
+    for how in ("C", "off"):
+        check(backend, run, AROUND_CHUNKS, how, dtype, steps=1)
+    check(backend, run, MANY, "C", dtype, steps=1)
+
+
+def _sgd(p: Any, g: Any, m: Any, v: Any, lr: Any, step: Any) -> None:
+    sgd.sgd_step(p, g, m, lr, step, momentum=0.9, dampening=0.1, weight_decay=0.01)
+
+
+def _adagrad(p: Any, g: Any, m: Any, v: Any, lr: Any, step: Any) -> None:
+    adagrad.adagrad_step(p, g, v, lr, step, lr_decay=0.1, weight_decay=0.01)
+
+
+def _rmsprop(p: Any, g: Any, m: Any, v: Any, lr: Any, step: Any) -> None:
+    rmsprop.rmsprop_step(p, g, v, m, None, lr, momentum=0.9, weight_decay=0.01)
+
+
+def _adam(p: Any, g: Any, m: Any, v: Any, lr: Any, step: Any) -> None:
+    adam.adam_step(p, g, m, v, lr, step, weight_decay=0.01)
+
+
+def _adamw(p: Any, g: Any, m: Any, v: Any, lr: Any, step: Any) -> None:
+    adam.adam_step(p, g, m, v, lr, step, weight_decay=0.01, decoupled=True)
+
+
+long = pytest.mark.parametrize("dtype", [np.float32, np.float64])
+
+
 @pytest.mark.operation("sgd")
 @given(shapes, layouts, dtypes)
 def test_sgd(backend: Any, sizes: list[tuple[int, ...]], layout: str, dtype: Any) -> None:
-    def run(p: Any, g: Any, m: Any, v: Any, lr: Any, step: Any) -> None:
-        sgd.sgd_step(p, g, m, lr, step, momentum=0.9, dampening=0.1, weight_decay=0.01)
-
-    check(backend, run, sizes, layout, dtype)
+    check(backend, _sgd, sizes, layout, dtype)
 
 
 @pytest.mark.operation("adagrad")
 @given(shapes, layouts, dtypes)
 def test_adagrad(backend: Any, sizes: list[tuple[int, ...]], layout: str, dtype: Any) -> None:
-    def run(p: Any, g: Any, m: Any, v: Any, lr: Any, step: Any) -> None:
-        adagrad.adagrad_step(p, g, v, lr, step, lr_decay=0.1, weight_decay=0.01)
-
-    check(backend, run, sizes, layout, dtype)
+    check(backend, _adagrad, sizes, layout, dtype)
 
 
 @pytest.mark.operation("rmsprop")
 @given(shapes, layouts, dtypes)
 def test_rmsprop(backend: Any, sizes: list[tuple[int, ...]], layout: str, dtype: Any) -> None:
-    def run(p: Any, g: Any, m: Any, v: Any, lr: Any, step: Any) -> None:
-        rmsprop.rmsprop_step(p, g, v, m, None, lr, momentum=0.9, weight_decay=0.01)
-
-    check(backend, run, sizes, layout, dtype)
+    check(backend, _rmsprop, sizes, layout, dtype)
 
 
 @pytest.mark.operation("adam")
 @given(shapes, layouts, dtypes, st.booleans())
 def test_adam(backend: Any, sizes: list[tuple[int, ...]], layout: str, dtype: Any, decoupled: bool) -> None:
-    def run(p: Any, g: Any, m: Any, v: Any, lr: Any, step: Any) -> None:
-        adam.adam_step(p, g, m, v, lr, step, weight_decay=0.01, decoupled=decoupled)
+    check(backend, _adamw if decoupled else _adam, sizes, layout, dtype)
 
-    check(backend, run, sizes, layout, dtype)
+
+@pytest.mark.operation("sgd")
+@long
+def test_sgd_over_long_lists(backend: Any, dtype: Any) -> None:
+    check_long(backend, _sgd, dtype)
+
+
+@pytest.mark.operation("adagrad")
+@long
+def test_adagrad_over_long_lists(backend: Any, dtype: Any) -> None:
+    check_long(backend, _adagrad, dtype)
+
+
+@pytest.mark.operation("rmsprop")
+@long
+def test_rmsprop_over_long_lists(backend: Any, dtype: Any) -> None:
+    check_long(backend, _rmsprop, dtype)
+
+
+@pytest.mark.operation("adam")
+@long
+def test_adam_over_long_lists(backend: Any, dtype: Any) -> None:
+    check_long(backend, _adam, dtype)
+
+
+def check_infinite(backend: Any, run: Step) -> None:
+    """Without decay a parameter is no part of its gradient: one that is infinite leaves the states alone."""
+    states = []
+    for value in (1.0, np.inf):
+        arrays = [[backend.put(np.full(5, v))] for v in (value, 2.0, 3.0, 4.0)]
+        run(*arrays, put_lr(backend), put_step(backend, 2))
+        states.append([backend.get(a[0]) for a in arrays])
+    np.testing.assert_array_equal(states[1][0], np.full(5, np.inf))
+    for finite, infinite in zip(states[0][1:], states[1][1:], strict=True):
+        np.testing.assert_array_equal(finite, infinite)
+        assert np.isfinite(finite).all()
+
+
+@pytest.mark.operation("sgd")
+def test_sgd_without_decay(backend: Any) -> None:
+    check_infinite(backend, lambda p, g, m, v, lr, step: sgd.sgd_step(p, g, m, lr, step, momentum=0.5))
+
+
+@pytest.mark.operation("adagrad")
+def test_adagrad_without_decay(backend: Any) -> None:
+    check_infinite(backend, lambda p, g, m, v, lr, step: adagrad.adagrad_step(p, g, v, lr, step))
+
+
+@pytest.mark.operation("rmsprop")
+def test_rmsprop_without_decay(backend: Any) -> None:
+    check_infinite(backend, lambda p, g, m, v, lr, step: rmsprop.rmsprop_step(p, g, v, m, None, lr, momentum=0.5))
+
+
+@pytest.mark.operation("adam")
+def test_adam_without_decay(backend: Any) -> None:
+    check_infinite(backend, lambda p, g, m, v, lr, step: adam.adam_step(p, g, m, v, lr, step))
+
+
+@pytest.mark.operation("rmsprop")
+def test_all_five_lists_of_many_arrays(backend: Any) -> None:
+    """The largest argument that any step has: RMSProp with averages of the gradients and with momentum."""
+
+    def run(p: Any, g: Any, m: Any, v: Any, lr: Any, step: Any) -> None:
+        averages = [0 * x for x in m]
+        rmsprop.rmsprop_step(p, g, v, m, averages, lr, momentum=0.9)
+        for average, grad in zip(averages, g, strict=True):
+            np.testing.assert_allclose(backend.get(average), 0.01 * backend.get(grad), rtol=1e-14)
+
+    check(backend, run, MANY, "C", np.float64, steps=1)

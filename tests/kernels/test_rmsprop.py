@@ -86,6 +86,14 @@ def test_centered_average_of_a_constant_gradient(backend):
     assert np.isfinite(backend.get(params[0])).all()
 
 
+@pytest.mark.parametrize("n", [1, 9])
+def test_a_variance_below_zero_counts_as_zero(backend, n):
+    """s = 0 and m = 1, which no gradients make but rounding could: d = g / (0 + eps)."""
+    params, grads, squares, averages = ([backend.put(np.full(n, v))] for v in (1.0, 1.0, 0.0, 1.0))
+    ops.rmsprop_step(params, grads, squares, None, averages, put_lr(backend, lr=0.25), alpha=0.75, eps=2.0)
+    np.testing.assert_array_equal(backend.get(params[0]), np.full(n, 1 - 0.25 / 2))
+
+
 def test_nan_and_infinity_travel(backend):
     for centered in (False, True):
         params, squares, averages = ([backend.put(np.zeros(3))] for _ in range(3))

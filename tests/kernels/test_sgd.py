@@ -91,6 +91,17 @@ def test_descent_of_programs_p2(backend):
     np.testing.assert_allclose(backend.get(params[0]), [-6.11110793e-10, 8.14814391e-10], rtol=1e-8)
 
 
+def test_the_first_step_does_not_read_the_buffers(backend):
+    """Nothing has written them, which the emulator reports where it is read."""
+    module = backend.device.array_module
+    for n in (1, 9):  # an element alone; vectors and one more
+        params, grads = [backend.put(np.ones(n))], [backend.put(np.full(n, 2.0))]
+        buffers = [module.empty(n, np.float64)]
+        ops.sgd_step(params, grads, buffers, put_lr(backend, lr=0.25), put_step(backend, 1), momentum=0.5)
+        np.testing.assert_array_equal(backend.get(params[0]), np.full(n, 0.5))
+        np.testing.assert_array_equal(backend.get(buffers[0]), np.full(n, 2.0))
+
+
 def test_nan_and_infinity_travel(backend):
     params = [backend.put(np.zeros(4))]
     grads = [backend.put(np.array([np.nan, np.inf, -np.inf, 1.0]))]
