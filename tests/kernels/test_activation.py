@@ -192,6 +192,21 @@ def test_huge_and_not_finite(backend, version, kind, options, values, slopes, dt
     np.testing.assert_array_equal(backend.get(dx), np.array(slopes * 5, dtype))
 
 
+@every_kernel
+def test_traffic_is_each_array_once(backend, version):
+    if backend.name != "emulated":
+        pytest.skip("only the emulator counts bytes")
+    from rawgrad.kernels._emulator.runtime import record_launches
+
+    x = backend.put(np.ones(1027, np.float32))
+    with pinned(backend, version), record_launches() as launches:
+        y = activation.activation_forward(x, "gelu")
+        activation.activation_backward(x, y, "gelu")
+    forward, backward = (launch.traffic for launch in launches)
+    assert (forward.global_read, forward.global_written) == (x.nbytes, x.nbytes)
+    assert (backward.global_read, backward.global_written) == (2 * x.nbytes, x.nbytes)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("kind", ["sigmoid", "silu", "gelu", "softplus"])
 def test_gradients_far_out_keep_their_digits(backend, kind, dtype):

@@ -112,6 +112,20 @@ def test_probabilities_next_to_none_and_all(backend):
         np.testing.assert_array_equal(backend.get(y), np.full(41, expected))
 
 
+def test_traffic_is_each_array_once(backend):
+    if backend.name != "emulated":
+        pytest.skip("only the emulator counts bytes")
+    from rawgrad.kernels._emulator.runtime import record_launches
+
+    x, offset = backend.put(np.ones(4100, np.float32)), offset_of(backend, 3)
+    with record_launches() as launches:
+        ops.dropout_forward(x, 0.5, 11, offset)
+        words = ops.philox(11, offset, 4100)
+    forward, philox = (launch.traffic for launch in launches)
+    assert (forward.distinct_read, forward.global_written) == (x.nbytes + offset.nbytes, x.nbytes)
+    assert (philox.distinct_read, philox.global_written) == (offset.nbytes, words.nbytes)
+
+
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.75])
 def test_mean_and_variance(backend, p):
     """Of y for x = 1: mean 1, variance p/(1-p); neighbours and other offsets are uncorrelated. Five sigma."""

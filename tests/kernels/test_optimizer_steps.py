@@ -165,6 +165,49 @@ def test_adam_without_decay(backend: Any) -> None:
     check_infinite(backend, lambda p, g, m, v, lr, step: adam.adam_step(p, g, m, v, lr, step))
 
 
+def check_traffic(backend: Any, run: Step, reads: int, writes: int, scalars: int) -> None:
+    """One launch for 70 arrays, each element moved once.
+
+    Args:
+        reads, writes: how many arrays of a parameter's size are read and written.
+        scalars: bytes of lr and step, which every block reads.
+    """
+    if backend.name != "emulated":
+        pytest.skip("only the emulator counts bytes")
+    from rawgrad.kernels._emulator.runtime import record_launches
+
+    sizes = [5000, *range(69)]
+    arrays = [[backend.put(np.ones(n, np.float32)) for n in sizes] for _ in "pgmv"]
+    lr, step = put_lr(backend), put_step(backend, 2)
+    with record_launches() as launches:
+        run(*arrays, lr, step)
+    (launch,) = launches
+    bytes_of_list = 4 * sum(sizes)
+    assert launch.traffic.global_read == reads * bytes_of_list + launch.grid[0] * scalars
+    assert launch.traffic.distinct_read == reads * bytes_of_list + scalars
+    assert launch.traffic.global_written == launch.traffic.distinct_written == writes * bytes_of_list
+
+
+@pytest.mark.operation("sgd")
+def test_traffic_of_sgd(backend: Any) -> None:
+    check_traffic(backend, _sgd, reads=3, writes=2, scalars=16)
+
+
+@pytest.mark.operation("adagrad")
+def test_traffic_of_adagrad(backend: Any) -> None:
+    check_traffic(backend, _adagrad, reads=3, writes=2, scalars=16)
+
+
+@pytest.mark.operation("rmsprop")
+def test_traffic_of_rmsprop(backend: Any) -> None:
+    check_traffic(backend, _rmsprop, reads=4, writes=3, scalars=8)
+
+
+@pytest.mark.operation("adam")
+def test_traffic_of_adam(backend: Any) -> None:
+    check_traffic(backend, _adam, reads=4, writes=3, scalars=16)
+
+
 @pytest.mark.operation("rmsprop")
 def test_all_five_lists_of_many_arrays(backend: Any) -> None:
     """The largest argument that any step has: RMSProp with averages of the gradients and with momentum."""
