@@ -7,14 +7,24 @@ import pytest
 from _derivative import complex_step
 from _layouts import LAYOUTS, untouched
 from _tolerance import assert_accurate, assert_within
+from _versions import every_version
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rawgrad.kernels import softmax as ops
+from rawgrad.kernels._dispatch import backend as use_backend
 from rawgrad.kernels._errors import ArgumentError, DtypeError, ShapeError
 
 FORWARD = {"softmax": ops.softmax_forward, "log_softmax": ops.log_softmax_forward}
 BACKWARD = {"softmax": ops.softmax_backward, "log_softmax": ops.log_softmax_backward}
+VERSIONS = every_version("softmax", "softmax_forward")  # the other three functions have the same
+
+
+@pytest.fixture
+def pinned(backend, version):
+    """``backend`` with ``version``."""
+    with use_backend(backend.name, **({"softmax": version} if version else {})):
+        yield backend
 
 
 def definition(name, axis):
@@ -30,11 +40,13 @@ def definition(name, axis):
 SIZES = [((1,), 0), ((5,), -1), ((3, 7), 1), ((3, 1), 1), ((2, 5, 3), 1), ((2, 3, 2, 4), -1), ((0, 4), 1), ((4, 0), 1)]
 
 
+@pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("name", FORWARD)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("shape", "axis"), SIZES, ids=str)
-def test_agrees_with_the_definition(backend, name, dtype, layout, shape, axis):
+def test_agrees_with_the_definition(pinned, name, dtype, layout, shape, axis):
+    backend = pinned
     rng = np.random.default_rng(0)
     host_x, host_grad = rng.uniform(-4, 4, (2, *shape)).astype(dtype)
     x, grad = backend.put(host_x, layout), backend.put(host_grad, layout)
@@ -45,6 +57,60 @@ def test_agrees_with_the_definition(backend, name, dtype, layout, shape, axis):
     with untouched(grad, y):
         dx = BACKWARD[name](grad, y, axis)
     assert_accurate(backend.get(dx), lambda x, g: complex_step(f, x, g), host_x, host_grad, scale=np.abs(host_grad))
+
+
+def derivative(name, axis):
+    """The gradient by its equation; complex steps would take too long for long rows."""
+
+    def of(x, grad):
+        y = definition("softmax", axis)(x)
+        if name == "softmax":
+            return y * (grad - (grad * y).sum(axis=axis, keepdims=True))
+        return grad - y * grad.sum(axis=axis, keepdims=True)
+
+    return of
+
+
+# Where a tile ends, or one kind of team gives way to the next: 16 elements; 512 and 4096 in float32, 256 and 2048 in
+# float64; a row of three tiles.  Multiples of 4 and of 2 can be read by 16 bytes.  Then rows whose elements lie apart:
+# 8 threads for each of 32 neighbours, and blocks that hold several outer indices.
+LONG = [
+    *[((3, length), 1) for length in (15, 16, 17, 255, 256, 257, 511, 512, 513, 2047, 2048, 2049, 4095, 4096, 4097)],
+    *[((1, 9000), 1), ((33, 4), 1), ((129, 3), 1)],
+    *[((2, length, inner), 1) for length, inner in ((7, 31), (8, 32), (9, 33), (100, 2), (3, 130))],
+]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("name", FORWARD)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("shape", "axis"), LONG, ids=str)
+def test_rows_of_every_length(pinned, name, dtype, shape, axis):
+    backend = pinned
+    rng = np.random.default_rng(1)
+    host_x, host_grad = rng.uniform(-4, 4, (2, *shape)).astype(dtype)
+    grad = backend.put(host_grad)
+    # The same numbers twice: at a multiple of 16 bytes, and one number after one.
+    for x in (backend.put(host_x), backend.put(np.append(dtype(0), host_x))[1:].reshape(shape)):
+        y = FORWARD[name](x, axis)
+        assert_accurate(backend.get(y), definition(name, axis), host_x)
+        dx = BACKWARD[name](grad, y, axis)
+        assert_accurate(backend.get(dx), derivative(name, axis), host_x, host_grad, scale=np.abs(host_grad))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(("shape", "axis"), [((3, 5000), 1), ((3, 300), 1), ((3, 20, 2), 1)])
+def test_a_maximum_that_comes_late(pinned, shape, axis):
+    """Whatever a running maximum has met before: -inf alone, the least number, or nothing near the largest one."""
+    backend = pinned
+    for before in (-np.inf, float(np.finfo(np.float64).min), -1e4):
+        x, expected = np.full(shape, before), np.zeros(shape)
+        x[0, -2:], expected[0, -2:] = 0, 0.5
+        x[1, shape[1] // 2], expected[1, shape[1] // 2] = 1e4, 1
+        x[2], expected[2] = -np.inf, np.nan
+        np.testing.assert_array_equal(backend.get(ops.softmax_forward(backend.put(x), axis)), expected)
+        expected = np.stack([x[0] - np.log(2), x[1] - 1e4, np.full_like(x[2], np.nan)])
+        np.testing.assert_allclose(backend.get(ops.log_softmax_forward(backend.put(x), axis)), expected, rtol=4e-16)
 
 
 def test_worked_values(backend):

@@ -9,6 +9,7 @@ import pytest
 from _derivative import complex_step
 from _layouts import LAYOUTS, untouched
 from _tolerance import assert_accurate, assert_within
+from _versions import every_version
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,6 +17,7 @@ from rawgrad.kernels import softmax_cross_entropy as ops
 from rawgrad.kernels._errors import ArgumentError, DeviceError, DtypeError, IndexRangeError, ShapeError
 
 cross_entropy = ops.softmax_cross_entropy_forward
+VERSIONS = every_version("softmax_cross_entropy", "softmax_cross_entropy_forward")
 
 
 def losses(z, target, weight, ignore_index, smoothing):
@@ -57,12 +59,13 @@ def make_target(rng, kind, N, C, dtype):
     return labels
 
 
+@pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("reduction", ops.REDUCTIONS)
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("kind", ["labels", "labels with ignored", "probabilities"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_loss_and_gradient_agree_with_the_definition(backend, reduction, smoothing, weighted, kind, dtype):
+def test_loss_and_gradient_agree_with_the_definition(backend, version, reduction, smoothing, weighted, kind, dtype):
     rng = np.random.default_rng(5)
     for N, C in [(1, 1), (1, 4), (5, 3), (7, 10)]:  # one example of one class; one example; odd; digits
         z = rng.uniform(-4, 4, (N, C)).astype(dtype)
@@ -72,7 +75,9 @@ def test_loss_and_gradient_agree_with_the_definition(backend, reduction, smoothi
         weight = rng.uniform(0.5, 2, C).astype(dtype) if weighted else None
         put = [None if a is None else backend.put(a) for a in (z, target, weight)]
         with untouched(*put):
-            loss, grad = cross_entropy(put[0], put[1], weight=put[2], label_smoothing=smoothing, reduction=reduction)
+            loss, grad = cross_entropy(
+                *put[:2], weight=put[2], label_smoothing=smoothing, reduction=reduction, version=version
+            )
         arguments = (z, target, weight, -100, smoothing, reduction)
         # log p comes from logits of up to 4 and grad from probabilities and targets of up to 1: their places count
         largest = 2 * (N if reduction == "sum" else 1)
@@ -93,6 +98,111 @@ def test_strides_and_label_dtypes(backend, layout, integer):
         assert_within(backend.get(actual), backend.get(expected), 1e-15)
 
 
+def whole_rows(z, target, weight, smoothing):
+    """Losses and gradients as :func:`losses` has them, for all examples at once; the gradient by its equation."""
+    C = z.shape[1]
+    real = z.dtype.type
+    t = (np.arange(C) == target[:, None]).astype(z.dtype) if target.ndim == 1 else target
+    t = (t * real(1 - smoothing) + real(smoothing / C)) * (real(1) if weight is None else weight)
+    z = z - z.max(axis=1, keepdims=True)
+    log_p = z - np.log(np.exp(z).sum(axis=1, keepdims=True))
+    return -(t * log_p).sum(axis=1), np.exp(log_p) * t.sum(axis=1, keepdims=True) - t
+
+
+# Where a tile ends, or one kind of team gives way to the next: 16 classes; 512 and 4096 in float32, 256 and 2048 in
+# float64; then rows of three tiles.  Multiples of 4 and of 2 classes can be read by 16 bytes, the others cannot.
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("kind", ["labels", "probabilities", "labels, smoothed, weighted"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("aligned", [True, False])
+def test_rows_of_every_length(backend, version, kind, dtype, aligned):
+    rng = np.random.default_rng(8)
+    tile = 16384 // np.dtype(dtype).itemsize
+    smoothing = 0.1 if "smoothed" in kind else 0.0
+    for C in (15, 16, 17, tile // 8 - 1, tile // 8, tile // 8 + 1, tile - 1, tile, tile + 1, 2 * tile + 8):
+        z = rng.uniform(-4, 4, (2, C)).astype(dtype)
+        target = make_target(rng, kind if kind == "probabilities" else "labels", 2, C, dtype)
+        weight = rng.uniform(0.5, 2, C).astype(dtype) if "weighted" in kind else None
+        put = [None if a is None else backend.put(a) for a in (z, target, weight)]
+        if not aligned:  # the same numbers, but one number after a multiple of 16 bytes
+            put[0] = backend.put(np.append(dtype(0), z))[1:].reshape(2, C)
+        with untouched(*put):
+            loss, grad = cross_entropy(
+                *put[:2], weight=put[2], label_smoothing=smoothing, reduction="none", version=version
+            )
+        arguments = (z, target, weight, smoothing)
+        assert_accurate(backend.get(loss), lambda *a: whole_rows(*a)[0], *arguments, scale=2 * np.log(C) + 4)
+        assert_accurate(backend.get(grad), lambda *a: whole_rows(*a)[1], *arguments, scale=2.0)
+
+
+# Blocks own 32 or 128 examples of few classes, or 1: at and above each.
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("N", [32, 33, 128, 129])
+def test_many_examples(backend, version, N):
+    check_mean(backend, version, N)
+
+
+# The labels of 1024 examples are one block's, and the losses of 4096, whatever the version.
+@pytest.mark.parametrize("N", [1024, 1025, 4096, 4097])
+def test_very_many_examples(backend, N):
+    check_mean(backend, None, N)
+
+
+def check_mean(backend, version, N):
+    rng = np.random.default_rng(9)
+    z, labels = rng.uniform(-4, 4, (N, 3)).astype(np.float32), rng.integers(0, 3, N)
+    labels[rng.random(N) < 0.3] = -100
+    weight = rng.uniform(0.5, 2, 3).astype(np.float32)
+    loss, grad = cross_entropy(backend.put(z), backend.put(labels), weight=backend.put(weight), version=version)
+
+    def mean(z, weight):
+        counted = labels >= 0
+        return whole_rows(z[counted], labels[counted], weight, 0.0)[0].sum() / weight[labels[counted]].sum()
+
+    assert_accurate(backend.get(loss), mean, z, weight)
+
+    def gradient(z, weight):
+        expected = np.zeros(z.shape, z.dtype)
+        counted = labels >= 0
+        expected[counted] = whole_rows(z[counted], labels[counted], weight, 0.0)[1]
+        return expected / weight[labels[counted]].sum()
+
+    assert_accurate(backend.get(grad), gradient, z, weight)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("C", [16, 100, 5000])
+def test_a_maximum_that_comes_late(backend, version, C):
+    """Whatever a running maximum has met before: -inf alone, the least numbers, or nothing near the largest one."""
+    for before in (-np.inf, float(np.finfo(np.float64).min), -1e4):
+        z = np.full((3, C), before)
+        z[0, -2:] = 0
+        z[1, C // 2] = 1e4
+        z[2, 0], z[2, -1] = 3, 4
+        labels = np.array([C - 1, C // 2, C - 1])
+        loss, grad = cross_entropy(backend.put(z), backend.put(labels), reduction="none", version=version)
+        expected = np.zeros((3, C))
+        p = 1 / (1 + math.exp(-1))
+        expected[0, -2:] = 0.5, -0.5
+        expected[2, 0], expected[2, -1] = 1 - p, p - 1
+        assert_within(backend.get(loss), np.array([math.log(2), 0, -math.log(p)]), 4e-16)
+        assert_within(backend.get(grad), expected, 4e-16)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("C", [10, 300, 5000])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_one_bad_logit_spoils_its_row_alone(backend, version, C, bad):
+    for place in (0, C // 2, C - 1):
+        z = np.zeros((3, C))
+        z[1, place] = bad
+        loss, grad = cross_entropy(
+            backend.put(z), backend.put(np.zeros(3, np.int64)), reduction="none", version=version
+        )
+        assert_within(backend.get(loss), np.array([math.log(C), np.nan, math.log(C)]), 1e-14)
+        assert np.isnan(backend.get(grad)[1]).all() and np.isfinite(backend.get(grad)[[0, 2]]).all()
+
+
 def test_hand_worked(backend):
     """Two classes of equal logits cost log 2; programs P2: labels [1, 2] on two rows that give them .6 and .1."""
     loss, grad = cross_entropy(backend.put(np.zeros((1, 2))), backend.put(np.array([1])))
@@ -107,18 +217,20 @@ def test_hand_worked(backend):
     assert float(backend.get(loss)) == pytest.approx((3 * 0.510825623765991 + 2.302585092994046) / 4, rel=1e-14)
 
 
+@pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_huge_and_not_finite_logits(backend, dtype):
+def test_huge_and_not_finite_logits(backend, version, dtype):
     inf, nan = np.inf, np.nan
     rows = [[1e4, -1e4], [-1e4, 1e4], [1e30, 1e30], [0, -inf], [-inf, 0], [-inf, -inf], [inf, 0], [nan, 0]]
     labels = backend.put(np.zeros(len(rows), np.int64))
-    loss, grad = cross_entropy(backend.put(np.array(rows, dtype)), labels, reduction="none")
+    loss, grad = cross_entropy(backend.put(np.array(rows, dtype)), labels, reduction="none", version=version)
     assert_within(backend.get(loss), np.array([0, 2e4, math.log(2), 0, inf, nan, nan, nan]), np.finfo(dtype).eps)
     expected = [[0, 0], [-1, 1], [-0.5, 0.5], [0, 0], [-1, 1], [nan, nan], [nan, nan], [nan, nan]]
     np.testing.assert_array_equal(backend.get(grad), np.array(expected, dtype))
 
 
-def test_ignored_examples_count_for_nothing(backend):
+@pytest.mark.parametrize("version", VERSIONS)
+def test_ignored_examples_count_for_nothing(backend, version):
     """Even if their logits are not finite; an ignore_index may be a class or lie outside all."""
     z = np.array([[0.0, 0.0], [np.nan, np.inf], [0.0, np.log(3)]])
     for ignore_index, labels in [(-100, [0, -100, 1]), (7, [0, 7, 1]), (255, np.array([0, 255, 1], np.uint8))]:
@@ -128,25 +240,31 @@ def test_ignored_examples_count_for_nothing(backend):
                 backend.put(np.array(labels)),
                 ignore_index=ignore_index,
                 label_smoothing=smoothing,
+                version=version,
             )
             if expected is not None:
                 assert float(backend.get(loss)) == pytest.approx(expected, rel=1e-14)
                 np.testing.assert_allclose(backend.get(grad)[[0, 2]], [[-0.25, 0.25], [0.125, -0.125]], rtol=1e-14)
             np.testing.assert_array_equal(backend.get(grad)[1], 0)
-    loss, grad = cross_entropy(backend.put(z), backend.put(np.array([0, 1, 1])), ignore_index=1, reduction="none")
+    loss, grad = cross_entropy(
+        backend.put(z), backend.put(np.array([0, 1, 1])), ignore_index=1, reduction="none", version=version
+    )
     np.testing.assert_allclose(backend.get(loss), [math.log(2), 0, 0], rtol=1e-15)
     np.testing.assert_array_equal(backend.get(grad), [[-0.5, 0.5], [0, 0], [0, 0]])
 
 
+@pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("N", [0, 3])
-def test_nothing_counts(backend, weighted, smoothing, N):
+def test_nothing_counts(backend, version, weighted, smoothing, N):
     """An empty batch, or one in which all is ignored: mean NaN, sum 0, no gradient."""
     z, labels = backend.put(np.ones((N, 4))), backend.put(np.full(N, -100))
     weight = backend.put(np.ones(4)) if weighted else None
     for reduction, expected in [("mean", np.nan), ("sum", 0.0), ("none", np.zeros(N))]:
-        loss, grad = cross_entropy(z, labels, weight=weight, label_smoothing=smoothing, reduction=reduction)
+        loss, grad = cross_entropy(
+            z, labels, weight=weight, label_smoothing=smoothing, reduction=reduction, version=version
+        )
         np.testing.assert_array_equal(backend.get(loss), expected)
         np.testing.assert_array_equal(backend.get(grad), np.zeros((N, 4)))
 
@@ -219,6 +337,30 @@ def test_properties(backend, N, C, seed, by_labels):
 def test_labels_out_of_range(backend, labels, message):
     with pytest.raises(IndexRangeError, match=f"softmax_cross_entropy: target must hold .*{message}"):
         cross_entropy(backend.put(np.ones((3, 3))), backend.put(np.array(labels)))
+        backend.synchronize()
+
+
+def test_the_first_label_out_of_range_is_named(backend):
+    """Among more labels than one block checks; and what came before and after is not blamed."""
+    z, labels = backend.put(np.ones((3000, 2))), np.zeros(3000, np.int64)
+    for position in (2999, 1030, 5):
+        labels[position] = position
+        cross_entropy(z, backend.put(np.zeros(3000, np.int64)))
+        with pytest.raises(IndexRangeError, match=f"got {position} at position {position}"):
+            cross_entropy(z, backend.put(labels))
+            backend.synchronize()
+        backend.synchronize()
+
+
+def test_an_ignore_index_that_no_label_can_have(backend):
+    """-1 is not the label 2**64 - 1, nor 255 as an 8-bit number, whatever their bits."""
+    z = backend.put(np.zeros((1, 2)))
+    for label in (np.array([2**64 - 1], np.uint64), np.array([255], np.uint8)):
+        with pytest.raises(IndexRangeError, match=f"got {label[0]} at position 0"):
+            cross_entropy(z, backend.put(label), ignore_index=-1)
+            backend.synchronize()
+    loss, _ = cross_entropy(z, backend.put(np.array([1], np.int8)), ignore_index=2**70, reduction="sum")
+    assert float(backend.get(loss)) == pytest.approx(math.log(2), rel=1e-15)
 
 
 def test_refusals(backend):

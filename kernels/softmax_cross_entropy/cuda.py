@@ -1,0 +1,123 @@
+"""Launcher of softmax_cross_entropy.cu: labels, then the rows, then the sum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from .._contracts import INTEGERS
+from .._devices import device_of
+from .._launch import BOOLS, FLOATS, Instance, Kernel, ceil_div, empty, fault_flag, runtime_of, watch
+from . import label_error
+
+_LABELS = Kernel(__file__, "softmax_cross_entropy_labels", T=FLOATS, LABEL=INTEGERS)
+_PLAIN = Kernel(__file__, "softmax_cross_entropy_forward_v1_plain", T=FLOATS)
+_SMEM_TILE = Kernel(__file__, "softmax_cross_entropy_forward_v2_smem_tile", T=FLOATS)
+_REGISTER_TILE = Kernel(
+    __file__, "softmax_cross_entropy_forward_v3_register_tile", T=FLOATS, TEAM=(4, 32, 256), VECTOR=BOOLS
+)
+_SUM = Kernel(__file__, "softmax_cross_entropy_sum", T=FLOATS)
+
+#: For so many examples is a block of ``labels``, for so many values one of ``sum``.
+_LABELS_PER_BLOCK = 1024
+_VALUES_PER_BLOCK = 4096
+
+#: The kernel, how many blocks, and the threads of each, for N examples of C classes; ``vector`` says whether
+#: the rows of all matrices start at multiples of 16 bytes.
+_Version = Callable[[np.dtype, int, int, bool], tuple[Instance, int, int]]
+
+
+def _plain(dtype: np.dtype, N: int, C: int, vector: bool) -> tuple[Instance, int, int]:
+    return _PLAIN[dtype], ceil_div(N, 128), 128
+
+
+def _smem_tile(dtype: np.dtype, N: int, C: int, vector: bool) -> tuple[Instance, int, int]:
+    return _SMEM_TILE[dtype], N, 128
+
+
+def _register_tile(dtype: np.dtype, N: int, C: int, vector: bool) -> tuple[Instance, int, int]:
+    """The smallest team whose tile holds a row; the largest one reads longer rows tile by tile."""
+    team = 4 if C <= 16 else 32 if C * dtype.itemsize <= 32 * 64 else 256
+    threads = max(team, 128)
+    return _REGISTER_TILE[dtype, team, vector], ceil_div(N, threads // team), threads
+
+
+def _run(
+    version: _Version,
+    logits: Any,
+    target: Any,
+    weight: Any,
+    ignore_index: int,
+    label_smoothing: float,
+    reduction: str,
+) -> tuple[Any, Any]:
+    N, C = logits.shape
+    mean = reduction == "mean"
+    if target.ndim == 1:
+        probabilities = None
+        classes, normaliser = _classes(target, weight, logits, ignore_index, mean)
+        divisor = 1.0
+    else:
+        probabilities, classes, normaliser = target, None, None
+        divisor = float(N) if mean else 1.0
+    losses, grad = empty(logits, N), empty(logits, (N, C))
+    runtime = runtime_of(logits)
+    matrices = [a for a in (logits, probabilities, weight, grad) if a is not None]
+    vector = C * logits.itemsize % 16 == 0 and all(runtime.address(a) % 16 == 0 for a in matrices)
+    kernel, blocks, threads = version(logits.dtype, N, C, vector)
+    arguments = logits, probabilities, classes, weight, label_smoothing, normaliser, divisor, N, C, losses, grad
+    kernel(blocks, threads, *arguments)
+    return (losses if reduction == "none" else _sum(losses, normaliser, divisor)), grad
+
+
+def _classes(target: Any, weight: Any, logits: Any, ignore_index: int, mean: bool) -> tuple[Any, Any]:
+    """The labels as 32-bit classes, and with ``mean`` the normaliser; labels are checked on the way."""
+    N, C = logits.shape
+    limits = np.iinfo(target.dtype)
+    ignores = bool(limits.min <= ignore_index <= limits.max)
+    blocks = max(1, ceil_div(N, _LABELS_PER_BLOCK))
+    classes = empty(logits, N, np.uint32)
+    shares = empty(logits, blocks) if mean else None
+    fault = fault_flag(logits)
+    ignored = ignore_index if ignores else 0
+    _LABELS[logits.dtype, target.dtype](blocks, 256, target, weight, N, C, ignores, ignored, classes, shares, fault)
+
+    def error(position: int) -> Exception:
+        label = int(device_of(target).to_host(target)[position])
+        return label_error(position, label, C, ignore_index)
+
+    watch(fault, error)
+    if shares is None or blocks == 1:
+        return classes, shares
+    return classes, _sum(shares, None, 1.0)
+
+
+def _sum(values: Any, normaliser: Any, divisor: float) -> Any:
+    """The sum of ``values``, of shape (), divided by the normaliser or the divisor."""
+    while (blocks := ceil_div(values.size, _VALUES_PER_BLOCK)) > 1:
+        sums = empty(values, blocks)
+        _SUM[values.dtype](blocks, 256, values, values.size, None, 1.0, sums)
+        values = sums
+    total = empty(values, ())
+    _SUM[values.dtype](1, 256, values, values.size, normaliser, divisor, total)
+    return total
+
+
+def softmax_cross_entropy_forward(*arguments: Any) -> tuple[Any, Any]:
+    """As the reference's; see the package's docstring."""
+    return _run(_register_tile, *arguments)
+
+
+def _pinned(version: _Version) -> Callable[..., Any]:
+    return lambda *arguments: _run(version, *arguments)
+
+
+VERSIONS = {
+    "softmax_cross_entropy_forward": {
+        "v1_plain": _pinned(_plain),
+        "v2_smem_tile": _pinned(_smem_tile),
+        "v3_register_tile": _pinned(_register_tile),
+    }
+}
