@@ -47,6 +47,63 @@ def test_forward_and_backward(backend, dtype, integer, layout, V, D, shape):
     assert_accurate(backend.get(dweight), summed, host_g, host_i, V, scale=1.0 + host_i.size)
 
 
+# Elements of a row, by 16 bytes and not, at the edges of what a warp moves at once: 32 of them, or 128 (64 in float64)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("D", [1, 31, 32, 33, 64, 66, 128, 132])
+@pytest.mark.parametrize("aligned", [True, False])
+def test_rows_of_every_length(backend, dtype, D, aligned):
+    rng = np.random.default_rng(12)
+    host_w, host_i = rng.standard_normal((9, D)).astype(dtype), rng.integers(0, 9, 20)
+    host_g = rng.standard_normal((20, D)).astype(dtype)
+    weight, indices, grad = (backend.put(a) for a in (host_w, host_i, host_g))
+    if not aligned:  # the same numbers, but one number after a multiple of 16 bytes
+        weight = backend.put(np.append(dtype(0), host_w))[1:].reshape(9, D)
+        grad = backend.put(np.append(dtype(0), host_g))[1:].reshape(20, D)
+    np.testing.assert_array_equal(backend.get(ops.embedding_forward(weight, indices)), host_w[host_i])
+    assert_accurate(backend.get(ops.embedding_backward(grad, indices, 9)), summed, host_g, host_i, 9)
+
+
+# One, two and three digits of 8 bits; places at the edges of a tile of 2048 that is sorted at once, and several tiles.
+@pytest.mark.parametrize(("V", "n"), [(255, 2047), (256, 2048), (257, 2049), (300, 5000), (70000, 300)])
+def test_repeated_rows_add_up_in_the_order_of_the_indices(backend, V, n):
+    rng = np.random.default_rng(13)
+    host_i, host_g = rng.integers(0, V, n), rng.standard_normal((n, 1)).astype(np.float32)
+    host_i[-1] = V - 1
+    dweight = backend.get(ops.embedding_backward(backend.put(host_g), backend.put(host_i), V))
+    assert_accurate(dweight, summed, host_g, host_i, V)
+    if backend.name in ("cuda", "emulated"):  # up to 64 one after the other, so even the last bit tells the order
+        np.testing.assert_array_equal(dweight, summed(host_g, host_i, V))
+
+
+# 64 places are added by one warp, more by eight
+@pytest.mark.parametrize("n", [64, 65, 71, 513, 3000])
+@pytest.mark.parametrize("D", [3, 40])
+def test_a_row_chosen_very_often(backend, n, D):
+    rng = np.random.default_rng(14)
+    host_i, host_g = np.full(n, 5), rng.standard_normal((n, D)).astype(np.float32)
+    host_i[7], host_i[n // 2] = 6, 0
+    dweight = ops.embedding_backward(backend.put(host_g), backend.put(host_i), 9)
+    assert_accurate(backend.get(dweight), summed, host_g, host_i, 9)
+
+
+def test_the_first_index_out_of_range_is_named(backend):
+    """Also where rows have no elements, and among more places than one block has; nothing else is blamed."""
+    indices = np.zeros(3000, np.int64)
+    for D in (0, 2):
+        weight, grad = backend.put(np.ones((4, D))), backend.put(np.ones((3000, D)))
+        for position in (2999, 1030, 5):
+            indices[position] = 4 + position
+            ops.embedding_forward(weight, backend.put(np.zeros(3000, np.int64)))
+            message = rf"got {4 + position} at position \({position},\)"
+            with pytest.raises(IndexRangeError, match=message):
+                ops.embedding_forward(weight, backend.put(indices))
+                backend.synchronize()
+            with pytest.raises(IndexRangeError, match=message):
+                ops.embedding_backward(grad, backend.put(indices), 4)
+                backend.synchronize()
+        indices[:] = 0
+
+
 @pytest.mark.parametrize("padding_idx", [2, -5, None])
 def test_agrees_with_torch(backend, padding_idx):
     torch = pytest.importorskip("torch")
@@ -93,9 +150,11 @@ def test_refusals(backend):
         message = rf"indices must be in \[0, 4\); got {value} at position {position}"
         with pytest.raises(IndexRangeError, match=f"embedding: {message}"):
             ops.embedding_forward(weight, indices)
+            backend.synchronize()
         grad = backend.put(np.ones((*np.shape(bad), 3)))
         with pytest.raises(IndexRangeError, match=f"embedding_backward: {message}"):
             ops.embedding_backward(grad, indices, 4)
+            backend.synchronize()
     indices = backend.put(np.array([0, 1]))
     with pytest.raises(DtypeError, match="indices must have an integer dtype; got float64"):
         ops.embedding_forward(weight, backend.put(np.ones(2)))
