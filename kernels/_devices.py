@@ -47,6 +47,11 @@ class Device:
             return array
         return array.get()
 
+    def synchronize(self) -> None:
+        """Wait until the device has finished all work given to it."""
+        if self.array_type is not np.ndarray:
+            self.array_module.cuda.runtime.deviceSynchronize()
+
 
 _by_name: dict[str, Device] = {}
 _by_type: dict[type, Device] = {}

@@ -27,5 +27,7 @@ def synchronize() -> None:
 
     Raises:
         DeviceError: there is no GPU here that rawgrad can use, and none is simulated.
+        LaunchError: a kernel failed; the last ones launched are named.
+        RawgradError: a kernel met bad data, a label out of range for example.
     """
-    device_named("cuda").array_module.cuda.runtime.deviceSynchronize()
+    device_named("cuda").synchronize()

@@ -82,14 +82,14 @@ class Runtime(Protocol):
     synchronous: bool  # whether a launch has ended when it returns
 
     def load(self, kernel: Kernel, expression: str) -> Any:
-        """Compile the instance ``expression`` of ``kernel`` and give a handle for :meth:`launch`."""
+        """Compile the instance ``expression`` of ``kernel`` and give a handle for :meth:`bind`."""
         ...
 
     def address(self, array: Any) -> int:
         """The device address of an array's first element."""
         ...
 
-    def launch(
+    def bind(
         self,
         handle: Any,
         grid: tuple[int, ...],
@@ -97,8 +97,12 @@ class Runtime(Protocol):
         shared: int,
         arguments: bytes,
         operands: Sequence[Operand],
-    ) -> None:
-        """Start a kernel on the current stream; it may touch the ``operands`` and nothing else."""
+    ) -> Callable[[], None]:
+        """What starts the kernel on the stream that is current then; it may touch the ``operands`` and nothing else."""
+        ...
+
+    def stream(self) -> int:
+        """Which stream is current; only to be compared."""
         ...
 
     def architecture(self) -> int:
@@ -157,7 +161,7 @@ class Kernel:
     """A ``__global__`` function of a ``.cu`` file, with the template arguments that are shipped.
 
     Args:
-        launcher: ``__file__`` of the launcher; the source is ``<folder>/<folder>.cu`` beside it.
+        launcher: a ``.cu`` file; or ``__file__`` of a launcher, whose source is ``<folder>/<folder>.cu`` beside it.
         name: the function.
         architectures: for which it is compiled.
         templates: for each template parameter, in the order of the source, the values that it may
@@ -170,8 +174,9 @@ class Kernel:
     def __init__(
         self, launcher: str | Path, name: str, architectures: tuple[str, ...] = ARCHITECTURES, **templates: Any
     ) -> None:
-        folder = Path(launcher).parent
-        path = Path(launcher) if Path(launcher).suffix == ".cu" else folder / f"{folder.name}.cu"
+        path = Path(launcher).absolute()
+        if path.suffix != ".cu":
+            path = path.parent / f"{path.parent.name}.cu"
         self.path = path
         self.name = name
         self.architectures = architectures
@@ -228,12 +233,14 @@ def _spelled(value: Any) -> str:
 
 
 class _Slot(NamedTuple):
-    """How one argument is checked and packed: exactly one of dtype, code and members is given."""
+    """How one argument is checked and packed: exactly one of dtype, number and members is given."""
 
     parameter: Parameter
     dtype: np.dtype | None  # of the array, for a pointer
     number: np.dtype | None  # for a number
     members: tuple[str, ...] | None  # for a struct of ints; () for one that comes packed
+    code: str  # struct format; "" for what comes packed
+    limits: tuple[int, int] = (0, 0)  # of an integer
 
 
 class Instance:
@@ -250,6 +257,7 @@ class Instance:
         arguments = ", ".join(map(_spelled, values))
         self.expression = f"{kernel.name}<{arguments}>" if values else kernel.name
         self._slots: list[_Slot] | None = None
+        self._code = ""
         self._handles: dict[type, tuple[Runtime, Any]] = {}
 
     def __repr__(self) -> str:
@@ -283,17 +291,29 @@ class Instance:
         operands = self._operands(slots, arguments)
         kind = type(operands[0].array)
         runtime, handle = self._handles.get(kind) or self._load(kind, operands[0].array)
-        formats, values = ["@"], list[Any]()
+        values = list[Any]()
+        code = self._code
         for slot, argument in zip(slots, arguments, strict=True):
-            code, packed = self._packed(slot, argument, kind, runtime)
-            formats.append(code)
-            values.extend(packed)
-        buffer = _struct("".join(formats)).pack(*values)
+            if slot.dtype is not None:
+                if argument is None:
+                    values.append(0)
+                elif type(argument) is kind and argument.dtype == slot.dtype and argument.flags.c_contiguous:
+                    values.append(runtime.address(argument))
+                else:
+                    self._refuse(slot, argument, kind)
+            elif slot.number is not None:
+                values.append(self._number(slot, argument))
+            elif isinstance(argument, Packed) and not slot.members:
+                values.append(argument.data)
+                code = code.replace(_PACKED, f"0Q{len(argument.data)}s", 1)
+            else:
+                values.extend(self._members(slot, argument))
+        buffer = _struct(code).pack(*values)
         blocks, threads = _triple("grid", grid), _triple("block", block)
         if 0 in blocks:
             return None
         self._check_sizes(blocks, threads)
-        return lambda: runtime.launch(handle, blocks, threads, shared, buffer, operands)
+        return runtime.bind(handle, blocks, threads, shared, buffer, operands)
 
     def _understand(self) -> list[_Slot]:
         source = self.kernel.source
@@ -308,12 +328,13 @@ class Instance:
             )
         bound = dict(zip(signature.templates, self.values, strict=True))
         self._slots = [_slot(parameter, bound, source) for parameter in signature.parameters]
+        self._code = "@" + "".join(slot.code for slot in self._slots)
         return self._slots
 
     def _operands(self, slots: list[_Slot], arguments: tuple[Any, ...]) -> list[Operand]:
         """The arrays among the arguments, of which there must be one at least."""
         found: list[Operand] = []
-        for (parameter, dtype, _, _), argument in zip(slots, arguments, strict=True):
+        for (parameter, dtype, *_), argument in zip(slots, arguments, strict=True):
             if isinstance(argument, Packed):
                 found += [Operand(f"{parameter.name}[{i}]", a, False) for i, a in enumerate(argument.arrays)]
             elif dtype is not None and argument is not None:
@@ -328,46 +349,36 @@ class Instance:
 
     def _load(self, kind: type, array: Any) -> tuple[Runtime, Any]:
         runtime = runtime_of(array)
-        needed = min(int(re.sub(r"\D", "", name)) for name in self.kernel.architectures)
-        if runtime.architecture() < needed:
-            raise BackendError(
-                f"{self.kernel.name} needs a GPU of sm_{needed} or newer; this one is sm_{runtime.architecture()}"
-            )
+        here, names = runtime.architecture(), self.kernel.architectures
+        if not any(_runs_on(name, here) for name in names):
+            raise BackendError(f"{self.kernel.name} is for {', '.join(names)}; this GPU is sm_{here}")
         pair = self._handles[kind] = (runtime, runtime.load(self.kernel, self.expression))
         return pair
 
-    def _packed(self, slot: _Slot, argument: Any, kind: type[Any], runtime: Runtime) -> tuple[str, Sequence[Any]]:
-        """The struct format of one argument, and its values."""
-        if slot.dtype is not None:
-            if argument is None:
-                return "P", (0,)
-            fits = type(argument) is kind and argument.dtype == slot.dtype and argument.flags.c_contiguous
-            return "P", (runtime.address(argument) if fits else self._refuse(slot, argument, kind),)
-        if slot.number is not None:
-            return _TYPES[_C_NAMES[slot.number]][1], (self._number(slot, argument),)
-        if isinstance(argument, Packed):
-            return f"0Q{len(argument.data)}s", (argument.data,)
+    def _members(self, slot: _Slot, argument: Any) -> list[int]:
+        """The members of a struct of ints."""
         values = list(_flat(argument))
         if len(values) != len(slot.members or ()):
             raise ArgumentError(
                 f"{self.kernel.name}: {slot.parameter.name} has members {', '.join(slot.members or ())}; "
                 f"got {len(values)} values"
             )
-        return f"{len(values)}i", values
+        return values
 
     def _number(self, slot: _Slot, argument: Any) -> Any:
         """``argument`` as the number that the slot takes; nothing is cut off or rounded on the way."""
-        dtype, name = slot.number, slot.parameter.name
+        dtype = slot.number
         assert dtype is not None
-        if dtype.kind == "f" and isinstance(argument, int | float | np.number):
+        kind = dtype.kind
+        if kind == "f" and isinstance(argument, float | int | np.number):
             return float(argument)
-        if dtype.kind == "b" and isinstance(argument, bool | np.bool_):
+        if kind == "b" and isinstance(argument, bool | np.bool_):
             return bool(argument)
-        if dtype.kind in "iu" and isinstance(argument, int | np.integer):
-            limits = np.iinfo(dtype)
-            if limits.min <= argument <= limits.max:
-                return int(argument)
-        raise ArgumentError(f"{self.kernel.name}: {name} must be a number that fits {dtype}; got {argument!r}")
+        if kind in "iu" and isinstance(argument, int | np.integer) and slot.limits[0] <= argument <= slot.limits[1]:
+            return int(argument)
+        raise ArgumentError(
+            f"{self.kernel.name}: {slot.parameter.name} must be a number that fits {dtype}; got {argument!r}"
+        )
 
     def _refuse(self, slot: _Slot, argument: Any, kind: type[Any]) -> NoReturn:
         where = f"{self.kernel.name}: {slot.parameter.name}"
@@ -381,14 +392,20 @@ class Instance:
         )
 
     def _check_sizes(self, grid: tuple[int, ...], block: tuple[int, ...]) -> None:
-        for what, sizes, limits in (
+        for what, (x, y, z), limits in (
             ("grid", grid, (2**31 - 1, 65535, 65535)),
             ("block", block, (1024, 1024, 64)),
         ):
-            if any(not 0 < size <= limit for size, limit in zip(sizes, limits, strict=True)):
-                raise LaunchError(f"{self.kernel.name}: {what} {sizes} exceeds {limits}")
+            if not (0 < x <= limits[0] and 0 < y <= limits[1] and 0 < z <= limits[2]):
+                raise LaunchError(f"{self.kernel.name}: {what} {(x, y, z)} exceeds {limits}")
         if math.prod(block) > 1024:
             raise LaunchError(f"{self.kernel.name}: a block has at most 1024 threads; got {block}")
+
+
+def _runs_on(architecture: str, here: int) -> bool:
+    """Whether code for ``"sm_90"`` runs on sm_``here``; code for ``"sm_90a"`` runs on sm_90 alone."""
+    number = architecture.removeprefix("sm_")
+    return int(number[:-1]) == here if number.endswith("a") else int(number) <= here
 
 
 def _slot(parameter: Parameter, bound: dict[str, Any], source: Source) -> _Slot:
@@ -396,11 +413,19 @@ def _slot(parameter: Parameter, bound: dict[str, Any], source: Source) -> _Slot:
         dtype: np.dtype | None = np.dtype(bound[parameter.type])
     else:
         dtype = _TYPES[parameter.type][0] if parameter.type in _TYPES else None
+    if dtype is not None and parameter.pointer:
+        return _Slot(parameter, dtype, None, None, "P")
     if dtype is not None:
-        return _Slot(parameter, dtype, None, None) if parameter.pointer else _Slot(parameter, None, dtype, None)
+        limits = (int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)) if dtype.kind in "iu" else (0, 0)
+        return _Slot(parameter, None, dtype, None, _TYPES[_C_NAMES[dtype]][1], limits)
     if parameter.pointer:
         raise LaunchError(f"{source.path}: {parameter.name} points to {parameter.type!r}, which is no known type")
-    return _Slot(parameter, None, None, source.structs.get(parameter.type, ()))
+    members = source.structs.get(parameter.type, ())
+    return _Slot(parameter, None, None, members, f"{len(members)}i" if members else _PACKED)
+
+
+#: Stands in a struct format for what comes packed, until its size is known.
+_PACKED = "*"
 
 
 def _flat(values: Any) -> Iterator[int]:
@@ -433,7 +458,8 @@ def _struct(code: str) -> struct.Struct:
 NO_FAULT = 2**63 - 1
 
 _free_flags: dict[type, list[Any]] = {}
-_watched: dict[type, list[tuple[Any, Callable[[int], Exception]]]] = {}
+#: Flags with what they mean, by type of array and stream on which the kernel was launched.
+_watched: dict[tuple[type, int], list[tuple[Any, Callable[[int], Exception]]]] = {}
 #: So many unchecked launches may be under way before the oldest is waited for.
 _MAX_WATCHED = 256
 
@@ -455,19 +481,33 @@ def watch(flag: Any, error: Callable[[int], Exception]) -> None:
 
     Checks are those moments at which the host waits for the GPU anyway (:func:`check_faults`).
     """
-    waiting = _watched.setdefault(type(flag), [])
+    runtime = runtime_of(flag)
+    waiting = _watched.setdefault((type(flag), runtime.stream()), [])
     waiting.append((flag, error))
-    if runtime_of(flag).synchronous or len(waiting) > _MAX_WATCHED:
+    if runtime.synchronous or len(waiting) > _MAX_WATCHED:
         check_faults(type(flag))
 
 
-def check_faults(kind: type | None = None) -> None:
-    """Raise what the oldest failed :func:`watch` has to say; on the arrays of type ``kind``, or on all."""
-    for array_type in (kind,) if kind is not None else tuple(_watched):
-        waiting = _watched.pop(array_type, [])
-        while waiting:
-            flag, error = waiting.pop(0)
-            position = int(device_of(flag).to_host(flag)[0])
+def check_faults(kind: type, every_stream: bool = False) -> None:
+    """Raise what the oldest failed :func:`watch` has to say, on arrays of type ``kind``.
+
+    It waits for the current stream and looks at what was launched there; with ``every_stream`` at all,
+    which must have come to their end.
+    """
+    streams = [key for key in tuple(_watched) if key[0] is kind]
+    if not streams:
+        return
+    if not every_stream:
+        current = _runtimes[kind].stream()
+        streams = [key for key in streams if key[1] == current]
+    for key in streams:
+        waiting = _watched.pop(key, [])
+        if not waiting:
+            continue
+        device = device_of(waiting[0][0])
+        flags = [flag for flag, _ in waiting]
+        positions = device.to_host(flags[0] if len(flags) == 1 else device.array_module.concatenate(flags))
+        for (flag, error), position in zip(waiting, positions, strict=True):
             if position != NO_FAULT:
-                raise error(position)  # the rest is consequence
-            _free_flags.setdefault(array_type, []).append(flag)
+                raise error(int(position))  # the rest is consequence
+            _free_flags.setdefault(kind, []).append(flag)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
 from collections.abc import Iterator
@@ -10,8 +11,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .._devices import Device, register_device
 from .._errors import DeviceError, OutOfMemoryError
+from .._launch import check_faults
+from .faults import faults_named
 
 _OTHERWISE = 'rawgrad.backend("emulated") or RAWGRAD_BACKEND=emulated runs the same kernels on a simulated GPU'
 
@@ -20,13 +25,16 @@ _OTHERWISE = 'rawgrad.backend("emulated") or RAWGRAD_BACKEND=emulated runs the s
 def own_folder_hidden() -> Iterator[None]:
     """Import NVIDIA's packages in here, also where Python was started in the folder of rawgrad itself.
 
-    That folder is then on ``sys.path``, and its ``cuda.py`` would be taken for the package ``cuda``, of
-    which CuPy and Numba import parts.
+    That folder is then on ``sys.path`` (by its name, or as ``""``), and its ``cuda.py`` would be taken for
+    NVIDIA's package ``cuda``, of which CuPy and Numba import parts, some only when they are first needed.
+    The package stays in ``sys.modules``, where those later imports look first.
     """
     here = Path(__file__).resolve().parents[2]
     before = sys.path[:]
     sys.path[:] = [folder for folder in before if Path(folder).resolve() != here]
     try:
+        if "cuda" not in sys.modules and importlib.util.find_spec("cuda") is not None:
+            importlib.import_module("cuda")
         yield
     finally:
         sys.path[:] = before
@@ -61,12 +69,34 @@ def cupy_device() -> Device:
     return _device()
 
 
+class CupyDevice(Device):
+    """CuPy's GPU, where waiting for an array is the moment at which faults of earlier kernels show."""
+
+    def to_host(self, array: Any) -> np.ndarray:
+        """A NumPy copy of ``array``, when all work on CuPy's current stream has ended.
+
+        Raises:
+            LaunchError: a kernel failed meanwhile; the last ones launched are named.
+            RawgradError: a kernel met bad data (``kernels._launch.watch``).
+        """
+        with faults_named():
+            host: np.ndarray = array.get()
+        check_faults(self.array_type)
+        return host
+
+    def synchronize(self) -> None:
+        """Wait for all work on the current GPU; raises what :meth:`to_host` raises."""
+        with faults_named():
+            self.array_module.cuda.runtime.deviceSynchronize()
+        check_faults(self.array_type, every_stream=True)
+
+
 @cache
 def _device() -> Device:
     import cupy
 
     name = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.runtime.getDevice())["name"].decode()
-    device = Device("cuda", cupy.ndarray, cupy, f"CuPy on {name}")
+    device = CupyDevice("cuda", cupy.ndarray, cupy, f"CuPy on {name}")
     allocate = cupy.cuda.get_allocator()
     cupy.cuda.set_allocator(explaining(allocate, cupy))
     register_device(device)

@@ -11,7 +11,7 @@ import ctypes
 import itertools
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -130,6 +130,22 @@ class EmulatedRuntime:
         size = getattr(compiled.library, f"rawgrad_bytes_{number}")
         size.restype = ctypes.c_size_t
         return _Handle(expression, compiled, getattr(compiled.library, f"rawgrad_entry_{number}"), size())
+
+    def stream(self) -> int:
+        """The same for all: a launch has ended when it returns."""
+        return 0
+
+    def bind(
+        self,
+        handle: _Handle,
+        grid: tuple[int, ...],
+        block: tuple[int, ...],
+        shared: int,
+        arguments: bytes,
+        operands: Sequence[Operand],
+    ) -> Callable[[], None]:
+        """What runs :meth:`launch` with these arguments."""
+        return lambda: self.launch(handle, grid, block, shared, arguments, operands)
 
     def launch(
         self,
