@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from _derivative import complex_step
 from _layouts import LAYOUTS, untouched
+from _norms import assert_equations, assert_same_bits, each_version, pinned, problem
 from _tolerance import assert_accurate, assert_within
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,6 +17,7 @@ from rawgrad.kernels import batch_norm as ops
 from rawgrad.kernels._errors import ArgumentError, DeviceError, DtypeError, ShapeError
 
 EPS = 1e-3
+VERSIONS = pytest.mark.parametrize("version", each_version("batch_norm"))
 
 
 def definition(x, weight, bias, eps=EPS):
@@ -46,10 +48,11 @@ SHAPES = [(1, 3), (6, 2), (3, 2, 5), (2, 3, 3, 2), (4, 1, 2, 2), (2, 2, 2, 1, 3)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_forward_and_backward_agree_with_the_definition(backend, affine, dtype, layout, shape):
+@VERSIONS
+def test_forward_and_backward_agree_with_the_definition(backend, version, affine, dtype, layout, shape):
     host_x, host_w, host_b, host_g = data(shape, dtype, affine)
     x, weight, bias, grad = (None if a is None else backend.put(a, layout) for a in (host_x, host_w, host_b, host_g))
-    with untouched(x, weight, bias, grad):
+    with untouched(x, weight, bias, grad), pinned(backend, "batch_norm", version):
         y, mean, rstd = ops.batch_norm_forward(x, weight, bias, EPS)
         dx, dweight, dbias = ops.batch_norm_backward(grad, x, weight, mean, rstd)
     axes = (0, *range(2, len(shape)))
@@ -72,22 +75,83 @@ def test_forward_and_backward_agree_with_the_definition(backend, affine, dtype, 
     assert_accurate(backend.get(dbias), lambda x, w, b, g: g.sum(axis=axes), *host, scale=scale)
 
 
-def test_hand_worked(backend):
+# A warp holds channels of 512 float32 numbers (256 float64), a block those of 4096 (2048), longer ones are cut into
+# slabs of as many.  M = N L numbers one below, exactly there and one above, in one run or in several, of
+# lengths that are multiples of a vector's (4 or 2) and not; 7, 8, 9 channels are one and two blocks of warps.
+EDGES = [(1, 7, 255), (2, 8, 128), (1, 9, 257), (1, 9, 511), (2, 8, 256), (3, 7, 171), (23, 2, 89), (2, 3, 1024)]
+EDGES += [(1, 2, 2049), (5, 2, 819), (2, 3, 2048), (17, 2, 241), (3, 2, 1368), (3, 3, 2731), (4099, 3, 1)]
+LONG = (2, 1, 70001)  # 35 or 69 slabs: more than the lanes of the warp that merges them
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [*EDGES, LONG], ids=str)
+@VERSIONS
+def test_agrees_with_the_equations_at_the_edges_of_slabs(backend, version, dtype, shape):
+    p = problem(shape, over=(0, 2), sums=(0, 2), dtype=dtype)
+    x, weight, bias, grad = (backend.put(a) for a in (p.x, p.weight.reshape(-1), p.bias.reshape(-1), p.grad))
+    with pinned(backend, "batch_norm", version):
+        y, mean, rstd = ops.batch_norm_forward(x, weight, bias, EPS)
+        gradients = ops.batch_norm_backward(grad, x, weight, mean, rstd)
+        repeated = ops.batch_norm_inference(x, mean, 1 / (rstd * rstd) - p.x.dtype.type(EPS), weight, bias, EPS)
+    assert_equations(p, *(backend.get(a) for a in (y, mean, rstd, *gradients)))
+    # var from rstd: some rounding, times |x - mean| rstd w, which is below 20
+    assert_within(backend.get(repeated), backend.get(y), 40 * float(np.finfo(dtype).eps))
+
+
+@pytest.mark.parametrize("shape", [(5, 3, 60), (5, 3, 2000)], ids=str)
+@VERSIONS
+def test_a_large_mean_leaves_the_variance_its_digits(backend, version, shape):
+    """E[x²] - mean² would lose them all: 4096² is 2^24, where float32 counts in twos."""
+    rng = np.random.default_rng(15)
+    host = (4096 + rng.standard_normal(shape)).astype(np.float32)
+    with pinned(backend, "batch_norm", version):
+        _, _, rstd = ops.batch_norm_forward(backend.put(host), None, None, 0.0)
+    assert_accurate(backend.get(rstd), lambda x: 1 / x.std(axis=(0, 2)), host)
+
+
+@pytest.mark.parametrize("shape", [(5, 9, 12), (2, 3, 600), (2, 2, 2500)], ids=str)
+@VERSIONS
+def test_same_bits_in_every_run_and_at_every_address(backend, version, shape):
+    p = problem(shape, over=(0, 2), sums=(0, 2), dtype=np.float32)
+
+    def run(put):
+        x, weight, bias, grad = (put(a) for a in (p.x, p.weight.reshape(-1), p.bias.reshape(-1), p.grad))
+        y, mean, rstd = ops.batch_norm_forward(x, weight, bias, EPS)
+        inference = ops.batch_norm_inference(x, mean, rstd, weight, bias, EPS)
+        return y, mean, rstd, inference, *ops.batch_norm_backward(grad, x, weight, mean, rstd)
+
+    with pinned(backend, "batch_norm", version):
+        assert_same_bits(run, backend)
+
+
+@VERSIONS
+def test_an_empty_batch_has_gradients_of_zero(backend, version):
+    x, weight = backend.put(np.zeros((0, 3, 2))), backend.put(np.ones(3))
+    with pinned(backend, "batch_norm", version):
+        dx, dweight, dbias = ops.batch_norm_backward(x, x, weight, weight, weight)
+    assert dx.shape == (0, 3, 2)
+    np.testing.assert_array_equal(backend.get(dweight), [0, 0, 0])
+    np.testing.assert_array_equal(backend.get(dbias), [0, 0, 0])
+
+
+@VERSIONS
+def test_hand_worked(backend, version):
     x = backend.put(np.array([[1.0, 5.0], [3.0, 5.0]]))  # means 2 and 5, variances 1 and 0
-    y, mean, rstd = ops.batch_norm_forward(x, backend.put(np.array([2.0, 3.0])), backend.put(np.array([10.0, 20.0])), 0)
+    weight, bias, ones = (backend.put(np.array(a)) for a in ([2.0, 3.0], [10.0, 20.0], [1.0, 1.0]))
+    with pinned(backend, "batch_norm", version):
+        y, mean, rstd = ops.batch_norm_forward(x, weight, bias, 0)
+        inference = ops.batch_norm_inference(x, ones, backend.put(np.array([0.0, 12.0])), None, None, 4.0)
     np.testing.assert_array_equal(backend.get(mean), [2, 5])
     np.testing.assert_array_equal(backend.get(rstd), [1, np.inf])
     np.testing.assert_array_equal(backend.get(y), [[8, np.nan], [12, np.nan]])  # 0/0: eps is there for this
-    y = ops.batch_norm_inference(
-        x, backend.put(np.array([1.0, 1.0])), backend.put(np.array([0.0, 12.0])), None, None, 4.0
-    )
-    np.testing.assert_array_equal(backend.get(y), [[0, 1], [1, 1]])
+    np.testing.assert_array_equal(backend.get(inference), [[0, 1], [1, 1]])
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", [*SHAPES, (0, 3, 2, 2)], ids=str)
-def test_inference(backend, dtype, layout, shape):
+@VERSIONS
+def test_inference(backend, version, dtype, layout, shape):
     host_x, host_w, host_b, _ = data(shape, dtype, True)
     rng = np.random.default_rng(12)
     host_mean, host_var = rng.standard_normal(shape[1]).astype(dtype), rng.uniform(0.1, 3, shape[1]).astype(dtype)
@@ -98,7 +162,7 @@ def test_inference(backend, dtype, layout, shape):
 
     host = host_x, host_mean, host_var, host_w, host_b
     put = [backend.put(a, layout) for a in host]
-    with untouched(*put):
+    with untouched(*put), pinned(backend, "batch_norm", version):
         y = ops.batch_norm_inference(*put, EPS)
     assert_accurate(backend.get(y), expected, *host, scale=8.0)
 
@@ -135,13 +199,17 @@ def test_properties(backend, N, C, positions, seed):
     np.testing.assert_allclose((dx * backend.get(y)).sum(axis=axes), 0, atol=1e-12 * (1 + largest))
 
 
-def test_nan_and_infinity_stay_in_their_channel(backend):
-    host = np.ones((2, 3, 2))
+@pytest.mark.parametrize("positions", [2, 2100])  # one slab of float64, and three
+@VERSIONS
+def test_nan_and_infinity_stay_in_their_channel(backend, version, positions):
+    host = np.ones((2, 3, positions))
     host[0, 0, 0], host[1, 1, 1], host[0, 2] = np.nan, np.inf, 3.0
-    y, mean, rstd = ops.batch_norm_forward(backend.put(host), None, None, 0.0)
+    with pinned(backend, "batch_norm", version):
+        y, mean, rstd = ops.batch_norm_forward(backend.put(host), None, None, 0.0)
+        dx, _, _ = ops.batch_norm_backward(backend.put(host), backend.put(host), None, mean, rstd)
+    np.testing.assert_array_equal(backend.get(mean), [np.nan, np.inf, 2])
     assert np.isnan(backend.get(y)[:, :2]).all()
-    np.testing.assert_array_equal(backend.get(y)[:, 2], [[1, 1], [-1, -1]])
-    dx, _, _ = ops.batch_norm_backward(backend.put(host), backend.put(host), None, mean, rstd)
+    np.testing.assert_array_equal(backend.get(y)[:, 2], [[1] * positions, [-1] * positions])
     assert np.isnan(backend.get(dx)[:, :2]).all() and np.isfinite(backend.get(dx)[:, 2]).all()
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from _derivative import complex_step
 from _layouts import LAYOUTS, untouched
+from _norms import assert_equations, assert_same_bits, each_version, pinned, problem
 from _tolerance import assert_accurate, assert_within
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,6 +17,7 @@ from rawgrad.kernels import group_norm as ops
 from rawgrad.kernels._errors import ArgumentError, DtypeError, ShapeError
 
 EPS = 1e-3
+VERSIONS = pytest.mark.parametrize("version", each_version("group_norm"))
 
 
 def definition(x, groups, weight, bias):
@@ -50,10 +52,11 @@ SIZES = [((2, 4), 2), ((2, 3, 4), 1), ((2, 3, 2, 3), 3), ((2, 6, 3, 1), 2), ((1,
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("shape", "groups"), SIZES, ids=str)
-def test_forward_and_backward_agree_with_the_definition(backend, affine, dtype, layout, shape, groups):
+@VERSIONS
+def test_forward_and_backward_agree_with_the_definition(backend, version, affine, dtype, layout, shape, groups):
     host = data(shape, dtype, affine)
     x, weight, bias, grad = (None if a is None else backend.put(a, layout) for a in host)
-    with untouched(x, weight, bias, grad):
+    with untouched(x, weight, bias, grad), pinned(backend, "group_norm", version):
         y, mean, rstd = ops.group_norm_forward(x, groups, weight, bias, EPS)
         dx, dweight, dbias = ops.group_norm_backward(grad, x, groups, weight, mean, rstd)
     assert mean.shape == rstd.shape == (shape[0], groups)
@@ -73,10 +76,65 @@ def test_forward_and_backward_agree_with_the_definition(backend, affine, dtype, 
     assert_accurate(backend.get(dbias), lambda x, w, b, g: g.sum(axis=axes), *host, scale=scale)
 
 
-def test_hand_worked(backend):
+# (N, G, W, L): a warp holds sets of W L = 512 float32 numbers (256 float64), a block those of 4096 (2048), longer
+# ones are cut into slabs of as many.  Sets one below, exactly there and one above; 7, 8, 9 sets are one and two
+# blocks of warps; in the backward pass channels shorter than a warp (31, and 1) belong to a thread each.
+EDGES = [(7, 1, 3, 85), (4, 2, 8, 32), (3, 3, 1, 257), (3, 3, 7, 73), (2, 4, 16, 32), (1, 7, 27, 19), (2, 1, 23, 89)]
+EDGES += [(1, 2, 2, 1024), (1, 1, 3, 683), (1, 1, 63, 65), (1, 2, 4, 1024), (1, 1, 17, 241), (2, 1, 129, 31)]
+# the same for the channels of sets longer than a slab: 255, 256, 257; 511, 512, 513; 2049, 4096, 4097
+EDGES += [(1, 1, 17, n) for n in (255, 256, 257)] + [(1, 1, 9, n) for n in (511, 512, 513)]
+EDGES += [(1, 2, 1, 4096), (1, 2, 2, 2049), (1, 1, 2, 4097), (1, 1, 4200, 1)]
+EDGES += [(1, 1, 3, 45000)]  # 33 or 66 slabs: more than the lanes of the warp that merges them
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("sizes", EDGES, ids=str)
+@VERSIONS
+def test_agrees_with_the_equations_at_the_edges_of_slabs(backend, version, dtype, sizes):
+    N, G, W, L = sizes
+    p = problem(sizes, over=(2, 3), sums=(0, 3), dtype=dtype)
+    x, grad = (backend.put(a.reshape(N, G * W, L)) for a in (p.x, p.grad))
+    weight, bias = (backend.put(a.reshape(-1)) for a in (p.weight, p.bias))
+    with pinned(backend, "group_norm", version):
+        y, mean, rstd = ops.group_norm_forward(x, G, weight, bias, EPS)
+        gradients = ops.group_norm_backward(grad, x, G, weight, mean, rstd)
+    assert_equations(p, *(backend.get(a) for a in (y, mean, rstd, *gradients)))
+
+
+@pytest.mark.parametrize("shape", [(5, 4, 60), (2, 4, 3000)], ids=str)
+@VERSIONS
+def test_a_large_mean_leaves_the_variance_its_digits(backend, version, shape):
+    """E[x²] - mean² would lose them all: 4096² is 2^24, where float32 counts in twos."""
+    rng = np.random.default_rng(15)
+    host = (4096 + rng.standard_normal(shape)).astype(np.float32)
+    with pinned(backend, "group_norm", version):
+        _, _, rstd = ops.group_norm_forward(backend.put(host), 2, None, None, 0.0)
+    assert_accurate(backend.get(rstd), lambda x: 1 / x.reshape(shape[0], 2, -1).std(axis=2), host)
+
+
+# one slab, of a warp and of a block; long sets of channels of one slab and of several
+@pytest.mark.parametrize("sizes", [(5, 2, 2, 12), (2, 1, 4, 600), (2, 1, 20, 300), (1, 1, 2, 5000)], ids=str)
+@VERSIONS
+def test_same_bits_in_every_run_and_at_every_address(backend, version, sizes):
+    N, G, W, L = sizes
+    p = problem(sizes, over=(2, 3), sums=(0, 3), dtype=np.float32)
+
+    def run(put):
+        x, grad = (put(a.reshape(N, G * W, L)) for a in (p.x, p.grad))
+        weight, bias = (put(a.reshape(-1)) for a in (p.weight, p.bias))
+        y, mean, rstd = ops.group_norm_forward(x, G, weight, bias, EPS)
+        return y, mean, rstd, *ops.group_norm_backward(grad, x, G, weight, mean, rstd)
+
+    with pinned(backend, "group_norm", version):
+        assert_same_bits(run, backend)
+
+
+@VERSIONS
+def test_hand_worked(backend, version):
     x = backend.put(np.array([[1.0, 3.0, -2.0, 8.0]]))  # means 2 and 3, deviations 1 and 5
     weight, bias = backend.put(np.array([1.0, 2.0, 3.0, 4.0])), backend.put(np.array([0.0, 0.0, 10.0, 10.0]))
-    y, mean, rstd = ops.group_norm_forward(x, 2, weight, bias, 0)
+    with pinned(backend, "group_norm", version):
+        y, mean, rstd = ops.group_norm_forward(x, 2, weight, bias, 0)
     np.testing.assert_array_equal(backend.get(mean), [[2, 3]])
     np.testing.assert_array_equal(backend.get(rstd), [[1, 0.2]])
     np.testing.assert_allclose(backend.get(y), [[-1, 2, 7, 14]], rtol=1e-15)
@@ -112,12 +170,18 @@ def test_properties(backend, N, groups, width, positions, seed):
     np.testing.assert_allclose((dx * y).sum(axis=2), 0, atol=atol)
 
 
-def test_nan_and_infinity_stay_in_their_group(backend):
-    x = backend.put(np.array([[np.nan, 1.0, 3.0, 1.0], [3.0, 1.0, 1.0, np.inf]]))
-    y, mean, rstd = ops.group_norm_forward(x, 2, None, None, 0.0)
-    np.testing.assert_array_equal(backend.get(y), [[np.nan, np.nan, 1, -1], [1, -1, np.nan, np.nan]])
-    dx, _, _ = ops.group_norm_backward(x, x, 2, None, mean, rstd)
-    np.testing.assert_array_equal(np.isnan(backend.get(dx)), [[True, True, False, False], [False, False, True, True]])
+@pytest.mark.parametrize("positions", [1, 2100])  # one slab of float64, and three
+@VERSIONS
+def test_nan_and_infinity_stay_in_their_group(backend, version, positions):
+    host = np.repeat([[[np.nan], [1.0], [3.0], [1.0]], [[3.0], [1.0], [1.0], [np.inf]]], positions, axis=2)
+    x = backend.put(host)
+    with pinned(backend, "group_norm", version):
+        y, mean, rstd = ops.group_norm_forward(x, 2, None, None, 0.0)
+        dx, _, _ = ops.group_norm_backward(x, x, 2, None, mean, rstd)
+    np.testing.assert_array_equal(backend.get(mean), [[np.nan, 2], [2, np.inf]])
+    spread = np.broadcast_to(np.array([[[np.nan], [np.nan], [1], [-1]], [[1], [-1], [np.nan], [np.nan]]]), host.shape)
+    np.testing.assert_array_equal(backend.get(y), spread)
+    np.testing.assert_array_equal(np.isnan(backend.get(dx)), np.isnan(spread))
 
 
 def test_refusals(backend):

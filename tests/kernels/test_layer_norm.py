@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from _derivative import complex_step
 from _layouts import LAYOUTS, untouched
+from _norms import assert_equations, assert_same_bits, each_version, pinned, problem
 from _tolerance import assert_accurate, assert_within
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,6 +17,7 @@ from rawgrad.kernels import layer_norm as ops
 from rawgrad.kernels._errors import ArgumentError, DtypeError, ShapeError
 
 EPS = 1e-3
+VERSIONS = pytest.mark.parametrize("version", each_version("layer_norm"))
 
 
 def definition(x, weight, bias, ndim):
@@ -46,10 +48,11 @@ SIZES = [((5,), 1), ((3, 1), 1), ((4, 7), 1), ((2, 3, 5), 1), ((2, 2, 3, 4), 2),
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("shape", "ndim"), SIZES, ids=str)
-def test_forward_and_backward_agree_with_the_definition(backend, affine, dtype, layout, shape, ndim):
+@VERSIONS
+def test_forward_and_backward_agree_with_the_definition(backend, version, affine, dtype, layout, shape, ndim):
     host = data(shape, ndim, dtype, affine)
     x, weight, bias, grad = (None if a is None else backend.put(a, layout) for a in host)
-    with untouched(x, weight, bias, grad):
+    with untouched(x, weight, bias, grad), pinned(backend, "layer_norm", version):
         y, mean, rstd = ops.layer_norm_forward(x, weight, bias, ndim, EPS)
         dx, dweight, dbias = ops.layer_norm_backward(grad, x, weight, mean, rstd, ndim)
     axes = tuple(range(len(shape) - ndim, len(shape)))
@@ -70,10 +73,57 @@ def test_forward_and_backward_agree_with_the_definition(backend, affine, dtype, 
     assert_accurate(backend.get(dbias), lambda x, w, b, g: g.sum(axis=rows), *host, scale=scale)
 
 
-def test_hand_worked(backend):
+# How many numbers a warp or a block holds depends on the dtype: with float32 128 512 1024 2048 4096 8192, with
+# float64 half as many.  Rows of one below, of exactly so many, and of one more; 1024 is also where the plain
+# version gives a row to a block.
+ROWS = [(3, size + more) for size in (128, 512, 1024, 2048, 4096, 8192) for more in (-1, 0, 1)]
+# Eight rows share a block; the plain version sums columns in slices of at least 64 rows and blocks of 32
+# columns; the other in at most 512 slices, so 4097 short rows are two for each warp, 513 long ones two for a block.
+MANY_ROWS = [(7, 4), (8, 4), (9, 3), (63, 31), (64, 32), (65, 33), (4097, 2), (513, 129)]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [*ROWS, *MANY_ROWS], ids=str)
+@VERSIONS
+def test_agrees_with_the_equations_at_the_edges_of_tiles(backend, version, dtype, shape):
+    p = problem(shape, over=(1,), sums=(0,), dtype=dtype)
+    x, weight, bias, grad = (backend.put(a) for a in (p.x, p.weight[0], p.bias[0], p.grad))
+    with pinned(backend, "layer_norm", version):
+        y, mean, rstd = ops.layer_norm_forward(x, weight, bias, 1, EPS)
+        gradients = ops.layer_norm_backward(grad, x, weight, mean, rstd, 1)
+    assert_equations(p, *(backend.get(a) for a in (y, mean, rstd, *gradients)))
+
+
+@VERSIONS
+def test_a_large_mean_leaves_the_variance_its_digits(backend, version):
+    """E[x²] - mean² would lose them all: 4096² is 2^24, where float32 counts in twos."""
+    rng = np.random.default_rng(15)
+    host = (4096 + rng.standard_normal((4, 300))).astype(np.float32)
+    with pinned(backend, "layer_norm", version):
+        _, _, rstd = ops.layer_norm_forward(backend.put(host), None, None, 1, 0.0)
+    assert_accurate(backend.get(rstd), lambda x: 1 / x.std(axis=1), host)
+
+
+@pytest.mark.parametrize("shape", [(20, 12), (3, 600), (2, 5000)], ids=str)
+@VERSIONS
+def test_same_bits_in_every_run_and_at_every_address(backend, version, shape):
+    p = problem(shape, over=(1,), sums=(0,), dtype=np.float32)
+
+    def run(put):
+        x, weight, bias, grad = (put(a) for a in (p.x, p.weight[0], p.bias[0], p.grad))
+        y, mean, rstd = ops.layer_norm_forward(x, weight, bias, 1, EPS)
+        return y, mean, rstd, *ops.layer_norm_backward(grad, x, weight, mean, rstd, 1)
+
+    with pinned(backend, "layer_norm", version):
+        assert_same_bits(run, backend)
+
+
+@VERSIONS
+def test_hand_worked(backend, version):
     x = backend.put(np.array([[1.0, 3.0], [-2.0, 8.0]]))  # means 2 and 3, deviations 1 and 5
     weight, bias = backend.put(np.array([2.0, 3.0])), backend.put(np.array([10.0, 20.0]))
-    y, mean, rstd = ops.layer_norm_forward(x, weight, bias, 1, 0)
+    with pinned(backend, "layer_norm", version):
+        y, mean, rstd = ops.layer_norm_forward(x, weight, bias, 1, 0)
     np.testing.assert_array_equal(backend.get(mean), [2, 3])
     np.testing.assert_array_equal(backend.get(rstd), [1, 0.2])
     np.testing.assert_allclose(backend.get(y), [[8, 23], [8, 23]], rtol=1e-15)
@@ -107,11 +157,14 @@ def test_properties(backend, rows, D, seed):
     np.testing.assert_allclose((dx * backend.get(y)).sum(axis=-1), 0, atol=atol)
 
 
-def test_nan_and_infinity_stay_in_their_row(backend):
+@VERSIONS
+def test_nan_and_infinity_stay_in_their_row(backend, version):
     x = backend.put(np.array([[np.nan, 1.0], [np.inf, 1.0], [3.0, 1.0]]))
-    y, mean, rstd = ops.layer_norm_forward(x, None, None, 1, 0.0)
+    with pinned(backend, "layer_norm", version):
+        y, mean, rstd = ops.layer_norm_forward(x, None, None, 1, 0.0)
+        dx, _, _ = ops.layer_norm_backward(x, x, None, mean, rstd, 1)
+    np.testing.assert_array_equal(backend.get(mean), [np.nan, np.inf, 2])
     np.testing.assert_array_equal(backend.get(y), [[np.nan] * 2, [np.nan] * 2, [1, -1]])
-    dx, _, _ = ops.layer_norm_backward(x, x, None, mean, rstd, 1)
     np.testing.assert_array_equal(np.isnan(backend.get(dx)), [[True] * 2, [True] * 2, [False] * 2])
 
 

@@ -1,0 +1,336 @@
+// Batch normalisation: every channel of x gets mean 0 and variance 1, then its own scale and shift.
+//
+//   N C L  sizes: x is (N, C, L), L the product of all further dimensions;  M = N L numbers per channel
+//   w b    (C,) weight and bias, null for 1 and 0;  g = dL/dy
+//
+//   forward    y = w xhat + b    xhat = (x - mean) rstd    rstd = 1 / sqrt(var + eps)
+//   inference  the same with given mean and var
+//   backward   db = sum g    dw = sum g xhat    dx = w rstd (g - db / M - xhat dw / M)
+//
+// Number m of channel c lies in example n = m / L at position l = m % L, at x[(n C + c) L + l].
+//
+//   v1_plain   a block owns a channel and reads it once for the mean, once for the variance, once to normalise
+//              it.  Backward: once for db and dw, once for dx.  With few channels most of a GPU idles
+//   v2_slabs   a channel is cut into slabs of 16 KB.  A slab is copied to shared memory by 16-byte loads where
+//              rows allow (VECTOR), so that its mean and its squares cost one reading.  Channels of one slab
+//              are done by one kernel, which reads x (and g) once.  Longer ones take three: sums of the slabs,
+//              their merger by a warp per channel, and the result slab by slab; few channels still fill a GPU
+//
+// The variance is the mean of (x - mean)², never E[x²] - mean²; see reduce.cuh for the order of sums.
+//
+// Source: Ioffe and Szegedy, "Batch normalization", 2015.
+
+#include "reduce.cuh"
+
+// Where number m of channel c lies.
+__device__ __forceinline__ int place(int m, int c, int C, int L) {
+  const unsigned n = unsigned(m) / unsigned(L);
+  return (n * C + c) * L + (m - n * L);
+}
+
+// y for one number: `scale` is w rstd.
+template <class T>
+__device__ __forceinline__ T normalized(T x, T mean, T scale, T shift) { return (x - mean) * scale + shift; }
+
+// What dx takes of a channel: dx = scale (g - of_g - xhat of_product).
+template <class T>
+struct InputGradient {
+  T mean, rstd, scale, of_g, of_product;
+
+  __device__ __forceinline__ T operator()(T g, T x) const {
+    return (g - of_g - (x - mean) * rstd * of_product) * scale;
+  }
+};
+
+template <class T>
+__device__ __forceinline__ InputGradient<T> input_gradient(T mean, T rstd, const T* __restrict__ weight, int c, T db,
+                                                           T dw, int M) {
+  return {mean, rstd, weight == nullptr ? rstd : rstd * weight[c], db / T(M), dw / T(M)};
+}
+
+// ---- v1
+
+// Block: 256 threads and a channel.  Thread: every 256th number of it.
+template <class T>
+__global__ void __launch_bounds__(256)
+batch_norm_forward_v1_plain(const T* __restrict__ x, const T* __restrict__ weight, const T* __restrict__ bias,
+                            T* __restrict__ y, T* __restrict__ mean, T* __restrict__ rstd, int N, int C, int L,
+                            double eps) {
+  struct Shared {
+    WarpValues<T, 256> values;
+  };
+  Shared& s = block_shared<Shared>();
+  const int c = blockIdx.x, M = N * L;
+
+  const T sum = long_sum<T>(threadIdx.x, M, 256, [&](int m) { return x[place(m, c, C, L)]; });
+  const T mu = block_sum<256>(sum, s.values) / T(M);
+  const T squares = long_sum<T>(threadIdx.x, M, 256, [&](int m) {
+    const T d = x[place(m, c, C, L)] - mu;
+    return d * d;
+  });
+  const T r = reciprocal_deviation(block_sum<256>(squares, s.values) / T(M), eps);
+
+  const T scale = weight == nullptr ? r : r * weight[c], shift = bias == nullptr ? T(0) : bias[c];
+  for (int m = threadIdx.x; m < M; m += 256) {
+    const int i = place(m, c, C, L);
+    y[i] = normalized(x[i], mu, scale, shift);
+  }
+  if (threadIdx.x == 0) {
+    mean[c] = mu;
+    rstd[c] = r;
+  }
+}
+
+// Block: 256 threads.  Thread: one number.
+template <class T>
+__global__ void __launch_bounds__(256)
+batch_norm_inference_v1_plain(const T* __restrict__ x, const T* __restrict__ mean, const T* __restrict__ var,
+                              const T* __restrict__ weight, const T* __restrict__ bias, T* __restrict__ y, int N,
+                              int C, int L, double eps) {
+  const unsigned i = blockIdx.x * 256 + threadIdx.x;
+  if (i >= unsigned(N * C * L)) return;
+  const int c = i / L % C;
+  const T r = reciprocal_deviation(var[c], eps);
+  y[i] = normalized(x[i], mean[c], weight == nullptr ? r : r * weight[c], bias == nullptr ? T(0) : bias[c]);
+}
+
+// Block: 256 threads and a channel.  Thread: every 256th number of it.
+template <class T>
+__global__ void __launch_bounds__(256)
+batch_norm_backward_v1_plain(const T* __restrict__ grad, const T* __restrict__ x, const T* __restrict__ weight,
+                             const T* __restrict__ mean, const T* __restrict__ rstd, T* __restrict__ dx,
+                             T* __restrict__ dweight, T* __restrict__ dbias, int N, int C, int L) {
+  struct Shared {
+    WarpValues<Two<T>, 256> values;
+  };
+  Shared& s = block_shared<Shared>();
+  const int c = blockIdx.x, M = N * L;
+  const T mu = mean[c], r = rstd[c];
+
+  Two<T> sums = long_sum<Two<T>>(threadIdx.x, M, 256, [&](int m) {
+    const int i = place(m, c, C, L);
+    return Two<T>(grad[i], grad[i] * ((x[i] - mu) * r));
+  });
+  sums = block_sum<256>(sums, s.values);
+  const InputGradient<T> gradient = input_gradient(mu, r, weight, c, sums.first, sums.second, M);
+  for (int m = threadIdx.x; m < M; m += 256) {
+    const int i = place(m, c, C, L);
+    dx[i] = gradient(grad[i], x[i]);
+  }
+  if (threadIdx.x == 0) {
+    dbias[c] = sums.first;
+    dweight[c] = sums.second;
+  }
+}
+
+// ---- v2: a channel of one slab
+
+// Block: 256 threads and 256 / TEAM channels.  TEAM neighbours own a channel, which is at most their share of
+// the slab.
+template <class T, int TEAM, bool VECTOR>
+__global__ void __launch_bounds__(256)
+batch_norm_forward_v2_slabs(const T* __restrict__ x, const T* __restrict__ weight, const T* __restrict__ bias,
+                            T* __restrict__ y, T* __restrict__ mean, T* __restrict__ rstd, int N, int C, int L,
+                            double eps) {
+  constexpr int TEAMS = SLAB_THREADS / TEAM, STEP = Part<T, VECTOR>::SIZE;
+  struct Shared {
+    alignas(16) T x[TEAMS][SLAB<T> / TEAMS];
+    TeamValues<T, TEAM> values;
+  };
+  Shared& s = block_shared<Shared>();
+  const int rank = threadIdx.x % TEAM, team = threadIdx.x / TEAM, M = N * L;
+  const int c = blockIdx.x * TEAMS + team;
+  if (c >= C) return;  // a whole warp, and only where no barrier of the block follows
+
+  stage<TEAM, VECTOR>(s.x[team], x, rank, M, [&](int m) { return place(m, c, C, L); });
+  team_sync<TEAM>();  // the channel is complete before its sums are made
+  const Moments<T> moments = staged_moments<TEAM>(s.x[team], rank, M, s.values);
+  const T mu = moments.sum / T(M), r = reciprocal_deviation(moments.squares / T(M), eps);
+
+  const T scale = weight == nullptr ? r : r * weight[c], shift = bias == nullptr ? T(0) : bias[c];
+  for (int m = rank * STEP; m < M; m += TEAM * STEP) {
+    Part<T, VECTOR> part = load_part<VECTOR>(&s.x[team][m]);
+#pragma unroll
+    for (int e = 0; e < STEP; ++e) part.of[e] = normalized(part.of[e], mu, scale, shift);
+    store_part<VECTOR>(&y[place(m, c, C, L)], part);
+  }
+  if (rank == 0) {
+    mean[c] = mu;
+    rstd[c] = r;
+  }
+}
+
+// Block, thread: as in the forward pass.
+template <class T, int TEAM, bool VECTOR>
+__global__ void __launch_bounds__(256)
+batch_norm_backward_v2_slabs(const T* __restrict__ grad, const T* __restrict__ x, const T* __restrict__ weight,
+                             const T* __restrict__ mean, const T* __restrict__ rstd, T* __restrict__ dx,
+                             T* __restrict__ dweight, T* __restrict__ dbias, int N, int C, int L) {
+  constexpr int TEAMS = SLAB_THREADS / TEAM, STEP = Part<T, VECTOR>::SIZE;
+  struct Shared {
+    alignas(16) T grad[TEAMS][SLAB<T> / TEAMS], x[TEAMS][SLAB<T> / TEAMS];
+    WarpValues<Two<T>, TEAM> values;
+  };
+  Shared& s = block_shared<Shared>();
+  const int rank = threadIdx.x % TEAM, team = threadIdx.x / TEAM, M = N * L;
+  const int c = blockIdx.x * TEAMS + team;
+  if (c >= C) return;  // a whole warp, and only where no barrier of the block follows
+  const T mu = mean[c], r = rstd[c];
+
+  stage<TEAM, VECTOR>(s.grad[team], grad, rank, M, [&](int m) { return place(m, c, C, L); });
+  stage<TEAM, VECTOR>(s.x[team], x, rank, M, [&](int m) { return place(m, c, C, L); });
+  team_sync<TEAM>();  // the channel is complete before its sums are made
+  const Two<T> sums = staged_products<TEAM>(s.grad[team], s.x[team], mu, r, rank, M, s.values);
+
+  const InputGradient<T> gradient = input_gradient(mu, r, weight, c, sums.first, sums.second, M);
+  for (int m = rank * STEP; m < M; m += TEAM * STEP) {
+    Part<T, VECTOR> part = load_part<VECTOR>(&s.grad[team][m]);
+    const Part<T, VECTOR> of_x = load_part<VECTOR>(&s.x[team][m]);
+#pragma unroll
+    for (int e = 0; e < STEP; ++e) part.of[e] = gradient(part.of[e], of_x.of[e]);
+    store_part<VECTOR>(&dx[place(m, c, C, L)], part);
+  }
+  if (rank == 0) {
+    dbias[c] = sums.first;
+    dweight[c] = sums.second;
+  }
+}
+
+// ---- v2: longer channels
+//
+// Block b of the three kernels over slabs has slab b / C of channel b % C, so that neighbours read neighbouring
+// channels of the same examples.
+
+// The moments of each slab: its sum to partial[0, slab, c], the rest to partial[1, slab, c], the squares to [2, ...].
+// Block: 256 threads and a slab.
+template <class T, bool VECTOR>
+__global__ void __launch_bounds__(256)
+batch_norm_statistics_v2_slabs(const T* __restrict__ x, T* __restrict__ partial, int N, int C, int L) {
+  struct Shared {
+    alignas(16) T x[SLAB<T>];
+    TeamValues<T, SLAB_THREADS> values;
+  };
+  Shared& s = block_shared<Shared>();
+  const int c = blockIdx.x % C, slab = blockIdx.x / C;
+  const int first = slab * SLAB<T>, count = slab_count<T>(slab, N * L);
+  stage<SLAB_THREADS, VECTOR>(s.x, x, threadIdx.x, count, [&](int m) { return place(first + m, c, C, L); });
+  __syncthreads();  // the slab is complete before its sums are made
+  const Moments<T> moments = staged_moments<SLAB_THREADS>(s.x, threadIdx.x, count, s.values);
+  if (threadIdx.x == 0) {
+    partial[blockIdx.x] = moments.sum;
+    partial[gridDim.x + blockIdx.x] = moments.rest;
+    partial[2 * gridDim.x + blockIdx.x] = moments.squares;
+  }
+}
+
+// Mean and rstd of each channel from partial (3, slabs, C).
+// Block: 256 threads and 8 channels.  Warp: a channel.
+template <class T>
+__global__ void __launch_bounds__(256)
+batch_norm_merge_statistics_v2_slabs(const T* __restrict__ partial, T* __restrict__ mean, T* __restrict__ rstd,
+                                     int M, int C, double eps) {
+  const int c = blockIdx.x * (SLAB_THREADS / WARP) + threadIdx.x / WARP;
+  if (c >= C) return;  // a whole warp
+  const Two<T> moments = merged_moments(partial, c, C, M);
+  if (threadIdx.x % WARP == 0) {
+    mean[c] = moments.first;
+    rstd[c] = reciprocal_deviation(moments.second, eps);
+  }
+}
+
+// y for a slab, by the threads of a block.
+template <bool VECTOR, class T>
+__device__ __forceinline__ void normalize_slab(const T* __restrict__ x, T* __restrict__ y, T mean, T scale, T shift,
+                                               int c, int slab, int N, int C, int L) {
+  constexpr int STEP = Part<T, VECTOR>::SIZE;
+  const int count = slab_count<T>(slab, N * L);
+  for (int m = threadIdx.x * STEP; m < count; m += SLAB_THREADS * STEP) {
+    const int i = place(slab * SLAB<T> + m, c, C, L);
+    Part<T, VECTOR> part = load_part<VECTOR>(&x[i]);
+#pragma unroll
+    for (int e = 0; e < STEP; ++e) part.of[e] = normalized(part.of[e], mean, scale, shift);
+    store_part<VECTOR>(&y[i], part);
+  }
+}
+
+// Block: 256 threads and a slab.
+template <class T, bool VECTOR>
+__global__ void __launch_bounds__(256)
+batch_norm_normalize_v2_slabs(const T* __restrict__ x, const T* __restrict__ mean, const T* __restrict__ rstd,
+                              const T* __restrict__ weight, const T* __restrict__ bias, T* __restrict__ y, int N,
+                              int C, int L) {
+  const int c = blockIdx.x % C, slab = blockIdx.x / C;
+  const T scale = weight == nullptr ? rstd[c] : rstd[c] * weight[c], shift = bias == nullptr ? T(0) : bias[c];
+  normalize_slab<VECTOR>(x, y, mean[c], scale, shift, c, slab, N, C, L);
+}
+
+// Block: 256 threads and a slab.
+template <class T, bool VECTOR>
+__global__ void __launch_bounds__(256)
+batch_norm_inference_v2_slabs(const T* __restrict__ x, const T* __restrict__ mean, const T* __restrict__ var,
+                              const T* __restrict__ weight, const T* __restrict__ bias, T* __restrict__ y, int N,
+                              int C, int L, double eps) {
+  const int c = blockIdx.x % C, slab = blockIdx.x / C;
+  const T r = reciprocal_deviation(var[c], eps);
+  const T scale = weight == nullptr ? r : r * weight[c], shift = bias == nullptr ? T(0) : bias[c];
+  normalize_slab<VECTOR>(x, y, mean[c], scale, shift, c, slab, N, C, L);
+}
+
+// The sums of g and of g xhat over each slab, to partial[0, slab, c] and partial[1, slab, c].
+// Block: 256 threads and a slab.  It is staged although it is read once, so that every thread adds up the same
+// numbers whether they came by vectors or not.
+template <class T, bool VECTOR>
+__global__ void __launch_bounds__(256)
+batch_norm_sums_v2_slabs(const T* __restrict__ grad, const T* __restrict__ x, const T* __restrict__ mean,
+                         const T* __restrict__ rstd, T* __restrict__ partial, int N, int C, int L) {
+  struct Shared {
+    alignas(16) T grad[SLAB<T>], x[SLAB<T>];
+    WarpValues<Two<T>, SLAB_THREADS> values;
+  };
+  Shared& s = block_shared<Shared>();
+  const int c = blockIdx.x % C, slab = blockIdx.x / C;
+  const int first = slab * SLAB<T>, count = slab_count<T>(slab, N * L);
+  stage<SLAB_THREADS, VECTOR>(s.grad, grad, threadIdx.x, count, [&](int m) { return place(first + m, c, C, L); });
+  stage<SLAB_THREADS, VECTOR>(s.x, x, threadIdx.x, count, [&](int m) { return place(first + m, c, C, L); });
+  __syncthreads();  // the slab is complete before its sums are made
+  const Two<T> sums = staged_products<SLAB_THREADS>(s.grad, s.x, mean[c], rstd[c], threadIdx.x, count, s.values);
+  if (threadIdx.x == 0) {
+    partial[blockIdx.x] = sums.first;
+    partial[gridDim.x + blockIdx.x] = sums.second;
+  }
+}
+
+// db and dw of each channel from partial (2, slabs, C).
+// Block: 256 threads and 8 channels.  Warp: a channel.
+template <class T>
+__global__ void __launch_bounds__(256)
+batch_norm_merge_sums_v2_slabs(const T* __restrict__ partial, T* __restrict__ dweight, T* __restrict__ dbias,
+                               int slabs, int C) {
+  const int c = blockIdx.x * (SLAB_THREADS / WARP) + threadIdx.x / WARP;
+  if (c >= C) return;  // a whole warp
+  const T db = merged_sum(partial + c, slabs, C), dw = merged_sum(partial + slabs * C + c, slabs, C);
+  if (threadIdx.x % WARP == 0) {
+    dbias[c] = db;
+    dweight[c] = dw;
+  }
+}
+
+// Block: 256 threads and a slab.
+template <class T, bool VECTOR>
+__global__ void __launch_bounds__(256)
+batch_norm_input_v2_slabs(const T* __restrict__ grad, const T* __restrict__ x, const T* __restrict__ weight,
+                          const T* __restrict__ mean, const T* __restrict__ rstd, const T* __restrict__ dweight,
+                          const T* __restrict__ dbias, T* __restrict__ dx, int N, int C, int L) {
+  constexpr int STEP = Part<T, VECTOR>::SIZE;
+  const int c = blockIdx.x % C, slab = blockIdx.x / C;
+  const InputGradient<T> gradient = input_gradient(mean[c], rstd[c], weight, c, dbias[c], dweight[c], N * L);
+  const int count = slab_count<T>(slab, N * L);
+  for (int m = threadIdx.x * STEP; m < count; m += SLAB_THREADS * STEP) {
+    const int i = place(slab * SLAB<T> + m, c, C, L);
+    Part<T, VECTOR> part = load_part<VECTOR>(&grad[i]);
+    const Part<T, VECTOR> of_x = load_part<VECTOR>(&x[i]);
+#pragma unroll
+    for (int e = 0; e < STEP; ++e) part.of[e] = gradient(part.of[e], of_x.of[e]);
+    store_part<VECTOR>(&dx[i], part);
+  }
+}

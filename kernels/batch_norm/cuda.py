@@ -1,0 +1,149 @@
+"""Launcher of batch_norm.cu: whether a channel is one slab, and grids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from .._launch import BOOLS, FLOATS, Kernel, ceil_div, empty, runtime_of
+
+_FORWARD_PLAIN = Kernel(__file__, "batch_norm_forward_v1_plain", T=FLOATS)
+_INFERENCE_PLAIN = Kernel(__file__, "batch_norm_inference_v1_plain", T=FLOATS)
+_BACKWARD_PLAIN = Kernel(__file__, "batch_norm_backward_v1_plain", T=FLOATS)
+
+_TEAMS: dict[str, Any] = {"T": FLOATS, "TEAM": (32, 256), "VECTOR": BOOLS}
+_FORWARD = Kernel(__file__, "batch_norm_forward_v2_slabs", **_TEAMS)
+_BACKWARD = Kernel(__file__, "batch_norm_backward_v2_slabs", **_TEAMS)
+_STATISTICS = Kernel(__file__, "batch_norm_statistics_v2_slabs", T=FLOATS, VECTOR=BOOLS)
+_MERGE_STATISTICS = Kernel(__file__, "batch_norm_merge_statistics_v2_slabs", T=FLOATS)
+_NORMALIZE = Kernel(__file__, "batch_norm_normalize_v2_slabs", T=FLOATS, VECTOR=BOOLS)
+_INFERENCE = Kernel(__file__, "batch_norm_inference_v2_slabs", T=FLOATS, VECTOR=BOOLS)
+_SUMS = Kernel(__file__, "batch_norm_sums_v2_slabs", T=FLOATS, VECTOR=BOOLS)
+_MERGE_SUMS = Kernel(__file__, "batch_norm_merge_sums_v2_slabs", T=FLOATS)
+_INPUT = Kernel(__file__, "batch_norm_input_v2_slabs", T=FLOATS, VECTOR=BOOLS)
+
+_SLAB_BYTES = 16 * 1024  # SLAB of reduce.cuh, whose 256 threads are 1 team or 8
+
+
+def _sizes(x: Any) -> tuple[int, int, int]:
+    """N, C and L."""
+    N, C = x.shape[:2]
+    return N, C, x.size // (N * C) if x.size else 0
+
+
+def _vector(L: int, *arrays: Any) -> bool:
+    """Whether all runs of L numbers can be moved by 16 bytes at a time."""
+    runtime, lanes = runtime_of(arrays[0]), 16 // arrays[0].itemsize
+    return L % lanes == 0 and all(runtime.address(a) % 16 == 0 for a in arrays)
+
+
+def _slab(x: Any) -> int:
+    """How many numbers a slab holds."""
+    return _SLAB_BYTES // x.itemsize
+
+
+def _team(x: Any, M: int) -> int | None:
+    """How many threads own a channel of M numbers, or None if it is longer than a slab."""
+    return 32 if M <= _slab(x) // 8 else 256 if M <= _slab(x) else None
+
+
+def _forward_plain(x: Any, y: Any, weight: Any, bias: Any, mean: Any, rstd: Any, eps: float) -> None:
+    N, C, L = _sizes(x)
+    _FORWARD_PLAIN[x.dtype](C, 256, x, weight, bias, y, mean, rstd, N, C, L, eps)
+
+
+def _forward_slabs(x: Any, y: Any, weight: Any, bias: Any, mean: Any, rstd: Any, eps: float) -> None:
+    N, C, L = _sizes(x)
+    vector = _vector(L, x, y)
+    team = _team(x, N * L)
+    if team is not None:
+        blocks = ceil_div(C, 256 // team)
+        _FORWARD[x.dtype, team, vector](blocks, 256, x, weight, bias, y, mean, rstd, N, C, L, eps)
+        return
+    slabs = ceil_div(N * L, _slab(x))
+    partial = empty(x, (3, slabs, C))
+    _STATISTICS[x.dtype, vector](slabs * C, 256, x, partial, N, C, L)
+    _MERGE_STATISTICS[x.dtype](ceil_div(C, 8), 256, partial, mean, rstd, N * L, C, eps)
+    _NORMALIZE[x.dtype, vector](slabs * C, 256, x, mean, rstd, weight, bias, y, N, C, L)
+
+
+def _backward_plain(grad: Any, x: Any, weight: Any, mean: Any, rstd: Any, dx: Any, dweight: Any, dbias: Any) -> None:
+    N, C, L = _sizes(x)
+    _BACKWARD_PLAIN[x.dtype](C, 256, grad, x, weight, mean, rstd, dx, dweight, dbias, N, C, L)
+
+
+def _backward_slabs(grad: Any, x: Any, weight: Any, mean: Any, rstd: Any, dx: Any, dweight: Any, dbias: Any) -> None:
+    N, C, L = _sizes(x)
+    vector = _vector(L, grad, x, dx)
+    team = _team(x, N * L)
+    if team is not None:
+        blocks = ceil_div(C, 256 // team)
+        _BACKWARD[x.dtype, team, vector](blocks, 256, grad, x, weight, mean, rstd, dx, dweight, dbias, N, C, L)
+        return
+    slabs = ceil_div(N * L, _slab(x))
+    partial = empty(x, (2, slabs, C))
+    _SUMS[x.dtype, vector](slabs * C, 256, grad, x, mean, rstd, partial, N, C, L)
+    _MERGE_SUMS[x.dtype](ceil_div(C, 8), 256, partial, dweight, dbias, slabs, C)
+    _INPUT[x.dtype, vector](slabs * C, 256, grad, x, weight, mean, rstd, dweight, dbias, dx, N, C, L)
+
+
+def _inference_plain(x: Any, y: Any, mean: Any, var: Any, weight: Any, bias: Any, eps: float) -> None:
+    N, C, L = _sizes(x)
+    _INFERENCE_PLAIN[x.dtype](ceil_div(x.size, 256), 256, x, mean, var, weight, bias, y, N, C, L, eps)
+
+
+def _inference_slabs(x: Any, y: Any, mean: Any, var: Any, weight: Any, bias: Any, eps: float) -> None:
+    N, C, L = _sizes(x)
+    blocks = ceil_div(N * L, _slab(x)) * C
+    _INFERENCE[x.dtype, _vector(L, x, y)](blocks, 256, x, mean, var, weight, bias, y, N, C, L, eps)
+
+
+def _forward(version: Callable[..., None], x: Any, weight: Any, bias: Any, eps: float) -> tuple[Any, Any, Any]:
+    y, mean, rstd = empty(x, x.shape), empty(x, x.shape[1]), empty(x, x.shape[1])
+    version(x, y, weight, bias, mean, rstd, eps)
+    return y, mean, rstd
+
+
+def _inference(version: Callable[..., None], x: Any, mean: Any, var: Any, weight: Any, bias: Any, eps: float) -> Any:
+    y = empty(x, x.shape)
+    version(x, y, mean, var, weight, bias, eps)
+    return y
+
+
+def _backward(
+    version: Callable[..., None], grad: Any, x: Any, weight: Any, mean: Any, rstd: Any
+) -> tuple[Any, Any, Any]:
+    dx, dweight, dbias = empty(x, x.shape), empty(x, x.shape[1]), empty(x, x.shape[1])
+    version(grad, x, weight, mean, rstd, dx, dweight, dbias)
+    return dx, dweight, dbias
+
+
+def batch_norm_forward(x: Any, weight: Any, bias: Any, eps: float) -> tuple[Any, Any, Any]:
+    """As the reference's; see the package's docstring."""
+    return _forward(_forward_slabs, x, weight, bias, eps)
+
+
+def batch_norm_inference(x: Any, mean: Any, var: Any, weight: Any, bias: Any, eps: float) -> Any:
+    """As the reference's."""
+    return _inference(_inference_slabs, x, mean, var, weight, bias, eps)
+
+
+def batch_norm_backward(grad: Any, x: Any, weight: Any, mean: Any, rstd: Any) -> tuple[Any, Any, Any]:
+    """As the reference's."""
+    return _backward(_backward_slabs, grad, x, weight, mean, rstd)
+
+
+VERSIONS = {
+    "batch_norm_forward": {
+        "v1_plain": lambda *arguments: _forward(_forward_plain, *arguments),
+        "v2_slabs": batch_norm_forward,
+    },
+    "batch_norm_inference": {
+        "v1_plain": lambda *arguments: _inference(_inference_plain, *arguments),
+        "v2_slabs": batch_norm_inference,
+    },
+    "batch_norm_backward": {
+        "v1_plain": lambda *arguments: _backward(_backward_plain, *arguments),
+        "v2_slabs": batch_norm_backward,
+    },
+}
