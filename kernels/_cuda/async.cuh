@@ -12,7 +12,7 @@ template <int BYTES>
 __device__ __forceinline__ void copy_async(void* to, const void* from, bool inside) {
   static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16, "cp.async moves 4, 8 or 16 bytes");
 #ifdef RAWGRAD_EMULATED
-  rawgrad_emulator::async_copy(to, from, BYTES, inside ? BYTES : 0, __builtin_return_address(0));
+  rawgrad_emulator::async_copy(to, from, BYTES, inside ? BYTES : 0);
 #else
   const int from_source = inside ? BYTES : 0;
   if constexpr (BYTES == 16)  // past the first-level cache
@@ -38,7 +38,7 @@ __device__ __forceinline__ void commit_copies() {
 template <int GROUPS_LEFT>
 __device__ __forceinline__ void wait_copies() {
 #ifdef RAWGRAD_EMULATED
-  rawgrad_emulator::async_wait(GROUPS_LEFT, {__builtin_FILE(), __builtin_LINE()});
+  rawgrad_emulator::async_wait(GROUPS_LEFT);
 #else
   asm volatile("cp.async.wait_group %0;" ::"n"(GROUPS_LEFT) : "memory");
 #endif

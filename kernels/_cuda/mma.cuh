@@ -78,7 +78,7 @@ __device__ __forceinline__ uint32_t pack(Fp16, float low, float high) {
 template <bool TRANSPOSED>
 __device__ __forceinline__ void load_matrices(uint32_t (&r)[4], const void* row) {
 #ifdef RAWGRAD_EMULATED
-  rawgrad_emulator::load_matrices(r, 4, row, TRANSPOSED, __builtin_return_address(0), {__builtin_FILE(), __builtin_LINE()});
+  rawgrad_emulator::load_matrices(r, 4, row, TRANSPOSED, {__builtin_FILE(), __builtin_LINE()});
 #else
   if constexpr (TRANSPOSED)
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"

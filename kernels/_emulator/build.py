@@ -1,8 +1,9 @@
 """Compiles ``.cu`` files, and the emulator's own runtime, with the host's C++ compiler.
 
 A *unit* is one source with some instances of its kernels.  It is compiled with ``-fsanitize=thread``,
-which puts a call before every load and store, and linked with the emulator's runtime in the place of
-the sanitizer's.  Libraries are cached by a digest of everything that goes into them.
+which puts a call before every load and store, and with those parts of ``-fsanitize=undefined`` that find
+what a GPU would do otherwise; it is linked with the emulator's runtime in the place of the sanitizers'.
+Libraries are cached by a digest of everything that goes into them.
 """
 
 from __future__ import annotations
@@ -21,21 +22,24 @@ from functools import cache
 from pathlib import Path
 
 from .._cache import cache_folder
-from .._cuda.source import HEADERS, read_source
+from .._cuda.source import HEADERS
 from .._errors import BackendError, LaunchError
+from .host_code import device_code, shared_names
 
 _HERE = Path(__file__).parent
-_RUNTIME_SOURCES = ("scheduler.cpp", "memory.cpp")
+_RUNTIME_SOURCES = ("scheduler.cpp", "memory.cpp", "hooks.cpp")
 _RUNTIME_HEADERS = ("runtime.h", "state.h")
-_STANDARD = "-std=c++17"
-#: Headers of CUDA that a user's source may include; what they declare is in device.h.
-_CUDA_INCLUDE = re.compile(
-    r"^[ \t]*#[ \t]*include[ \t]*<(cuda|device_|vector_types|math_constants)[^>]*>", re.MULTILINE
+_RUNTIME_FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared")
+_SANITIZERS = "thread,bounds-strict,alignment,integer-divide-by-zero,shift-exponent,float-cast-overflow"
+_FLAGS = (
+    *("-std=c++17", "-O1", "-g1", "-gdwarf-4", "-fPIC", "-w", "-DRAWGRAD_EMULATED", f"-fsanitize={_SANITIZERS}"),
+    "--param=tsan-instrument-func-entry-exit=0",
+    "-ftrivial-auto-var-init=pattern",  # a variable that nothing set holds the same nonsense every time
+    "-fstack-clash-protection",  # a stack that overflows meets its guard page
 )
-_EXTERN_SHARED = re.compile(
-    r"extern\s+__shared__\s+(?:__align__\s*\(\s*\w+\s*\)\s+)?([\w:<> ]+?)\s+(\w+)\s*\[\s*\]\s*;"
-)
-_INCLUDE_CUH = re.compile(r'^[ \t]*#[ \t]*include[ \t]+"([^"]+)"', re.MULTILINE)
+#: Without -fsanitize: the sanitizers' own runtimes stay out.  What is missing is an error now, not at loading.
+_LINK_FLAGS = ("-shared", "-Wl,-z,defs", *(f"-Wl,--wrap={f}" for f in ("memcpy", "memmove", "memset", "__assert_fail")))
+_INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*"([^"]+)"', re.MULTILINE)
 
 
 def compiler() -> str | None:
@@ -81,12 +85,12 @@ def runtime_library() -> Path:
     if reason := problem():
         raise BackendError(f"backend 'emulated' cannot run here: {reason}")
     texts = [(_HERE / name).read_text() for name in (*_RUNTIME_SOURCES, *_RUNTIME_HEADERS)]
-    target = cache_folder("emulator") / f"runtime-{_digest(_compiler_version(), *texts)}.so"
+    target = cache_folder("emulator") / f"runtime-{_digest(_compiler_version(), *_RUNTIME_FLAGS, *texts)}.so"
     if not target.exists():
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             made = Path(folder) / target.name
-            command = [str(compiler()), _STANDARD, "-O2", "-fPIC", "-shared", "-o", str(made)]
-            _run([*command, *(str(_HERE / name) for name in _RUNTIME_SOURCES)], "the emulator's runtime")
+            sources = [str(_HERE / name) for name in _RUNTIME_SOURCES]
+            _run([str(compiler()), *_RUNTIME_FLAGS, "-o", str(made), *sources], "the emulator's runtime")
             made.replace(target)
     return target
 
@@ -101,7 +105,7 @@ class Unit:
         entries: for each name expression the number of its entry point.
         base: the address at which the library was loaded.
         end: where its image ends.
-        statics: (name, address, size) of each function-local ``__shared__`` variable.
+        statics: (name, address, size) of each ``__shared__`` variable.
     """
 
     library: ctypes.CDLL
@@ -131,59 +135,70 @@ def build(path: Path, expressions: Sequence[str]) -> Path:
     """Compile a unit into the cache, if it is not there; the library's path."""
     runtime = runtime_library()
     text = _translation_unit(path, expressions)
-    headers = [read_source(path).text, (_HERE / "device.h").read_text()]
-    target = cache_folder("emulator") / f"{path.stem}-{_digest(runtime.name, text, *headers)}.so"
+    parts = (runtime.name, *_FLAGS, *_LINK_FLAGS, text, *_headers(path), (_HERE / "device.h").read_text())
+    target = cache_folder("emulator") / f"{path.stem}-{_digest(*parts)}.so"
     if target.exists():
         return target
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         source, compiled, made = (Path(folder) / f"{path.stem}{suffix}" for suffix in (".cpp", ".o", ".so"))
         source.write_text(text)
-        command = [str(compiler()), _STANDARD, "-O1", "-g1", "-fPIC", "-w", "-DRAWGRAD_EMULATED", "-fsanitize=thread"]
-        command += ["-I", str(_HERE), "-I", str(HEADERS), "-I", str(path.parent.resolve())]
+        command = [str(compiler()), *_FLAGS, "-I", str(_HERE), "-I", str(HEADERS), "-I", str(path.parent.resolve())]
         _run([*command, "-c", str(source), "-o", str(compiled)], str(path))
-        # Without -fsanitize: the sanitizer's own runtime stays out.
-        link = [str(compiler()), "-shared", "-o", str(made), str(compiled), str(runtime)]
+        link = [str(compiler()), *_LINK_FLAGS, "-o", str(made), str(compiled), str(runtime)]
         _run([*link, f"-Wl,-rpath,{runtime.parent}"], str(path))
-        made.with_suffix(".json").write_text(json.dumps(_symbols(made)))
-        made.with_suffix(".json").replace(target.with_suffix(".json"))
+        layout = made.with_suffix(".json")
+        layout.write_text(json.dumps(_layout(made, shared_names(text))))
+        layout.replace(target.with_suffix(".json"))
         made.replace(target)
     return target
 
 
+def _headers(path: Path) -> list[str]:
+    """The texts of all files that ``path`` includes by ``"name"``, and that those include."""
+    texts: dict[Path, str] = {}
+    waiting = [path]
+    while waiting:
+        including = waiting.pop()
+        for name in _INCLUDE.findall(including.read_text()):
+            for folder in (including.parent, HEADERS, path.parent):
+                found = folder / name
+                if found.is_file() and found not in texts:
+                    texts[found] = found.read_text()
+                    waiting.append(found)
+    return [texts[key] for key in sorted(texts)]
+
+
 def _translation_unit(path: Path, expressions: Sequence[str]) -> str:
     """The source with an entry point for each kernel instance."""
-    text = path.read_text()
-    text = _CUDA_INCLUDE.sub("//", text)
-    # Dynamic shared memory begins where the arena does.
-    text = _EXTERN_SHARED.sub(r"\1* const \2 = reinterpret_cast<\1*>(rawgrad_emulator::dynamic_shared());", text)
     entries = "".join(
         f'extern "C" UNWATCHED void rawgrad_entry_{i}(const unsigned char* a) {{ rawgrad_emulator::enter({e}, a); }}\n'
         f'extern "C" size_t rawgrad_bytes_{i}() {{ return rawgrad_emulator::argument_bytes({e}); }}\n'
         for i, e in enumerate(expressions)
     )
-    return f'#include "device.h"\n#line 1 "{path}"\n{text}\n#line 1 "entries"\n{entries}'
+    return f'#include "device.h"\n#line 1 "{path}"\n{device_code(path)}\n#line 1 "entries"\n{entries}'
 
 
-def _symbols(library: Path) -> dict[str, object]:
-    """What must be known of a library's layout: offsets relative to where it is loaded."""
-    lines = subprocess.run(["nm", "-S", "--defined-only", str(library)], capture_output=True, text=True, check=True)
-    statics, entry, end = [], 0, 0
-    for line in lines.stdout.splitlines():
-        fields = line.split()
-        address = int(fields[0], 16)
-        size = int(fields[1], 16) if len(fields) == 4 else 0
-        end = max(end, address + size)
-        name, kind = fields[-1], fields[-2]
-        if name == "rawgrad_entry_0":
-            entry = address
-        if name.startswith("_ZZ") and kind in "bBdDuV" and size:  # a static variable inside a function
-            statics.append((_variable(name), address, size))
+def _layout(library: Path, shared: set[str]) -> dict[str, object]:
+    """What must be known of a library: offsets of one entry point, of its end and of the variables ``shared``."""
+    rows, end = [], 0
+    for line in _said("nm", "--format=sysv", "--defined-only", str(library)).splitlines():
+        fields = [field.strip() for field in line.split("|")]
+        if len(fields) == 7 and re.fullmatch("[0-9a-f]+", fields[1]):
+            rows.append((fields[0], int(fields[1], 16), int(fields[4] or "0", 16), fields[6]))
+            end = max(end, rows[-1][1] + rows[-1][2])
+    entry = next(address for name, address, _, _ in rows if name == "rawgrad_entry_0")
+    variables = [row for row in rows if row[3] == ".bss" and row[2]]
+    names = _said("c++filt", *(row[0] for row in variables)).splitlines() if variables else []
+    statics = [
+        (name.rpartition("::")[2], address, size)
+        for name, (_, address, size, _) in zip(names, variables, strict=True)
+        if name.rpartition("::")[2] in shared
+    ]
     return {"entry": entry, "end": end, "statics": statics}
 
 
-def _variable(mangled: str) -> str:
-    said = subprocess.run(["c++filt", mangled], capture_output=True, text=True).stdout.strip()
-    return said.rpartition("::")[2] or mangled
+def _said(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def _load(path: Path, expressions: tuple[str, ...], file: Path) -> Unit:

@@ -92,6 +92,8 @@ inline int __syncthreads_and(int predicate, RAWGRAD_PLACE) {
 inline void __syncwarp(unsigned mask = 0xffffffffu, RAWGRAD_PLACE) { rawgrad_emulator::sync_warp(mask, RAWGRAD_HERE); }
 inline void __threadfence() {}
 inline void __threadfence_block() {}
+inline void __threadfence_system() {}
+[[noreturn]] inline void __trap(RAWGRAD_PLACE) { rawgrad_emulator::trap(RAWGRAD_HERE); }
 
 namespace rawgrad_emulator {
 template <class T>
@@ -232,7 +234,7 @@ template <class P>
 UNWATCHED P next_argument(const unsigned char* buffer, size_t& offset) {
   offset = (offset + alignof(P) - 1) / alignof(P) * alignof(P);
   alignas(P) unsigned char bytes[sizeof(P)];
-  memcpy(bytes, buffer + offset, sizeof(P));
+  copy_bytes(bytes, buffer + offset, sizeof(P));
   offset += sizeof(P);
   return *reinterpret_cast<P*>(bytes);
 }

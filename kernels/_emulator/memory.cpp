@@ -1,16 +1,18 @@
 // Checks every access of a kernel to memory: is it inside a buffer, was it written, does it race?
 //
-// Memory is followed in cells: of shared memory every four bytes (or, where a kernel uses smaller
-// pieces, every byte), of a buffer every element of at most four bytes.  A cell remembers who wrote it
-// last and who has read it since.  Two accesses of which one writes are a race unless they are ordered:
+// Memory is followed in cells: of shared memory every four bytes, of a buffer every element of at most
+// four bytes; where a kernel uses smaller pieces, every byte.  A cell remembers who wrote it last and who
+// has read it since.  Two accesses of which one writes are a race unless they are ordered:
 //
 //   by a barrier of the block        - their barrier epochs differ;
-//   by __syncwarp between two lanes  - the later lane's vector clock has seen the earlier access.
+//   by __syncwarp between two lanes  - the later lane's vector clock has seen the earlier access;
+//   both are atomic.
 //
 // Nothing orders two blocks of a grid.  Method: Flanagan and Freund, "FastTrack", 2009, with barriers in
 // the place of most of its clocks.  Compiled without instrumentation.
 #include <algorithm>
 #include <array>
+#include <cstdio>
 #include <cstring>
 #include <memory>
 
@@ -22,22 +24,23 @@ alignas(1024) unsigned char arena[ARENA_BYTES];
 
 namespace {
 
-constexpr uint32_t NOBODY = 0, MANY_BLOCKS = ~0u;
+constexpr uint32_t NOBODY = 0;
 
 struct Writer {
   uint32_t block;  // serial number; NOBODY if nothing was written in this launch
+  uint32_t epoch, clock, code;
   uint16_t thread;
   bool atomic;
-  uint32_t epoch, clock;
-  const void* caller;
 };
+// Those who have read since the last barrier.  Lanes are kept apart, but not their times: a lane counts as
+// having read at the time of the last reader.  That is exact unless lanes that synchronise in different groups
+// read the same place.
 struct Readers {
-  uint32_t block;  // NOBODY, one block, or MANY_BLOCKS
-  uint16_t thread;  // the last one
-  uint16_t warp;
-  bool many_warps, atomic;
-  uint32_t epoch, clock, lanes;  // of the warp: which lanes have read, the latest at which time
-  const void* caller;
+  uint32_t block;  // of the last one; NOBODY if nobody has read
+  uint32_t epoch, clock, lanes, code;
+  uint32_t other_code;
+  uint16_t thread, other;  // the last one, and the last one of another warp
+  bool many_blocks, many_warps, atomic;
 };
 struct Cell {
   Writer writer;
@@ -50,9 +53,20 @@ struct Cell {
 struct SharedCell : Cell {
   uint32_t written_in, in_flight_in;  // serial of the block in which it was written, or is being copied to
 };
-SharedCell shared_cells[ARENA_BYTES];       // one per byte; the first of four stands for all ...
-uint32_t divided_in[ARENA_BYTES / 4];       // ... unless the block has used a part of them
+SharedCell shared_cells[ARENA_BYTES];  // one per byte; the first of four stands for all ...
+uint32_t divided_in[ARENA_BYTES / 4];  // ... unless the block has used a part of them
 size_t shared_used, dynamic_bytes;
+
+// `__shared__` variables of a source that does not use block_shared.  They lie outside the arena, but their cells
+// are the arena's, from its end downwards, given out when a launch first uses a variable.
+struct StaticShared {
+  uintptr_t begin, end;
+  size_t account;        // the place of its cells, or UNUSED
+  uint32_t poisoned_in;  // the last block that used it
+};
+constexpr size_t UNUSED = ~size_t(0);
+std::vector<StaticShared> static_shared;
+size_t static_used;
 
 // ---- buffers
 
@@ -62,25 +76,24 @@ using Page = std::array<Cell, PAGE_CELLS>;
 struct Buffer {
   uintptr_t begin, end;
   bool read_only;
-  int cell_bytes;  // 1, 2 or 4
+  int cell_bytes;          // 1, 2 or 4
   uint8_t* written;        // bit i of element j: byte 4 j + i of the allocation is written; null: all are
   size_t written_offset;   // of `begin` in the allocation
-  std::vector<std::unique_ptr<Page>> pages;
+  std::vector<uint64_t> touched;             // of a read-only buffer: one bit for each cell that was read
+  std::vector<std::unique_ptr<Page>> pages;  // of the others
 };
 std::vector<Buffer> buffers;  // in order of address
 std::vector<std::unique_ptr<Page>> free_pages;
 
-// Function-local `__shared__` variables of a source that does not use block_shared: places in the arena's
-// account for memory that lies elsewhere.
-struct StaticShared {
-  uintptr_t begin, end;
-  size_t account;
-};
-std::vector<StaticShared> static_shared;
-uintptr_t image_begin, image_end;  // the kernels' own code and constants
+uintptr_t image_begin, image_end;  // the kernels' own code, constants and static variables
 
 uint64_t traffic[8];
-enum { GLOBAL_READ, GLOBAL_WRITTEN, SHARED_READ, SHARED_WRITTEN, ATOMICS, DISTINCT_READ, DISTINCT_WRITTEN };
+enum Traffic { GLOBAL_READ, GLOBAL_WRITTEN, SHARED_READ, SHARED_WRITTEN, ATOMICS, DISTINCT_READ, DISTINCT_WRITTEN };
+bool delivering;  // an asynchronous copy, which was counted when it began
+
+void count(Traffic what, size_t bytes) {
+  if (!delivering) traffic[what] += bytes;
+}
 
 struct Where {
   Space space;
@@ -92,21 +105,28 @@ struct Where {
 Finding* complain(FindingKind kind, const void* place, size_t bytes, Access access, const void* caller, Where where) {
   for (Finding& known : all_findings())
     if (known.kind == kind && known.first.caller == caller) {
-      ++known.times;
+      known.times += known.step != steps;
+      known.step = steps;
       return nullptr;
     }
-  Finding& finding = report(kind);
+  Finding& finding = report(kind, caller);
   finding.space = where.space;
   finding.buffer = where.buffer;
   finding.offset = where.offset;
   finding.address = reinterpret_cast<uintptr_t>(place);
   finding.bytes = bytes;
-  finding.first = party_now(access, caller);
+  finding.first.access = access;
+  finding.step = steps;
   return &finding;
 }
 
-Party party_of(uint32_t block, int thread, Access access, const void* caller) {
+// ---- races
+
+uint32_t code_of(const void* caller) { return reinterpret_cast<uintptr_t>(caller) - image_begin; }
+
+Party party_of(uint32_t block, int thread, Access access, uint32_t code) {
   const Index b = block_of_serial(block), t = thread_of_id(thread);
+  const void* caller = reinterpret_cast<const void*>(image_begin + code);
   return {{b.x, b.y, b.z}, {t.x, t.y, t.z}, access, 0, nullptr, caller};
 }
 
@@ -116,68 +136,83 @@ bool seen(int lane, uint32_t clock) { return lane == current->lane || current->c
 bool after_writer(const Writer& w, Access access) {
   if (w.block == NOBODY || (w.atomic && access == ATOMIC)) return true;
   if (w.block != block_serial) return false;
-  if (w.epoch != barrier_epoch || w.thread == current->id) return true;
+  if (w.epoch != barrier_epoch) return true;
   return w.thread / WARP_SIZE == current->warp && seen(w.thread % WARP_SIZE, w.clock);
 }
-bool after_readers(const Readers& r, Access access) {
-  if (r.block == NOBODY || (r.atomic && access == ATOMIC)) return true;
-  if (r.block != block_serial) return false;
-  if (r.epoch != barrier_epoch) return true;
-  if (r.many_warps || r.warp != current->warp) return false;
-  for (int l = 0; l < WARP_SIZE; ++l)
-    if (r.lanes >> l & 1 && !seen(l, r.clock)) return false;
-  return true;
+
+// Whether all readers came before this access or do not mind it; if not, one who minds.  An atomic access counts
+// as a reader, so among those who mind a plain read there are all earlier atomic ones, not the last alone.
+bool after_readers(const Readers& r, Access access, Party& who, int& known) {
+  if (r.block == NOBODY || (access == ATOMIC && r.atomic) || (access == READ && !r.atomic)) return true;
+  int thread = -1;
+  uint32_t code = r.code;
+  known = 1;
+  if (r.block != block_serial) {
+    thread = r.thread;
+  } else if (r.many_blocks) {  // some are of other blocks, the last one is not
+    thread = r.thread;
+    known = 2;
+  } else if (r.epoch != barrier_epoch) {
+    return true;
+  } else if (r.thread / WARP_SIZE != current->warp) {
+    thread = r.thread;
+  } else if (r.many_warps) {
+    thread = r.other;
+    code = r.other_code;
+  } else {
+    for (int l = 0; l < WARP_SIZE; ++l)
+      if (r.lanes >> l & 1 && !seen(l, r.clock)) thread = current->warp * WARP_SIZE + l;
+    if (thread < 0) return true;
+  }
+  who = party_of(r.block, thread, r.atomic ? ATOMIC : READ, code);
+  return false;
 }
 
-void check_race(Cell& cell, const void* place, size_t bytes, Access access, const void* caller, Where where) {
+void check_race(const Cell& cell, const void* place, size_t bytes, Access access, const void* caller, Where where) {
   const FindingKind kind = where.space == SHARED ? RACE_SHARED : RACE_GLOBAL;
-  if (!after_writer(cell.writer, access)) {
-    const Writer& w = cell.writer;
-    if (Finding* f = complain(kind, place, bytes, access, caller, where)) {
-      f->second = party_of(w.block, w.thread, w.atomic ? ATOMIC : WRITE, w.caller);
-      f->has_second = 1;
-    }
-  } else if (access != READ && !after_readers(cell.readers, access)) {
-    const Readers& r = cell.readers;
-    if (Finding* f = complain(kind, place, bytes, access, caller, where)) {
-      if (r.block != MANY_BLOCKS) f->second = party_of(r.block, r.thread, r.atomic ? ATOMIC : READ, r.caller);
-      else f->second.caller = r.caller, f->second.access = READ;
-      f->has_second = r.block == MANY_BLOCKS ? 2 : 1;
-    }
+  Party who;
+  int known = 1;
+  const Writer& w = cell.writer;
+  if (!after_writer(w, access))
+    who = party_of(w.block, w.thread, w.atomic ? ATOMIC : WRITE, w.code);
+  else if (after_readers(cell.readers, access, who, known))
+    return;
+  if (Finding* f = complain(kind, place, bytes, access, caller, where)) {
+    f->second = who;
+    f->has_second = known;
   }
 }
 
 void remember(Cell& cell, Access access, const void* caller) {
+  const uint32_t clock = current->clock[current->lane];
   if (access != READ) {
     Writer& w = cell.writer;
     w.block = block_serial;
     w.thread = current->id;
     w.atomic = access == ATOMIC;
     w.epoch = barrier_epoch;
-    w.clock = current->clock[current->lane];
-    w.caller = caller;
+    w.clock = clock;
+    w.code = code_of(caller);
   }
-  if (access != WRITE) {
-    Readers& r = cell.readers;
-    if (r.block == NOBODY || (r.block == block_serial && r.epoch != barrier_epoch)) {
-      r.block = block_serial;
-      r.warp = current->warp;
-      r.epoch = barrier_epoch;
-      r.many_warps = false;
-      r.atomic = access == ATOMIC;
-      r.lanes = 0;
-      r.clock = 0;
-    } else if (r.block != block_serial) {
-      r.block = MANY_BLOCKS;
-    } else if (r.warp != current->warp) {
-      r.many_warps = true;
-    }
-    r.atomic = r.atomic && access == ATOMIC;
-    r.thread = current->id;
-    r.lanes |= 1u << current->lane;
-    r.clock = std::max(r.clock, current->clock[current->lane]);
-    r.caller = caller;
+  if (access == WRITE) return;
+  Readers& r = cell.readers;
+  if (r.block == NOBODY || (r.block == block_serial && !r.many_blocks && r.epoch != barrier_epoch)) {
+    r = Readers();  // none, or a barrier has passed since
+    r.atomic = true;
+  } else if (r.block != block_serial) {
+    r.many_blocks = true;
+  } else if (r.thread / WARP_SIZE != current->warp) {
+    r.many_warps = true;
+    r.other = r.thread;
+    r.other_code = r.code;
   }
+  r.block = block_serial;
+  r.epoch = barrier_epoch;
+  r.thread = current->id;
+  r.atomic = r.atomic && access == ATOMIC;
+  r.lanes |= 1u << current->lane;
+  r.clock = std::max(r.clock, clock);
+  r.code = code_of(caller);
 }
 
 // ---- accesses to shared memory
@@ -202,23 +237,76 @@ void fresh(SharedCell& cell) {  // forget what an earlier block did here
   if (cell.readers.block != block_serial) cell.readers.block = NOBODY;
 }
 
-void access_shared(size_t offset, const void* place, size_t bytes, Access access, const void* caller, size_t limit) {
-  const Where where{SHARED, -1, static_cast<int64_t>(offset)};
-  traffic[access == READ ? SHARED_READ : SHARED_WRITTEN] += bytes;
-  if (offset + bytes > limit) {
-    complain(OUTSIDE, place, bytes, access, caller, where);
+struct SharedPlace {
+  size_t offset, limit;  // in the account of shared memory
+};
+
+void access_shared(SharedPlace at, const void* place, size_t bytes, Access access, const void* caller) {
+  const Where where{SHARED, -1, static_cast<int64_t>(at.offset)};
+  if (access != WRITE) count(SHARED_READ, bytes);
+  if (access != READ) count(SHARED_WRITTEN, bytes);
+  if (at.offset + bytes > at.limit) {
+    if (Finding* f = complain(OUTSIDE, place, bytes, access, caller, where)) f->limit = at.limit;
     abandon();
   }
-  for_shared_cells(offset, bytes, [&](SharedCell& cell) {
+  for_shared_cells(at.offset, bytes, [&](SharedCell& cell) {
     fresh(cell);
-    if (access != WRITE && cell.in_flight_in == block_serial)
-      complain(IN_FLIGHT, place, bytes, access, caller, where);
-    else if (access != WRITE && cell.written_in != block_serial)
-      complain(UNWRITTEN, place, bytes, access, caller, where);
-    check_race(cell, place, bytes, access, caller, where);
+    if (cell.in_flight_in == block_serial && !delivering) {
+      const Writer w = cell.writer;
+      if (Finding* f = complain(IN_FLIGHT, place, bytes, access, caller, where)) {
+        f->second = party_of(w.block, w.thread, WRITE, w.code);
+        f->has_second = 1;
+      }
+    } else {
+      if (access != WRITE && cell.written_in != block_serial) complain(UNWRITTEN, place, bytes, access, caller, where);
+      check_race(cell, place, bytes, access, caller, where);
+    }
     remember(cell, access, caller);
     if (access != READ) cell.written_in = block_serial, cell.in_flight_in = NOBODY;
   });
+}
+
+// The block uses the first `bytes` of the arena from now on.
+void use_shared(size_t bytes) {
+  if (bytes <= shared_used) return;
+  memset(arena + shared_used, 0xff, bytes - shared_used);
+  shared_used = bytes;
+}
+
+void refuse_shared(size_t bytes, size_t limit, const char* what, const void* caller) {
+  Finding& finding = report(SHARED_SIZE, caller);
+  finding.bytes = bytes;
+  finding.limit = limit;
+  snprintf(finding.detail, sizeof finding.detail, "%s", what);
+  abandon();
+}
+
+// Whether `address` is shared memory, and where.
+bool find_shared(uintptr_t address, const void* caller, SharedPlace& found) {
+  const uintptr_t in_arena = address - reinterpret_cast<uintptr_t>(arena);
+  if (in_arena < ARENA_BYTES) {
+    found = {in_arena, shared_used};
+    return true;
+  }
+  if (address < image_begin || address >= image_end) return false;
+  for (StaticShared& s : static_shared) {
+    if (address < s.begin || address >= s.end) continue;
+    if (s.account == UNUSED) {
+      static_used += (s.end - s.begin + 15) / 16 * 16;
+      if (static_used > STATIC_SHARED_BYTES)
+        refuse_shared(static_used, STATIC_SHARED_BYTES, "in __shared__ variables", caller);
+      if (static_used + dynamic_bytes > ARENA_BYTES)
+        refuse_shared(static_used + dynamic_bytes, ARENA_BYTES, "in variables and dynamically", caller);
+      s.account = ARENA_BYTES - static_used;
+    }
+    if (s.poisoned_in != block_serial) {
+      memset(reinterpret_cast<void*>(s.begin), 0xff, s.end - s.begin);
+      s.poisoned_in = block_serial;
+    }
+    found = {s.account + (address - s.begin), s.account + (s.end - s.begin)};
+    return true;
+  }
+  return false;
 }
 
 // ---- accesses to buffers
@@ -237,6 +325,27 @@ Cell& cell_of(Buffer& buffer, size_t cell) {
   return (*page)[cell % PAGE_CELLS];
 }
 
+// From now on each byte of the buffer is followed on its own.
+void divide(Buffer& buffer) {
+  const size_t parts = buffer.cell_bytes, cells = (buffer.end - buffer.begin) / parts;
+  Buffer whole = std::move(buffer);
+  buffer = Buffer();
+  buffer.begin = whole.begin, buffer.end = whole.end;
+  buffer.read_only = whole.read_only;
+  buffer.cell_bytes = 1;
+  buffer.written = whole.written, buffer.written_offset = whole.written_offset;
+  buffer.pages.resize(whole.pages.size() * parts);
+  buffer.touched.resize(whole.touched.size() * parts);
+  for (size_t i = 0; i < cells; ++i)
+    for (size_t part = 0; part < parts; ++part) {
+      const size_t j = i * parts + part;
+      if (whole.read_only)
+        buffer.touched[j / 64] |= (whole.touched[i / 64] >> i % 64 & 1) << j % 64;
+      else if (whole.pages[i / PAGE_CELLS])
+        cell_of(buffer, j) = cell_of(whole, i);
+    }
+}
+
 bool is_written(const Buffer& buffer, size_t offset, size_t bytes) {
   for (size_t i = buffer.written_offset + offset, end = i + bytes; i < end; ++i)
     if (!(buffer.written[i / 4] >> i % 4 & 1)) return false;
@@ -251,19 +360,26 @@ void access_buffer(Buffer& buffer, uintptr_t address, size_t bytes, Access acces
   const void* place = reinterpret_cast<const void*>(address);
   const size_t offset = address - buffer.begin;
   const Where where{GLOBAL, static_cast<int>(&buffer - buffers.data()), static_cast<int64_t>(offset)};
-  if (access != WRITE) traffic[GLOBAL_READ] += bytes;
-  if (access != READ) traffic[GLOBAL_WRITTEN] += bytes;
+  if (access != WRITE) count(GLOBAL_READ, bytes);
+  if (access != READ) count(GLOBAL_WRITTEN, bytes);
   if (access != READ && buffer.read_only) complain(READ_ONLY, place, bytes, access, caller, where);
   if (buffer.written) {
     if (access != WRITE && !is_written(buffer, offset, bytes)) complain(UNWRITTEN, place, bytes, access, caller, where);
     if (access != READ) mark_written(buffer, offset, bytes);
   }
+  if (buffer.cell_bytes > 1 && (offset % buffer.cell_bytes || bytes % buffer.cell_bytes)) divide(buffer);
   const size_t first = offset / buffer.cell_bytes, last = (offset + bytes - 1) / buffer.cell_bytes;
   for (size_t i = first; i <= last; ++i) {
+    if (buffer.read_only) {  // nobody writes, so nothing can race
+      uint64_t& bits = buffer.touched[i / 64];
+      if (!(bits >> i % 64 & 1)) count(DISTINCT_READ, buffer.cell_bytes);
+      bits |= uint64_t(1) << i % 64;
+      continue;
+    }
     Cell& cell = cell_of(buffer, i);
     if (access != WRITE && cell.readers.block == NOBODY && cell.writer.block == NOBODY)
-      traffic[DISTINCT_READ] += buffer.cell_bytes;
-    if (access != READ && cell.writer.block == NOBODY) traffic[DISTINCT_WRITTEN] += buffer.cell_bytes;
+      count(DISTINCT_READ, buffer.cell_bytes);
+    if (access != READ && cell.writer.block == NOBODY) count(DISTINCT_WRITTEN, buffer.cell_bytes);
     check_race(cell, place, bytes, access, caller, where);
     remember(cell, access, caller);
   }
@@ -282,8 +398,12 @@ Buffer* buffer_of(uintptr_t address, size_t bytes) {
   return &found;
 }
 
-// The buffer before or behind which `address` lies most closely.
+// What lies at `address`, or most closely before or behind it.
 Where nearest(uintptr_t address) {
+  const int owner = owner_of_stack(reinterpret_cast<const void*>(address));
+  if (owner >= 0) return {LOCAL, -1, owner};
+  SharedPlace shared;
+  if (find_shared(address, nullptr, shared)) return {SHARED, -1, static_cast<int64_t>(shared.offset)};
   Where where{NOWHERE, -1, 0};
   uintptr_t best = 1 << 20;  // farther away it means nothing
   for (size_t i = 0; i < buffers.size(); ++i) {
@@ -294,61 +414,80 @@ Where nearest(uintptr_t address) {
   return where;
 }
 
-// The block uses the first `bytes` of shared memory from now on.
-void use_shared(size_t bytes) {
-  if (bytes <= shared_used) return;
-  memset(arena + shared_used, 0xff, bytes - shared_used);
-  shared_used = bytes;
+bool is_own_variable(uintptr_t address) {
+  return address - reinterpret_cast<uintptr_t>(current->stack) < STACK_BYTES;
 }
 
 }  // namespace
 
 void access_memory(const void* place, size_t bytes, Access access, const void* caller) {
   if (current == nullptr || bytes == 0) return;
+  if (++steps > steps_allowed) out_of_patience();
   const uintptr_t address = reinterpret_cast<uintptr_t>(place);
-  const uintptr_t stack = reinterpret_cast<uintptr_t>(current->stack);
-  if (address - stack < STACK_BYTES) return;  // the thread's own variables
-  const uintptr_t in_arena = address - reinterpret_cast<uintptr_t>(arena);
-  if (in_arena < ARENA_BYTES) return access_shared(in_arena, place, bytes, access, caller, shared_used);
+  if (is_own_variable(address)) return;
   if (Buffer* buffer = buffer_of(address, bytes)) return access_buffer(*buffer, address, bytes, access, caller);
-  for (const StaticShared& s : static_shared)
-    if (address >= s.begin && address < s.end)
-      return access_shared(s.account + (address - s.begin), place, bytes, access, caller, s.account + (s.end - s.begin));
-  if (address >= image_begin && address + bytes <= image_end) return;
+  SharedPlace shared;
+  if (find_shared(address, caller, shared)) return access_shared(shared, place, bytes, access, caller);
+  if (address >= image_begin && address + bytes <= image_end) return;  // constants and variables of the whole device
   complain(OUTSIDE, place, bytes, access, caller, nearest(address));
   abandon();
 }
 
-void poison_async(void* place, size_t bytes, const void*) {
-  memset(place, 0xff, bytes);
-  const uintptr_t offset = reinterpret_cast<uintptr_t>(place) - reinterpret_cast<uintptr_t>(arena);
-  if (offset < ARENA_BYTES)
-    for_shared_cells(offset, bytes, [](SharedCell& cell) { cell.in_flight_in = block_serial; });
+void misaligned(const void* place, size_t bytes, size_t alignment, Access access, const void* caller) {
+  if (current == nullptr || is_own_variable(reinterpret_cast<uintptr_t>(place))) return;
+  const Where where = nearest(reinterpret_cast<uintptr_t>(place));
+  if (Finding* f = complain(MISALIGNED, place, bytes, access, caller, where)) f->limit = alignment;
+  abandon();
 }
 
-void deliver_async(void* place, size_t bytes, const void* caller) { access_memory(place, bytes, WRITE, caller); }
+void check_alignment(const void* place, size_t bytes, size_t alignment, Access access, const void* caller) {
+  if (reinterpret_cast<uintptr_t>(place) % alignment) misaligned(place, bytes, alignment, access, caller);
+}
+
+void check_in_shared(const void* place, size_t bytes, Access access, const void* caller, const char* operation) {
+  SharedPlace shared;
+  const uintptr_t address = reinterpret_cast<uintptr_t>(place);
+  if (find_shared(address, caller, shared)) return;
+  if (Finding* f = complain(OUTSIDE, place, bytes, access, caller, nearest(address)))
+    snprintf(f->detail, sizeof f->detail, "%s takes shared memory alone", operation);
+  abandon();
+}
+
+void begin_async(const AsyncCopy& copy) {
+  check_in_shared(copy.to, copy.bytes, WRITE, copy.caller, "cp.async");
+  check_alignment(copy.to, copy.bytes, copy.bytes, WRITE, copy.caller);
+  check_alignment(copy.from, copy.bytes, copy.bytes, READ, copy.caller);
+  access_memory(copy.from, copy.from_source, READ, copy.caller);
+  access_memory(copy.to, copy.bytes, WRITE, copy.caller);
+  memset(copy.to, 0xff, copy.bytes);
+  SharedPlace shared;
+  find_shared(reinterpret_cast<uintptr_t>(copy.to), copy.caller, shared);
+  for_shared_cells(shared.offset, copy.bytes, [](SharedCell& cell) { cell.in_flight_in = block_serial; });
+}
+
+void deliver_async(const AsyncCopy& copy) {
+  delivering = true;  // source and destination must not have been touched until now
+  access_memory(copy.from, copy.from_source, READ, copy.caller);
+  access_memory(copy.to, copy.bytes, WRITE, copy.caller);
+  delivering = false;
+  memset(copy.to, 0, copy.bytes);
+  memcpy(copy.to, copy.from, copy.from_source);
+}
 
 unsigned char* shared_memory(size_t bytes, bool dynamic) {
   const size_t limit = dynamic ? dynamic_bytes : ARENA_BYTES;
-  if (bytes > limit) {
-    Finding& finding = report(SHARED_SIZE);
-    finding.bytes = bytes;
-    finding.offset = limit;
-    abandon();
-  }
+  if (bytes > limit) refuse_shared(bytes, limit, "dynamically", __builtin_return_address(0));
   use_shared(bytes);
   return arena;
 }
-unsigned char* dynamic_shared() {
-  use_shared(dynamic_bytes);
-  return arena;
-}
+unsigned char* dynamic_shared() { return arena; }
 uint32_t shared_offset(const void* place) {
   return reinterpret_cast<uintptr_t>(place) - reinterpret_cast<uintptr_t>(arena);
 }
 
 void atomic_access(void* place, size_t bytes, void* caller) {
   ++traffic[ATOMICS];
+  check_alignment(place, bytes, bytes, ATOMIC, caller);
   access_memory(place, bytes, ATOMIC, caller);
 }
 
@@ -359,17 +498,22 @@ void memory_begin_launch(unsigned dynamic, bool serials_start_again) {
     memset(divided_in, 0, sizeof divided_in);
   }
   dynamic_bytes = dynamic;
-  for (Buffer& buffer : buffers)
-    buffer.pages.resize((buffer.end - buffer.begin) / buffer.cell_bytes / PAGE_CELLS + 1);
+  static_used = 0;
+  delivering = false;
+  for (Buffer& buffer : buffers) {
+    const size_t cells = (buffer.end - buffer.begin) / buffer.cell_bytes;
+    if (buffer.read_only) buffer.touched.assign(cells / 64 + 1, 0);
+    else buffer.pages.resize(cells / PAGE_CELLS + 1);
+  }
 }
 void memory_begin_block() {
   shared_used = 0;
-  for (const StaticShared& s : static_shared) memset(reinterpret_cast<void*>(s.begin), 0xff, s.end - s.begin);
+  use_shared(dynamic_bytes);
 }
 void memory_end_launch() {
   for (Buffer& buffer : buffers)
     for (auto& page : buffer.pages)
-      if (page && free_pages.size() < 4096) free_pages.push_back(std::move(page));
+      if (page && free_pages.size() < 1024) free_pages.push_back(std::move(page));
   buffers.clear();
 }
 
@@ -397,62 +541,8 @@ void rawgrad_image(uintptr_t begin, uintptr_t end) {
   image_end = end;
   static_shared.clear();
 }
-// False if there is no room left.
-int rawgrad_static_shared(uintptr_t begin, size_t bytes) {
-  size_t account = ARENA_BYTES;  // from the end downwards, dynamic shared memory from the beginning upwards
-  for (const StaticShared& s : static_shared) account = std::min(account, s.account);
-  if (bytes + 16 > account) return 0;
-  account = (account - bytes) / 16 * 16;
-  static_shared.push_back({begin, begin + bytes, account});
-  return 1;
-}
+void rawgrad_static_shared(uintptr_t begin, size_t bytes) { static_shared.push_back({begin, begin + bytes, UNUSED, 0}); }
 
 void rawgrad_traffic(uint64_t* counts) { memcpy(counts, traffic, sizeof traffic); }
-
-// ---- what -fsanitize=thread calls before each access
-
-#define HOOK(name, bytes, access)                                                              \
-  void __tsan_##name(void* place) {                                                            \
-    if (reinterpret_cast<uintptr_t>(place) % (bytes)) misaligned(place, bytes, access, __builtin_return_address(0)); \
-    access_memory(place, bytes, access, __builtin_return_address(0));                          \
-  }
-#define HOOK_UNALIGNED(name, bytes, access) \
-  void __tsan_unaligned_##name(void* place) { access_memory(place, bytes, access, __builtin_return_address(0)); }
-
-static void misaligned(const void* place, size_t bytes, Access access, const void* caller) {
-  if (current == nullptr || reinterpret_cast<uintptr_t>(place) - reinterpret_cast<uintptr_t>(current->stack) < STACK_BYTES)
-    return;
-  Where where{NOWHERE, -1, 0};
-  if (Buffer* b = buffer_of(reinterpret_cast<uintptr_t>(place), 1))
-    where = {GLOBAL, static_cast<int>(b - buffers.data()), static_cast<int64_t>(reinterpret_cast<uintptr_t>(place) - b->begin)};
-  complain(MISALIGNED, place, bytes, access, caller, where);
-  abandon();
-}
-
-HOOK(read1, 1, READ)
-HOOK(read2, 2, READ)
-HOOK(read4, 4, READ)
-HOOK(read8, 8, READ)
-HOOK(read16, 16, READ)
-HOOK(write1, 1, WRITE)
-HOOK(write2, 2, WRITE)
-HOOK(write4, 4, WRITE)
-HOOK(write8, 8, WRITE)
-HOOK(write16, 16, WRITE)
-HOOK_UNALIGNED(read2, 2, READ)
-HOOK_UNALIGNED(read4, 4, READ)
-HOOK_UNALIGNED(read8, 8, READ)
-HOOK_UNALIGNED(read16, 16, READ)
-HOOK_UNALIGNED(write2, 2, WRITE)
-HOOK_UNALIGNED(write4, 4, WRITE)
-HOOK_UNALIGNED(write8, 8, WRITE)
-HOOK_UNALIGNED(write16, 16, WRITE)
-void __tsan_read_range(void* place, size_t bytes) { access_memory(place, bytes, READ, __builtin_return_address(0)); }
-void __tsan_write_range(void* place, size_t bytes) { access_memory(place, bytes, WRITE, __builtin_return_address(0)); }
-void __tsan_vptr_update(void**, void*) {}
-void __tsan_vptr_read(void**) {}
-void __tsan_func_entry(void*) {}
-void __tsan_func_exit() {}
-void __tsan_init() {}
 
 }  // extern "C"

@@ -21,11 +21,12 @@ struct Place {
 };
 
 using Index = uint3;
-Index thread_index();
-Index block_index();
-Index block_size();
-Index grid_size();
-int lane();
+// They never change under a running thread, so the compiler may ask once.
+__attribute__((const)) Index thread_index();
+__attribute__((const)) Index block_index();
+__attribute__((const)) Index block_size();
+__attribute__((const)) Index grid_size();
+__attribute__((const)) int lane();
 
 // Wait for all threads of the block; gives the number of threads whose predicate was true.
 int barrier(bool predicate, Place place);
@@ -40,17 +41,21 @@ unsigned char* shared_memory(size_t bytes, bool dynamic);
 unsigned char* dynamic_shared();
 uint32_t shared_offset(const void* place);
 
-// An integer atomic is about to read and write.
+// An atomic operation is about to read and write.
 void atomic_access(void* place, size_t bytes, void* caller);
+
+[[noreturn]] void trap(Place place);
+// memcpy, unchecked.
+void copy_bytes(void* to, const void* from, size_t bytes);
 
 // cp.async: `bytes` are copied, of which the first `from_source` come from memory and the rest are zeros.
 // The destination is poisoned until the thread waits for the group that the copy was committed to.
-void async_copy(void* to, const void* from, int bytes, int from_source, void* caller);
+void async_copy(void* to, const void* from, int bytes, int from_source);
 void async_commit();
-void async_wait(int groups_left, Place place);
+void async_wait(int groups_left);
 
 // ldmatrix: each lane names a row of 16 bytes; afterwards r[i] holds this lane's piece of matrix i.
-void load_matrices(uint32_t* r, int matrices, const void* row, bool transposed, void* caller, Place place);
+void load_matrices(uint32_t* r, int matrices, const void* row, bool transposed, Place place);
 // mma.sync m16n8k16 of bf16 or fp16, and m16n8k8 of tf32, all with float32 sums: d += a b.
 enum MmaType { MMA_BF16, MMA_FP16, MMA_TF32 };
 void multiply_matrices(MmaType type, float* d, const uint32_t* a, const uint32_t* b, Place place);

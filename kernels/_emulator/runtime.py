@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import math
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,13 +23,19 @@ from typing import TYPE_CHECKING, Any
 from .._errors import ArgumentError, LaunchError
 from .arrays import written_map
 from .build import Unit, runtime_library, unit
-from .findings import Finding, Range, RawFinding, describe
+from .findings import Finding, Range, RawFinding, Symbols, describe
 
 if TYPE_CHECKING:
     from .._launch import Kernel, Operand
 
 FORWARD, BACKWARD, SHUFFLED = range(3)
 _Triple = ctypes.c_uint32 * 3
+#: Shared memory of a block of an H100; GPUs before it have less.
+_MOST_SHARED = 232448
+_MOST_BLOCKS = 2**31 - 1
+
+#: The runtime has one launch at a time, whichever Python thread asks.
+_launching = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -88,6 +96,7 @@ def _library() -> ctypes.CDLL:
     library.rawgrad_buffer.argtypes = (address, size, ctypes.c_int, ctypes.c_int, address, size)
     library.rawgrad_image.argtypes = (address, address)
     library.rawgrad_static_shared.argtypes = (address, size)
+    library.rawgrad_patience.argtypes = (ctypes.c_uint64,)
     library.rawgrad_traffic.argtypes = (ctypes.POINTER(ctypes.c_uint64),)
     return library
 
@@ -162,27 +171,34 @@ class EmulatedRuntime:
                 f"{handle.name}: its arguments take {handle.argument_bytes} bytes, packed were {len(arguments)}; "
                 "a struct differs from the source's"
             )
+        if math.prod(grid) > _MOST_BLOCKS:
+            raise LaunchError(f"{handle.name}: the emulator runs at most {_MOST_BLOCKS} blocks; got a grid of {grid}")
+        if not 0 <= shared <= _MOST_SHARED:
+            raise LaunchError(f"{handle.name}: a block has at most {_MOST_SHARED} bytes of shared memory; got {shared}")
         library = _library()
-        ranges = self._register(library, handle.unit, operands)
         order = next(self._turn) if self.order is None else self.order
-        start = time.perf_counter()
-        found = library.rawgrad_launch(handle.entry, arguments, _Triple(*grid), _Triple(*block), shared, order)
-        seconds = time.perf_counter() - start
+        with _launching:
+            ranges = self._register(library, handle.unit, operands)
+            start = time.perf_counter()
+            found = library.rawgrad_launch(handle.entry, arguments, _Triple(*grid), _Triple(*block), shared, order)
+            seconds = time.perf_counter() - start
+            raw = library.rawgrad_findings()[: max(found, 0)]
+            traffic = _traffic(library)
+            symbols = Symbols(handle.unit.path, handle.unit.base, ranges, handle.unit.statics)
+            findings = [describe(finding, symbols) for finding in raw]
         if found < 0:
             raise LaunchError(f"{handle.name}: no memory for the stacks of {block} threads")
         records = _records.get()
         if records is not None:
-            records.append(LaunchRecord(handle.name, grid, block, _traffic(library), seconds))
-        if found:
-            raw = library.rawgrad_findings()[:found]
-            raise emulation_error(handle.name, grid, block, [self._describe(f, handle.unit, ranges) for f in raw])
+            records.append(LaunchRecord(handle.name, grid, block, traffic, seconds))
+        if findings:
+            raise emulation_error(handle.name, grid, block, findings)
 
     def _register(self, library: ctypes.CDLL, of: Unit, operands: Sequence[Operand]) -> list[Range]:
         """Tell the runtime what the launch may touch, in order of address; overlapping arrays are joined."""
         library.rawgrad_image(of.base, of.end)
         for _, address, size in of.statics:
-            if not library.rawgrad_static_shared(address, size):
-                raise LaunchError(f"{of.path.stem}: its __shared__ variables do not fit into shared memory")
+            library.rawgrad_static_shared(address, size)
         joined: list[tuple[Range, bool, Any]] = []
         given = sorted((o for o in operands if o.array.nbytes), key=lambda o: self.address(o.array))
         for operand in given:
@@ -203,15 +219,6 @@ class EmulatedRuntime:
             cell = min(4, here.itemsize)
             library.rawgrad_buffer(here.address, here.nbytes, constant, cell, pointer, offset)
         return [here for here, _, _ in joined]
-
-    def _describe(self, raw: RawFinding, of: Unit, ranges: Sequence[Range]) -> Finding:
-        def static(address: int) -> str:
-            for name, begin, size in of.statics:
-                if begin <= address < begin + size:
-                    return f"shared variable {name}, byte {address - begin}"
-            return ""
-
-        return describe(raw, of.path, of.base, ranges, static)
 
 
 def _traffic(library: ctypes.CDLL) -> Traffic:

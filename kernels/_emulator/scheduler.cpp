@@ -1,10 +1,13 @@
 // Runs the threads of a block as fibers, and lets them meet at barriers and warp operations.
 //
 // A fiber is entered once by setcontext and from then on switched by setjmp and longjmp, which save no
-// signal mask and are several times faster.  Compiled without instrumentation.
+// signal mask and are several times faster.  Below each stack lies a page that cannot be touched; a fiber that
+// does so anyway has too many local variables, which the signal handler reports.  Compiled without
+// instrumentation.
 #undef _FORTIFY_SOURCE  // its longjmp refuses to change stacks
 
 #include <algorithm>
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -22,6 +25,7 @@ namespace rawgrad_emulator {
 Thread* current = nullptr;
 Index current_block;
 uint32_t block_serial, barrier_epoch;
+uint64_t steps, steps_allowed;
 
 namespace {
 
@@ -35,6 +39,8 @@ unsigned char* stacks = nullptr;
 size_t stacks_held = 0;
 jmp_buf scheduler;
 bool abandoned;
+uint64_t patience = uint64_t(1) << 27;  // accesses of a thread, some seconds' worth, before it must wait or end
+volatile sig_atomic_t interrupted;
 int barrier_count;  // what the last barrier counted
 uint32_t serials_before;  // those of earlier launches, so that nothing need be wiped between launches
 std::vector<Finding> findings;
@@ -50,50 +56,13 @@ void leave() {  // the current fiber goes back to the scheduler
   if (!_setjmp(self->context)) _longjmp(scheduler, 1);
 }
 
-// A fiber outlives its thread: the thread of the same number in the next block takes it over.
-void fiber_main() {
-  for (;;) {
-    entry(arguments);
-    if (!current->groups.empty() || !current->uncommitted.empty()) report(NEVER_WAITED);
-    current->waiting = FINISHED;
-    leave();
-  }
-}
-
-void resume(Thread* thread) {
-  current = thread;
-  if (!_setjmp(scheduler)) {
-    if (thread->started) _longjmp(thread->context, 1);
-    thread->started = true;
-    ucontext_t start;
-    getcontext(&start);
-    start.uc_stack.ss_sp = stacks + thread->id * STACK_BYTES;
-    start.uc_stack.ss_size = STACK_BYTES;
-    start.uc_link = nullptr;
-    makecontext(&start, fiber_main, 0);
-    setcontext(&start);
-  }
-  current = nullptr;
-}
-
-void wait_in_warp(unsigned mask, const char* operation, Place place) {
-  current->waiting = AT_WARP;
-  current->mask = mask;
-  current->operation = operation;
-  current->place = place;
-  leave();
-}
-
-bool same_place(const Thread& a, const Thread& b) {
-  return a.place.line == b.place.line && strcmp(a.place.file, b.place.file) == 0;
-}
-
-Party party_of(const Thread& thread) {
+Party party_of(const Thread& thread) {  // where it waits
   Party party = {};
   party.block[0] = current_block.x, party.block[1] = current_block.y, party.block[2] = current_block.z;
   party.thread[0] = thread.index.x, party.thread[1] = thread.index.y, party.thread[2] = thread.index.z;
   party.file = thread.place.file;
   party.line = thread.place.line;
+  party.caller = thread.caller;
   return party;
 }
 
@@ -109,6 +78,68 @@ Finding& report_of(FindingKind kind, const Thread& thread) {
   finding.operation = thread.operation;
   finding.times = 1;
   return finding;
+}
+
+void wait_in_warp(unsigned mask, const char* operation, Place place, const void* caller) {
+  current->mask = mask;
+  current->operation = operation;
+  current->place = place;
+  current->caller = caller;
+  if (!(mask >> current->lane & 1)) {
+    Finding& finding = report_of(WARP_OPERATION, *current);
+    snprintf(finding.detail, sizeof finding.detail, "its mask %#x leaves out its own lane %d", mask, current->lane);
+    abandon();
+  }
+  current->waiting = AT_WARP;
+  leave();
+}
+
+// The thread ends: are copies still under way?  An empty group may be.
+void check_async_finished() {
+  current->groups.push_back(std::move(current->uncommitted));
+  current->uncommitted.clear();
+  for (const auto& group : current->groups) {
+    if (group.empty()) continue;
+    const void* caller = group.front().caller;
+    for (Finding& known : findings)
+      if (known.kind == NEVER_WAITED && known.first.caller == caller) {
+        ++known.times;
+        return;
+      }
+    report(NEVER_WAITED, caller).bytes = group.front().bytes;
+    return;
+  }
+}
+
+// A fiber outlives its thread: the thread of the same number in the next block takes it over.
+void fiber_main() {
+  for (;;) {
+    entry(arguments);
+    check_async_finished();
+    current->waiting = FINISHED;
+    leave();
+  }
+}
+
+void resume(Thread* thread) {
+  current = thread;
+  steps_allowed = interrupted ? 0 : steps + patience;
+  if (!_setjmp(scheduler)) {
+    if (thread->started) _longjmp(thread->context, 1);
+    thread->started = true;
+    ucontext_t start;
+    getcontext(&start);
+    start.uc_stack.ss_sp = thread->stack + GUARD_BYTES;
+    start.uc_stack.ss_size = STACK_BYTES - GUARD_BYTES;
+    start.uc_link = nullptr;
+    makecontext(&start, fiber_main, 0);
+    setcontext(&start);
+  }
+  current = nullptr;
+}
+
+bool same_place(const Thread& a, const Thread& b) {
+  return a.place.line == b.place.line && strcmp(a.place.file, b.place.file) == 0;
 }
 
 // Lanes that wait in a warp operation go on when all lanes of their mask have come to the same one.
@@ -144,21 +175,25 @@ void report_deadlock() {
       if (other->waiting == AT_WARP && other->operation == waiting->operation && other->mask == waiting->mask &&
           same_place(*other, *waiting))
         continue;
-      if (!finding.has_second) finding.second = party_of(*other), finding.has_second = 1;
+      if (!finding.has_second) {
+        finding.second = party_of(*other), finding.has_second = 1;
+        if (other->waiting == AT_WARP && other->mask != waiting->mask)
+          snprintf(finding.detail, sizeof finding.detail, "their masks are %#x and %#x", waiting->mask, other->mask);
+      }
       ++finding.count;
     }
     return;
   }
   const Thread* waiting = nullptr;
   for (const auto& thread : threads)
-    if (thread->waiting == AT_BARRIER) waiting = thread.get();
+    if (thread->waiting == AT_BARRIER && waiting == nullptr) waiting = thread.get();
   if (waiting == nullptr) return;
   Finding& finding = report_of(BARRIER, *waiting);
   for (const auto& other : threads) {
     if (other->waiting == AT_BARRIER && same_place(*other, *waiting)) continue;
     if (!finding.has_second) {
       finding.second = party_of(*other), finding.has_second = 1;
-      if (other->waiting == FINISHED) finding.second.file = nullptr;
+      if (other->waiting == FINISHED) finding.second.file = nullptr, finding.second.caller = nullptr;
     }
     ++finding.count;
   }
@@ -187,6 +222,7 @@ void prepare_block() {
     thread.warp = i / WARP_SIZE;
     thread.waiting = RUNNABLE;
     thread.place = {nullptr, 0};
+    thread.caller = nullptr;
     thread.operation = "";
     memset(thread.clock, 0, sizeof thread.clock);
     thread.clock[thread.lane] = 1;
@@ -200,7 +236,8 @@ void prepare_block() {
 bool run_block(int order) {
   prepare_block();
   const int warps = (threads.size() + WARP_SIZE - 1) / WARP_SIZE;
-  const std::vector<int> warp_turn = turns(warps, order, block_serial), lane_turn = turns(WARP_SIZE, order, ~block_serial);
+  const unsigned seed = block_serial - serials_before;  // the same in every launch
+  const std::vector<int> warp_turn = turns(warps, order, seed), lane_turn = turns(WARP_SIZE, order, ~seed);
   for (;;) {
     bool progress = false;
     for (int warp : warp_turn) {
@@ -210,7 +247,7 @@ bool run_block(int order) {
           if (id >= threads.size() || threads[id]->waiting != RUNNABLE) continue;
           resume(threads[id].get());
           progress = true;
-          if (abandoned) return false;
+          if (abandoned || interrupted) return false;
         }
       } while (release_warp(warp));
     }
@@ -243,9 +280,17 @@ Thread* thread_in_warp(int lane) {
   const size_t id = current->warp * WARP_SIZE + lane;
   return lane >= 0 && lane < WARP_SIZE && id < threads.size() ? threads[id].get() : nullptr;
 }
+int owner_of_stack(const void* place) {
+  const unsigned char* p = static_cast<const unsigned char*>(place);
+  return p >= stacks && p < stacks + threads.size() * STACK_BYTES ? (p - stacks) / STACK_BYTES : -1;
+}
 void abandon() {
   abandoned = true;
   _longjmp(scheduler, 1);
+}
+void out_of_patience() {
+  if (!interrupted) report(ENDLESS, nullptr).limit = patience;
+  abandon();
 }
 Party party_now(Access access, const void* caller) {
   Party party = party_of(*current);
@@ -254,7 +299,11 @@ Party party_now(Access access, const void* caller) {
   party.file = nullptr;
   return party;
 }
-Finding& report(FindingKind kind) { return report_of(kind, *current); }
+Finding& report(FindingKind kind, const void* caller) {
+  Finding& finding = report_of(kind, *current);
+  finding.first = party_now(READ, caller);
+  return finding;
+}
 std::vector<Finding>& all_findings() { return findings; }
 
 // ---- for the kernels
@@ -265,99 +314,112 @@ Index block_size() { return block; }
 Index grid_size() { return grid; }
 int lane() { return current->lane; }
 
+#define CALLER __builtin_return_address(0)
+
 int barrier(bool predicate, Place place) {
   current->waiting = AT_BARRIER;
   current->operation = "__syncthreads";
   current->place = place;
+  current->caller = CALLER;
   current->predicate = predicate;
   leave();
   return barrier_count;
 }
 
+// Afterwards each of these lanes has seen all that any of them had.  A lane's own time goes on from the latest of
+// theirs, so that what it did before is before that, and what it will do is after.
 void sync_warp(unsigned mask, Place place) {
-  wait_in_warp(mask, "__syncwarp", place);
-  // All lanes are here, none has gone on with its own time: take over what the others have seen.
-  uint32_t seen[WARP_SIZE] = {};
+  wait_in_warp(mask, "__syncwarp", place, CALLER);
+  // All lanes are here, none has gone on with its own time.
+  uint32_t seen[WARP_SIZE] = {}, latest = 0;
   for (int l = 0; l < WARP_SIZE; ++l) {
     const Thread* other = mask >> l & 1 ? thread_in_warp(l) : nullptr;
-    for (int k = 0; other && k < WARP_SIZE; ++k) seen[k] = std::max(seen[k], other->clock[k]);
+    if (other == nullptr) continue;
+    latest = std::max(latest, other->clock[l]);
+    for (int k = 0; k < WARP_SIZE; ++k) seen[k] = std::max(seen[k], other->clock[k]);
   }
-  wait_in_warp(mask, "__syncwarp", place);
-  memcpy(current->clock, seen, sizeof seen);
-  ++current->clock[current->lane];
+  wait_in_warp(mask, "__syncwarp", place, CALLER);
+  for (int k = 0; k < WARP_SIZE; ++k) current->clock[k] = mask >> k & 1 ? latest : seen[k];
+  current->clock[current->lane] = latest + 1;
 }
 
-static const Thread& peer(unsigned mask, int source, const char* operation, Place place) {
+static const Thread& peer(unsigned mask, int source, const char* operation, Place place, const void* caller) {
   const Thread* other = thread_in_warp(source);
   if (other == nullptr || !(mask >> source & 1) || other->waiting == FINISHED) {
-    current->place = place;
-    Finding& finding = report(ABSENT_LANE);
+    Finding& finding = report(ABSENT_LANE, caller);
+    finding.first.file = place.file;
+    finding.first.line = place.line;
     finding.count = source;
     finding.operation = operation;
+    snprintf(finding.detail, sizeof finding.detail, "%s",
+             other == nullptr              ? "the block has no such thread"
+             : other->waiting == FINISHED ? "which has returned"
+                                          : "which is not in the mask");
     abandon();
   }
   return *other;
 }
 
 uint64_t exchange_bits(unsigned mask, uint64_t value, int source, const char* operation, Place place) {
+  const void* caller = CALLER;
   current->bits = value;
-  wait_in_warp(mask, operation, place);
-  const uint64_t taken = peer(mask, source, operation, place).bits;
-  wait_in_warp(mask, operation, place);  // nobody deposits anew before all have taken
+  wait_in_warp(mask, operation, place, caller);
+  const uint64_t taken = peer(mask, source, operation, place, caller).bits;
+  wait_in_warp(mask, operation, place, caller);  // nobody deposits anew before all have taken
   return taken;
 }
 
 unsigned ballot(unsigned mask, bool predicate, const char* operation, Place place) {
+  const void* caller = CALLER;
   current->predicate = predicate;
-  wait_in_warp(mask, operation, place);
+  wait_in_warp(mask, operation, place, caller);
   unsigned votes = 0;
   for (int l = 0; l < WARP_SIZE; ++l) {
     const Thread* other = mask >> l & 1 ? thread_in_warp(l) : nullptr;
     if (other && other->waiting != FINISHED && other->predicate) votes |= 1u << l;
   }
-  wait_in_warp(mask, operation, place);
+  wait_in_warp(mask, operation, place, caller);
   return votes;
 }
 
-void async_copy(void* to, const void* from, int bytes, int from_source, void* caller) {
-  if (from_source > 0) access_memory(from, from_source, READ, caller);
-  access_memory(to, bytes, WRITE, caller);
-  poison_async(to, bytes, caller);
-  current->uncommitted.push_back(
-      {static_cast<unsigned char*>(to), static_cast<const unsigned char*>(from), bytes, from_source, caller});
+void async_copy(void* to, const void* from, int bytes, int from_source) {
+  const AsyncCopy copy{static_cast<unsigned char*>(to), static_cast<const unsigned char*>(from), bytes, from_source, CALLER};
+  begin_async(copy);
+  current->uncommitted.push_back(copy);
 }
 void async_commit() {
   current->groups.push_back(std::move(current->uncommitted));
   current->uncommitted.clear();
 }
-void async_wait(int groups_left, Place) {
+void async_wait(int groups_left) {
   auto& groups = current->groups;
   while (static_cast<int>(groups.size()) > groups_left) {
-    for (const AsyncCopy& copy : groups.front()) {
-      memset(copy.to, 0, copy.bytes);
-      memcpy(copy.to, copy.from, copy.from_source);
-      deliver_async(copy.to, copy.bytes, copy.caller);
-    }
+    for (const AsyncCopy& copy : groups.front()) deliver_async(copy);
     groups.erase(groups.begin());
   }
 }
 
-void load_matrices(uint32_t* r, int matrices, const void* row, bool transposed, void* caller, Place place) {
+void load_matrices(uint32_t* r, int matrices, const void* row, bool transposed, Place place) {
   const unsigned all = 0xffffffffu;
-  if (current->lane < 8 * matrices) access_memory(row, 16, READ, caller);  // the other lanes' rows are not read
+  const void* caller = CALLER;
+  if (current->lane < 8 * matrices) {  // the other lanes' rows are not read
+    check_in_shared(row, 16, READ, caller, "ldmatrix");
+    check_alignment(row, 16, 16, READ, caller);
+    access_memory(row, 16, READ, caller);
+  }
   current->deposit = row;
-  wait_in_warp(all, "ldmatrix", place);
+  wait_in_warp(all, "ldmatrix", place, caller);
   for (int m = 0; m < matrices; ++m) {
     uint16_t pair[2];
     for (int e = 0; e < 2; ++e) {
       int of_row = current->lane / 4, column = current->lane % 4 * 2 + e;
       if (transposed) std::swap(of_row, column);
-      const Thread& other = peer(all, m * 8 + of_row, "ldmatrix", place);
+      const Thread& other = peer(all, m * 8 + of_row, "ldmatrix", place, caller);
       memcpy(&pair[e], static_cast<const unsigned char*>(other.deposit) + 2 * column, 2);
     }
     r[m] = pair[0] | static_cast<uint32_t>(pair[1]) << 16;
   }
-  wait_in_warp(all, "ldmatrix", place);
+  wait_in_warp(all, "ldmatrix", place, caller);
 }
 
 static float number(MmaType type, uint32_t word, int half) {
@@ -391,11 +453,12 @@ void multiply_matrices(MmaType type, float* d, const uint32_t* a, const uint32_t
   memcpy(own.a, a, sizeof own.a);
   memcpy(own.b, b, sizeof own.b);
   const unsigned all = 0xffffffffu;
+  const void* caller = CALLER;
   current->deposit = &own;
-  wait_in_warp(all, "mma", place);
+  wait_in_warp(all, "mma", place, caller);
   const int per_word = type == MMA_TF32 ? 1 : 2, depth = 8 * per_word;
   const auto fragments = [&](int lane) -> const Fragments& {
-    return *static_cast<const Fragments*>(peer(all, lane, "mma", place).deposit);
+    return *static_cast<const Fragments*>(peer(all, lane, "mma", place, caller).deposit);
   };
   const auto element_a = [&](int row, int k) {
     const int place_k = k / per_word;  // in words: 8 of them, two registers of four lanes
@@ -412,9 +475,91 @@ void multiply_matrices(MmaType type, float* d, const uint32_t* a, const uint32_t
     for (int k = 0; k < depth; ++k) sum += element_a(row, k) * element_b(k, column);
     sums[e] = d[e] + sum;
   }
-  wait_in_warp(all, "mma", place);
+  wait_in_warp(all, "mma", place, caller);
   memcpy(d, sums, sizeof sums);
 }
+
+void trap(Place place) {
+  Finding& finding = report(ASSERTION, CALLER);
+  finding.first.file = place.file;
+  finding.first.line = place.line;
+  snprintf(finding.detail, sizeof finding.detail, "__trap()");
+  abandon();
+}
+
+// ---- signals: a stack that is full, and the user's interrupt
+
+namespace {
+
+struct sigaction fault_before, interrupt_before;
+alignas(16) unsigned char signal_stack[32 << 10];
+
+void on_fault(int, siginfo_t* info, void* context) {
+  const int owner = current ? owner_of_stack(info->si_addr) : -1;
+  const size_t depth = owner < 0 ? STACK_BYTES : (static_cast<unsigned char*>(info->si_addr) - stacks) % STACK_BYTES;
+  if (depth >= GUARD_BYTES) {  // no stack of ours: whoever was there before deals with it
+    sigaction(SIGSEGV, &fault_before, nullptr);
+    return;
+  }
+  const void* place = nullptr;
+  const mcontext_t& machine = static_cast<ucontext_t*>(context)->uc_mcontext;
+#if defined(__x86_64__)
+  place = reinterpret_cast<const char*>(machine.gregs[REG_RIP]) + 1;
+#elif defined(__aarch64__)
+  place = reinterpret_cast<const char*>(machine.pc) + 1;
+#endif
+  report(STACK, place).limit = STACK_BYTES - GUARD_BYTES;
+  abandon();
+}
+
+void on_interrupt(int number) {
+  interrupted = 1;
+  steps_allowed = 0;
+  if (interrupt_before.sa_handler != SIG_DFL && interrupt_before.sa_handler != SIG_IGN)
+    interrupt_before.sa_handler(number);
+}
+
+// Ours while a launch is under way, the process's own before and after.
+class Signals {
+ public:
+  Signals() {
+    stack_t own = {};
+    own.ss_sp = signal_stack;
+    own.ss_size = sizeof signal_stack;
+    sigaltstack(&own, &stack_before_);
+    struct sigaction fault = {}, interrupt = {};
+    fault.sa_sigaction = on_fault;
+    fault.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
+    sigaction(SIGSEGV, &fault, &fault_before);
+    interrupt.sa_handler = on_interrupt;
+    interrupt.sa_flags = SA_ONSTACK;
+    sigaction(SIGINT, &interrupt, &interrupt_before);
+    interrupted = 0;
+  }
+  ~Signals() {
+    sigaction(SIGSEGV, &fault_before, nullptr);
+    sigaction(SIGINT, &interrupt_before, nullptr);
+    sigaltstack(&stack_before_, nullptr);
+  }
+
+ private:
+  stack_t stack_before_;
+};
+
+// Room for the stacks of `count` threads.
+bool prepare_stacks(size_t count) {
+  const size_t needed = count * STACK_BYTES;
+  if (stacks_held >= needed) return true;
+  if (stacks) munmap(stacks, stacks_held);
+  threads.clear();  // their fibers had those stacks
+  void* got = mmap(nullptr, needed, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  stacks = got == MAP_FAILED ? nullptr : static_cast<unsigned char*>(got);
+  stacks_held = stacks ? needed : 0;
+  for (size_t i = 0; stacks && i < count; ++i) mprotect(stacks + i * STACK_BYTES, GUARD_BYTES, PROT_NONE);
+  return stacks != nullptr;
+}
+
+}  // namespace
 
 }  // namespace rawgrad_emulator
 
@@ -435,15 +580,7 @@ int rawgrad_launch(Entry kernel, const unsigned char* argument_buffer, const uin
   barriers_passed = 0;
 
   const size_t count = volume(block);
-  if (stacks_held < count * STACK_BYTES) {
-    if (stacks) munmap(stacks, stacks_held);
-    threads.clear();  // their fibers had those stacks
-    stacks_held = count * STACK_BYTES;
-    stacks = static_cast<unsigned char*>(
-        mmap(nullptr, stacks_held, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
-    if (stacks == MAP_FAILED) stacks = nullptr, stacks_held = 0;
-  }
-  if (stacks == nullptr) return -1;
+  if (!prepare_stacks(count)) return -1;
   while (threads.size() < count) threads.push_back(std::make_unique<Thread>());
   threads.resize(count);
 
@@ -451,6 +588,7 @@ int rawgrad_launch(Entry kernel, const unsigned char* argument_buffer, const uin
   const bool wrapped = serials_before > UINT32_MAX - 2 - blocks;
   if (wrapped) serials_before = 0;
   memory_begin_launch(dynamic_shared_bytes, wrapped);
+  const Signals signals;
   for (int linear : turns(blocks, order, 0)) {
     block_serial = serials_before + linear + 1;
     current_block = spread(linear, grid);
@@ -461,14 +599,13 @@ int rawgrad_launch(Entry kernel, const unsigned char* argument_buffer, const uin
   current = nullptr;
   if (!std::all_of(threads.begin(), threads.end(), [](const auto& t) { return t->waiting == FINISHED; }))
     threads.clear();  // fibers that stand somewhere in a kernel
+  fflush(stdout);  // of the kernel's printf
   return findings.size();
 }
 
 const Finding* rawgrad_findings() { return findings.data(); }
 uint64_t rawgrad_barriers() { return barriers_passed; }
-size_t rawgrad_stack_of(const void* place) {  // which thread's stack holds `place`, plus 1; 0 if none
-  const unsigned char* p = static_cast<const unsigned char*>(place);
-  return stacks && p >= stacks && p < stacks + stacks_held ? (p - stacks) / STACK_BYTES + 1 : 0;
-}
+// After how many accesses without a wait a thread counts as endless.
+void rawgrad_patience(uint64_t accesses) { patience = accesses; }
 
 }  // extern "C"

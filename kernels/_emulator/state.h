@@ -1,4 +1,4 @@
-// What the two halves of the runtime share: threads, findings, and the launch that is under way.
+// What the parts of the runtime share: threads, findings, and the launch that is under way.
 #pragma once
 #include <csetjmp>
 #include <cstdint>
@@ -9,47 +9,56 @@
 namespace rawgrad_emulator {
 
 constexpr int WARP_SIZE = 32;
-constexpr size_t ARENA_BYTES = 232448;  // what a block may have on sm_90
+constexpr size_t ARENA_BYTES = 232448;         // what a block may have on sm_90
+constexpr size_t STATIC_SHARED_BYTES = 49152;  // and of it in variables, on every GPU
 constexpr int MAX_FINDINGS = 32;
 
 // ---- what was found
 
-enum FindingKind : int32_t {
+enum FindingKind : int32_t {  // in the order of KINDS in findings.py
   RACE_SHARED,      // two threads of a block, no barrier between
   RACE_GLOBAL,      // two threads of the grid, nothing orders them
   OUTSIDE,          // an access outside every buffer
-  MISALIGNED,       // an address that is no multiple of the access's size
+  BOUNDS,           // an index that an array with a fixed size does not have
+  MISALIGNED,       // an address that is no multiple of what the access needs
   READ_ONLY,        // a write into an argument declared const
   UNWRITTEN,        // a read of what nothing wrote
-  IN_FLIGHT,        // a read of what an asynchronous copy has not delivered yet
+  IN_FLIGHT,        // an access to what an asynchronous copy has not delivered yet
   BARRIER,          // a barrier that not all threads reach
   WARP_OPERATION,   // a warp operation that not all of its lanes reach
   ABSENT_LANE,      // a value taken from a lane that takes no part
   NEVER_WAITED,     // the kernel ends while asynchronous copies are under way
-  SHARED_SIZE,      // more shared memory than the launch gave
+  SHARED_SIZE,      // more shared memory than there is
+  ARITHMETIC,       // arithmetic whose result is not defined: division by zero, a shift too far
+  ASSERTION,        // assert() or __trap()
+  STACK,            // more local variables than the emulator has room for
+  ENDLESS,          // a thread that neither ends nor waits
 };
-enum Space : int32_t { GLOBAL, SHARED, NOWHERE };
+enum Space : int32_t { GLOBAL, SHARED, LOCAL, NOWHERE };
 enum Access : int32_t { READ, WRITE, ATOMIC };
 
 // One thread's part in a finding.  Mirrored by ctypes in findings.py.
 struct Party {
   uint32_t block[3], thread[3];
-  int32_t access;     // enum Access
-  int32_t line;       // with `file`, where known without debug information
+  int32_t access;      // enum Access
+  int32_t line;        // with `file`, where known without debug information
   const char* file;
-  const void* caller;  // return address of the access's hook; null if there was none
+  const void* caller;  // where in the kernel's code; null if unknown
 };
 struct Finding {
   int32_t kind, space;
   Party first, second;  // first: who did it now; second: whom it met
-  int32_t has_second;
-  int32_t buffer;  // index of the argument's range, or -1
-  int64_t offset;  // of the access, in bytes from the start of the buffer or of shared memory
+  int32_t has_second;   // 2: several blocks, of which no single thread is known
+  int32_t buffer;       // index of the argument's range, or -1
+  int64_t offset;       // of the access, in bytes from the start of the buffer or of shared memory
   uint64_t address;
-  int32_t bytes;
-  int32_t count;  // the threads or lanes that are missing
+  int64_t bytes;
+  int64_t limit;        // what there is, where `bytes` are too many
+  int32_t count;        // the threads or lanes that are missing
   const char* operation;
+  char detail[160];     // more, in words
   uint64_t times;
+  uint64_t step;        // of the last time, so that an access counts once
 };
 
 // ---- threads
@@ -60,7 +69,7 @@ struct AsyncCopy {
   unsigned char* to;
   const unsigned char* from;
   int bytes, from_source;
-  void* caller;
+  const void* caller;
 };
 
 // A CUDA thread as a fiber.
@@ -69,6 +78,7 @@ struct Thread {
   int id, lane, warp;
   Waiting waiting;
   Place place;            // where it waits
+  const void* caller;     // likewise, in the code
   const char* operation;  // and in what
   unsigned mask;          // for which lanes, in a warp operation
   bool predicate;
@@ -82,20 +92,24 @@ struct Thread {
   jmp_buf context;
 };
 
-constexpr size_t STACK_BYTES = 96 << 10;
+constexpr size_t STACK_BYTES = 132 << 10;  // the lowest page is never accessible; an odd number of pages spreads
+constexpr size_t GUARD_BYTES = 4096;       // the stacks over the processor's caches
 
 extern Thread* current;  // null while no kernel code runs
 extern Index current_block;
 extern uint32_t block_serial;   // number of the block, from 1, counted over all launches
 extern uint32_t barrier_epoch;  // how many barriers the block has passed
+extern uint64_t steps, steps_allowed;  // accesses so far, and when the patience with the current thread ends
 Index thread_of_id(int id);
 Index block_of_serial(uint32_t serial);
-Thread* thread_in_warp(int lane);  // of the current thread's warp; null if the block has no such thread
+Thread* thread_in_warp(int lane);        // of the current thread's warp; null if the block has no such thread
+int owner_of_stack(const void* place);   // the thread on whose stack `place` lies, or -1
 
 // Stop the launch at once: what comes next cannot be carried out.  Does not return in a kernel.
 [[noreturn]] void abandon();
+void out_of_patience();  // abandon the launch: the thread makes no end, or the user has interrupted
 Party party_now(Access access, const void* caller);
-Finding& report(FindingKind kind);  // a new finding by the current thread, to be completed
+Finding& report(FindingKind kind, const void* caller);  // a new finding by the current thread, to be completed
 std::vector<Finding>& all_findings();
 
 // ---- the checks of memory.cpp
@@ -104,8 +118,11 @@ void memory_begin_launch(unsigned dynamic_bytes, bool serials_start_again);
 void memory_begin_block();
 void memory_end_launch();
 void access_memory(const void* place, size_t bytes, Access access, const void* caller);
-void poison_async(void* place, size_t bytes, const void* caller);
-void deliver_async(void* place, size_t bytes, const void* caller);
+void check_alignment(const void* place, size_t bytes, size_t alignment, Access access, const void* caller);
+void check_in_shared(const void* place, size_t bytes, Access access, const void* caller, const char* operation);
+void misaligned(const void* place, size_t bytes, size_t alignment, Access access, const void* caller);
+void begin_async(const AsyncCopy& copy);    // the destination is in flight
+void deliver_async(const AsyncCopy& copy);  // and there
 extern unsigned char arena[ARENA_BYTES];
 
 }  // namespace rawgrad_emulator
