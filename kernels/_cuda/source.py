@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 
 from .._errors import LaunchError
@@ -67,13 +67,21 @@ class Source:
     structs: dict[str, tuple[str, ...]]
 
 
-@cache
 def read_source(path: Path) -> Source:
-    """Read and understand the ``.cu`` file ``path``.
+    """Read and understand the ``.cu`` file ``path``; again if it has changed.
 
     Raises:
-        LaunchError: a header does not exist, or a kernel's declaration is not understood.
+        LaunchError: the file or a header does not exist, or a kernel's declaration is not understood.
     """
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise LaunchError(f"{path} cannot be read: {error.strerror}") from None
+    return _read(path, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=256)
+def _read(path: Path, _modified: int, _size: int) -> Source:
     text = _inlined(path, set())
     plain = _COMMENT.sub(" ", text)
     structs = {}

@@ -1,11 +1,12 @@
 """The code blocks of README.md and docs/*.md run as they stand.
 
-All ``python`` blocks of a page are one program, in the page's order.  Each ``sh`` block that begins
+All ``python`` blocks of a page that need the same are one program, in the page's order.  Each ``sh`` block that begins
 with ``rawgrad`` is a test, and the blocks of a page run in its order in one folder, empty at first.  A
 comment on the line before a block says what it needs:
 
 * ``<!-- needs: mnist -->``: the genuine files, which the block finds as ``data/mnist``; a visible skip
   where ``RAWGRAD_DATA`` is not set;
+* ``<!-- needs: compiler -->``: the emulator's C++ compiler; a visible skip where there is none;
 * ``<!-- skip: reason -->``: not run, for this reason.
 
 README's first two ``sh`` blocks, which install, are run by ``.ci/run``.
@@ -23,6 +24,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+
+from rawgrad.kernels._dispatch import BACKENDS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -60,10 +63,13 @@ def meet(note: str, folder: Path) -> None:
     if kind == "skip":
         pytest.skip(rest.strip())
     if kind == "needs":
-        assert rest.strip() == "mnist", f"unknown need: {rest}"
-        if not os.environ.get("RAWGRAD_DATA"):
+        assert rest.strip() in ("mnist", "compiler"), f"unknown need: {rest}"
+        if rest.strip() == "compiler":
+            if problem := BACKENDS["emulated"].problem():
+                pytest.skip(f"backend 'emulated' cannot run here: {problem}")
+        elif not os.environ.get("RAWGRAD_DATA"):
             pytest.skip("needs the genuine MNIST files: set RAWGRAD_DATA to the folder that holds mnist/")
-        if not (folder / "data").exists():
+        elif not (folder / "data").exists():
             (folder / "data").symlink_to(os.environ["RAWGRAD_DATA"])
 
 
@@ -79,16 +85,17 @@ def identify(value: Path | Block) -> str:
 
 
 def python_programs(page: Path) -> Iterator[Block]:
-    """The page's python blocks: all that need nothing as one program, each other one by itself."""
+    """The page's python blocks: those of one need as one program; each that is skipped by itself."""
     found = [block for block in blocks(page.read_text()) if block.language == "python"]
-    free = [block for block in found if not block.note]
-    if free:
+    notes = dict.fromkeys(block.note for block in found if not block.note.startswith("skip"))
+    for note in notes:
+        together = [block for block in found if block.note == note]
         lines: list[str] = []
-        for block in free:  # at its own line number, so that a traceback points into the page
+        for block in together:  # at its own line number, so that a traceback points into the page
             lines += [""] * (block.line - 1 - len(lines))
             lines += block.code.splitlines()
-        yield Block("python", "", free[0].line, "\n".join(lines))
-    yield from (block for block in found if block.note)
+        yield Block("python", note, together[0].line, "\n".join(lines))
+    yield from (block for block in found if block.note.startswith("skip"))
 
 
 PYTHON = [(page, block) for page in PAGES for block in python_programs(page)]

@@ -13,9 +13,10 @@ import rawgrad
 
 #: The public face as the design fixes it, page by page; what GPUs and many ranks need comes with them.
 FACE = {
-    "": "tensor Tensor zeros ones arange randn no_grad manual_seed backend backends gradcheck gradgradcheck Function",
+    "": """tensor Tensor zeros ones arange randn no_grad manual_seed backend backends precision gradcheck gradgradcheck
+        Function""",
     "autograd": "grad",
-    "cuda": "is_available synchronize",
+    "cuda": "is_available synchronize Kernel",
     "functional": """linear conv2d pad max_pool2d avg_pool2d relu leaky_relu elu gelu silu softplus sigmoid tanh softmax
         log_softmax cross_entropy nll_loss mse_loss l1_loss binary_cross_entropy_with_logits dropout batch_norm
         layer_norm group_norm embedding one_hot cat stack where split chunk bmm mm tril triu cosine_similarity""",
