@@ -136,6 +136,9 @@ __device__ __forceinline__ OnlineSoftmax<T> team_merged(OnlineSoftmax<T> own, Te
 // The threads lie side by side along the row, each on STEP elements (VECTOR: 16 bytes, so the row must
 // start at a multiple of 16 bytes and have a multiple of STEP elements), and that ITEMS / STEP times.  A
 // thread of a large team holds 64 bytes.
+//
+// A row of several tiles is first read from the last tile to the first, so that it is the first one that the
+// registers hold then; the way back begins with it, and the others are read again.
 template <class T, int TEAM, bool VECTOR>
 struct RowTile {
   static constexpr int STEP = VECTOR ? Vector<T>::SIZE : 1;
@@ -143,6 +146,9 @@ struct RowTile {
   static constexpr unsigned SIZE = TEAM * ITEMS;
 
   T of[ITEMS];
+
+  // Tiles in a row.
+  static __device__ __forceinline__ unsigned count(unsigned length) { return (length + SIZE - 1) / SIZE; }
 
   // Call body(i, c) for each element of[i] that this thread holds; its place in the row is c < length.
   template <class Body>

@@ -88,14 +88,15 @@ softmax_forward_v2_team(const T* __restrict__ x, T* __restrict__ y, unsigned row
 
   Tile tile;
   OnlineSoftmax<T> own;
-  for (unsigned base = 0; base < length; base += Tile::SIZE) {  // once, unless the row is longer than a tile
+  for (unsigned t = Tile::count(length); t-- > 0;) {  // once, unless the row is longer than a tile
+    const unsigned base = t * Tile::SIZE;
     tile.load(x + start, base, length);
     own = merged(own, tile.softmax(base, length));
   }
   const OnlineSoftmax<T> all = team_merged<TEAM>(own, values);
   const T log_sum = log_of(all.sum), inverse = T(1) / all.sum;
   for (unsigned base = 0; base < length; base += Tile::SIZE) {
-    if (length > Tile::SIZE) tile.load(x + start, base, length);  // the registers hold the last tile: read again
+    if (base > 0) tile.load(x + start, base, length);  // the registers hold the first tile alone
     tile.each(base, length, [&](int i, unsigned) {
       tile.of[i] = normalised(tile.of[i], all, log_sum, inverse, logarithm);
     });
@@ -116,14 +117,15 @@ softmax_backward_v2_team(const T* __restrict__ grad, const T* __restrict__ y, T*
 
   Tile of_g, of_y;
   T sum = 0;
-  for (unsigned base = 0; base < length; base += Tile::SIZE) {
+  for (unsigned t = Tile::count(length); t-- > 0;) {
+    const unsigned base = t * Tile::SIZE;
     of_g.load(grad + start, base, length);
     of_y.load(y + start, base, length);
     sum += Tile::sum(base, length, [&](int i, unsigned) { return product(of_g.of[i], of_y.of[i], logarithm); });
   }
   sum = team_sum<TEAM>(sum, values);
   for (unsigned base = 0; base < length; base += Tile::SIZE) {
-    if (length > Tile::SIZE) {  // the registers hold the last tile: read again
+    if (base > 0) {
       of_g.load(grad + start, base, length);
       of_y.load(y + start, base, length);
     }

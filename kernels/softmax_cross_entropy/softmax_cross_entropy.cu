@@ -22,7 +22,7 @@
 //   forward_v3_register_tile  a team of 4, 32 or 256 threads owns a row and keeps it in registers; 16 bytes
 //                             at a time where the layout allows (VECTOR)
 //
-// Rows that are longer than what a block keeps are read twice.  Sums run in an order that N and C fix.
+// Of a longer row, what a block cannot keep is read twice.  Sums run in an order that N and C fix.
 // __launch_bounds__(…, 2): with the 2, ptxas spends registers where it would otherwise spill a few.
 //
 // Sources: Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018 (m and s in one
@@ -235,7 +235,8 @@ softmax_cross_entropy_forward_v3_register_tile(const T* __restrict__ z, const T*
   Tile logits, d;
   OnlineSoftmax<T> own;
   T sum_of_d = 0;
-  for (unsigned base = 0; base < length; base += Tile::SIZE) {  // once, unless the row is longer than a tile
+  for (unsigned tile = Tile::count(length); tile-- > 0;) {  // once, unless the row is longer than a tile
+    const unsigned base = tile * Tile::SIZE;
     logits.load(row, base, length);
     own = merged(own, logits.softmax(base, length));
     if (example.spread) {
@@ -248,7 +249,7 @@ softmax_cross_entropy_forward_v3_register_tile(const T* __restrict__ z, const T*
 
   T loss = 0;
   for (unsigned base = 0; base < length; base += Tile::SIZE) {
-    if (length > Tile::SIZE) {  // the registers hold the last tile: read again
+    if (base > 0) {  // the registers hold the first tile alone
       logits.load(row, base, length);
       if (example.spread) load_asked(d, example, base, length);
     }

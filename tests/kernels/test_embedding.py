@@ -86,6 +86,28 @@ def test_a_row_chosen_very_often(backend, n, D):
     assert_accurate(backend.get(dweight), summed, host_g, host_i, 9)
 
 
+def test_traffic_is_each_row_once(backend):
+    """Forward, the chosen rows are read once each and all of y is written; the sum reads each row of g once."""
+    if backend.name != "emulated":
+        pytest.skip("only the emulator counts bytes")
+    from rawgrad.kernels._emulator.runtime import record_launches
+
+    rng = np.random.default_rng(15)
+    weight, grad = (backend.put(rng.standard_normal((n, 40)).astype(np.float32)) for n in (300, 500))
+    host_i = rng.integers(0, 300, 500).astype(np.int32)
+    indices = backend.put(host_i)
+    with record_launches() as launches:
+        ops.embedding_forward(weight, indices)
+        dweight = ops.embedding_backward(grad, indices, 300)
+    forward, total = launches[0].traffic, launches[-1].traffic
+    pieces = 40 // 4  # of 16 bytes; each is moved by a thread, which reads its index
+    assert forward.global_read == grad.nbytes + pieces * indices.nbytes
+    assert forward.distinct_read == len(np.unique(host_i)) * 40 * 4 + indices.nbytes
+    assert forward.global_written == grad.nbytes
+    assert total.distinct_read == grad.nbytes + 4 * (len(host_i) + 300 + 1)  # and the places, and where rows begin
+    assert total.global_written == dweight.nbytes
+
+
 def test_the_first_index_out_of_range_is_named(backend):
     """Also where rows have no elements, and among more places than one block has; nothing else is blamed."""
     indices = np.zeros(3000, np.int64)

@@ -113,6 +113,29 @@ def test_a_maximum_that_comes_late(pinned, shape, axis):
         np.testing.assert_allclose(backend.get(ops.log_softmax_forward(backend.put(x), axis)), expected, rtol=4e-16)
 
 
+# Version 1 reads a row twice, version 2 holds up to 4096 float32 of it; rows whose elements lie apart are read twice.
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(
+    ("shape", "readings"), [((5, 10), 1), ((3, 1000), 1), ((2, 5000), 1 + 904 / 5000), ((2, 9, 7), 2)]
+)
+def test_traffic_is_what_each_version_promises(pinned, version, shape, readings):
+    backend = pinned
+    if backend.name != "emulated":
+        pytest.skip("only the emulator counts bytes")
+    from rawgrad.kernels._emulator.runtime import record_launches
+
+    x, grad = (backend.put(a.astype(np.float32)) for a in np.random.default_rng(2).random((2, *shape)))
+    if version == "v1_plain":
+        readings = 2
+    with record_launches() as launches:
+        y = ops.softmax_forward(x, 1)
+        ops.softmax_backward(grad, y, 1)
+    for launch, read in zip(launches, (x.nbytes, grad.nbytes + y.nbytes), strict=True):
+        assert launch.traffic.global_read == round(readings * read)
+        assert launch.traffic.distinct_read == read
+        assert launch.traffic.global_written == launch.traffic.distinct_written == y.nbytes
+
+
 def test_worked_values(backend):
     """Programs P2: softmax(3, 1, -3) = .88 .12 0."""
     y = backend.get(ops.softmax_forward(backend.put(np.array([3.0, 1.0, -3.0])), 0))

@@ -203,6 +203,25 @@ def test_one_bad_logit_spoils_its_row_alone(backend, version, C, bad):
         assert np.isnan(backend.get(grad)[1]).all() and np.isfinite(backend.get(grad)[[0, 2]]).all()
 
 
+# Readings of a row: version 1 makes two; the others hold up to 4096 float32 of it and read the rest again.
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("C", [10, 1000, 4096, 5000])
+def test_traffic_is_what_each_version_promises(backend, version, C):
+    if backend.name != "emulated":
+        pytest.skip("only the emulator counts bytes")
+    from rawgrad.kernels._emulator.runtime import record_launches
+
+    rng = np.random.default_rng(15)
+    z, t = (backend.put(a.astype(np.float32)) for a in rng.random((2, 3, C)))
+    with record_launches() as launches:
+        loss, grad = cross_entropy(z, t, reduction="none", version=version)
+    (launch,) = launches
+    again = C if version == "v1_plain" else max(C - 4096, 0)
+    assert launch.traffic.global_read == (z.nbytes + t.nbytes) * (C + again) // C
+    assert launch.traffic.distinct_read == z.nbytes + t.nbytes
+    assert launch.traffic.global_written == loss.nbytes + grad.nbytes
+
+
 def test_hand_worked(backend):
     """Two classes of equal logits cost log 2; programs P2: labels [1, 2] on two rows that give them .6 and .1."""
     loss, grad = cross_entropy(backend.put(np.zeros((1, 2))), backend.put(np.array([1])))
