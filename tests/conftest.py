@@ -17,6 +17,9 @@ file's name (``test_gemm.py`` tests ``gemm``) unless a marker says otherwise::
     @pytest.mark.operation("sgd")                   # for a file that tests several operations
     def test_sgd_momentum(backend): ...
 
+    @pytest.mark.backends("emulated", "cuda")       # for what is above the kernels, on device "cuda"
+    def test_a_model_moves(backend): ...
+
 A backend that cannot run here is a visible skip with its reason; ``--require-gpu`` turns that into a
 failure for the backends that need a GPU, ``cuda`` and ``numba_cuda``.  Their tests carry the mark
 ``gpu``, so that ``-m gpu`` selects them; ``emulated`` runs the same kernels anywhere.
@@ -64,14 +67,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "operation(name): the kernel operation whose backends run this test")
+    config.addinivalue_line("markers", "backends(*names): the backends that run this test")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "backend" in metafunc.fixturenames:
-        marker = metafunc.definition.get_closest_marker("operation")
-        operation = marker.args[0] if marker else metafunc.module.__name__.rpartition("test_")[2]
-        names = [name for name, known in BACKENDS.items() if known.implements(operation)]
-        assert names, f"{metafunc.definition.nodeid}: no backend implements an operation called {operation!r}"
+        named = metafunc.definition.get_closest_marker("backends")
+        if named:
+            names = list(named.args)
+        else:
+            marker = metafunc.definition.get_closest_marker("operation")
+            operation = marker.args[0] if marker else metafunc.module.__name__.rpartition("test_")[2]
+            names = [name for name, known in BACKENDS.items() if known.implements(operation)]
+            assert names, f"{metafunc.definition.nodeid}: no backend implements an operation called {operation!r}"
         parameters = [pytest.param(name, marks=pytest.mark.gpu if needs_gpu(name) else ()) for name in names]
         metafunc.parametrize("backend", parameters, indirect=True)
 
@@ -92,7 +100,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def needs_gpu(name: str) -> bool:
     """Whether the backend ``name`` runs on an NVIDIA GPU only."""
-    return BACKENDS[name].device == "cuda" and name != "emulated"
+    return name in BACKENDS and BACKENDS[name].device == "cuda" and name != "emulated"
 
 
 @dataclass(frozen=True)

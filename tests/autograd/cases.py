@@ -68,9 +68,9 @@ class Case:
     def shapes(self) -> str:
         return " ".join("×".join(map(str, spread.shape)) or "()" for spread in self.inputs)
 
-    def tensors(self) -> list[Tensor]:
+    def tensors(self, device: str = "cpu") -> list[Tensor]:
         rng = np.random.default_rng(zlib.crc32(self.name.encode()))
-        return [Tensor(spread.array(rng), requires_grad=True) for spread in self.inputs]
+        return [Tensor(spread.array(rng)).to(device=device).requires_grad_() for spread in self.inputs]
 
 
 CASES: list[Case] = []

@@ -31,10 +31,10 @@ python tests/autograd/gradient_report.py docs/gradient-checks.md
 """
 
 
-def check(case: Case) -> tuple[Report, Report]:
+def check(case: Case, device: str = "cpu") -> tuple[Report, Report]:
     """The checks of first and second order; a failed one is returned, not raised."""
-    first = gradcheck(case.function, case.tensors(), raise_exception=False)
-    second = gradgradcheck(case.function, case.tensors(), raise_exception=False)
+    first = gradcheck(case.function, case.tensors(device), raise_exception=False)
+    second = gradgradcheck(case.function, case.tensors(device), raise_exception=False)
     return first, second
 
 

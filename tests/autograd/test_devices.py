@@ -1,4 +1,8 @@
-"""Nothing above the kernels assumes NumPy: everything runs on a device that refuses to mix with the host."""
+"""Nothing above the kernels assumes NumPy: everything runs on a device that refuses to mix with the host.
+
+The device is a fake one whose kernels are the references, then the simulated GPU with the emulated
+kernels, and where there is one an NVIDIA GPU.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from typing import Any
 import cases
 import numpy as np
 import pytest
-from _fake_device import FakeArray, registered
+from _fake_device import registered
 from cases import CASES, Case
 
 import rawgrad as rg
@@ -19,16 +23,38 @@ from rawgrad.autograd import Tensor
 from rawgrad.autograd import functional as F
 from rawgrad.kernels._errors import DeviceError, IndexRangeError
 
+pytestmark = pytest.mark.backends("fake", "emulated", "cuda")
+
 
 @pytest.fixture(autouse=True)
-def device() -> Iterator[Any]:
-    with registered() as fake:
-        yield fake
+def fake_device() -> Iterator[None]:
+    with registered():
+        yield
+
+
+class There:
+    """Makes tensors on the device of the backend under test."""
+
+    def __init__(self, backend: Any) -> None:
+        self.device: str = backend.device.name
+        self.array_type: type = backend.device.array_type
+
+    def __call__(self, values: Any, dtype: Any = np.float32, requires_grad: bool = False) -> Tensor:
+        return rg.tensor(np.array(values, dtype), device=self.device, requires_grad=requires_grad)
+
+
+@pytest.fixture
+def there(backend: Any) -> There:
+    return There(backend)
+
+
+def host(x: Tensor) -> np.ndarray:
+    return x.to("cpu").numpy()
 
 
 def run(case: Case, device: str) -> list[np.ndarray]:
     """The results, the gradients and the gradients of the gradients of a case."""
-    inputs = [t.detach().to(device=device).requires_grad_() for t in case.tensors()]
+    inputs = case.tensors(device)
     results = case.function(*inputs)
     results = list(results) if isinstance(results, tuple) else [results]
     assert all(r.device == device and type(r.array) is type(inputs[0].array) for r in results)
@@ -42,15 +68,11 @@ def run(case: Case, device: str) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_operations_run_on_another_device(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    host = run(case, "cpu")
-    monkeypatch.setattr(cases, "constants_on", "fake")
-    for there, here in zip(run(case, "fake"), host, strict=True):
-        np.testing.assert_allclose(there, here, rtol=1e-12, atol=1e-12)
-
-
-def fake(values: Any, dtype: Any = np.float32, requires_grad: bool = False) -> Tensor:
-    return rg.tensor(np.array(values, dtype), device="fake", requires_grad=requires_grad)
+def test_operations_run_on_another_device(there: There, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = run(case, "cpu")
+    monkeypatch.setattr(cases, "constants_on", there.device)
+    for found, here in zip(run(case, there.device), expected, strict=True):
+        np.testing.assert_allclose(found, here, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -77,69 +99,70 @@ def fake(values: Any, dtype: Any = np.float32, requires_grad: bool = False) -> T
         lambda a, b: a.clamp(min=b),
     ],
 )
-def test_mixing_devices_is_refused(mix: Any) -> None:
+def test_mixing_devices_is_refused(there: There, mix: Any) -> None:
     ones = np.ones((2, 2), np.float32)
-    with pytest.raises(DeviceError):
-        mix(rg.tensor(ones, device="fake"), Tensor(ones))
+    with pytest.raises(DeviceError, match=f"'{there.device}'.*'cpu'|'cpu'.*'{there.device}'"):
+        mix(there(ones), Tensor(ones))
 
 
-def test_scalars_come_from_anywhere() -> None:
-    x = fake([1.0, 2.0])
+def test_scalars_come_from_anywhere(there: There) -> None:
+    x = there([1.0, 2.0])
     for y in (x * 2, 2 * x, x * np.float64(2), np.float32(2) * x, x / 0.5, x + x.sum() - 3 + x):
-        assert y.device == "fake" and type(y.array) is FakeArray and y.dtype == np.float32
+        assert y.device == there.device and type(y.array) is there.array_type and y.dtype == np.float32
 
 
-def test_moving_there_and_back_carries_gradients() -> None:
+def test_moving_there_and_back_carries_gradients(there: There) -> None:
     x = Tensor(np.array([1.0, 2.0]), requires_grad=True)
-    y = x.to("fake")
-    assert y.device == "fake" and y.to("fake") is y
+    y = x.to(there.device)
+    assert y.device == there.device and y.to(there.device) is y
     (y * y).sum().to("cpu").backward()
     assert x.grad.device == "cpu"
     np.testing.assert_array_equal(x.grad.numpy(), [2, 4])
     assert y.to("cpu", dtype=np.float32).dtype == np.float32
 
 
-def test_leaving_a_device_is_explicit() -> None:
-    x = fake([1.0, 2.0])
-    with pytest.raises(DeviceError, match=r"this tensor is on 'fake'; use tensor.to\('cpu'\) first"):
+def test_leaving_a_device_is_explicit(there: There) -> None:
+    x = there([1.0, 2.0])
+    with pytest.raises(DeviceError, match=rf"this tensor is on '{there.device}'; use tensor.to\('cpu'\) first"):
         x.numpy()
     with pytest.raises(DeviceError):
         np.asarray(x)
     assert x.tolist() == [1, 2] and x.sum().item() == 3 and float(x[0]) == 1.0
-    assert repr(x) == "tensor([1., 2.], device='fake')"
+    assert repr(x) == f"tensor([1., 2.], device='{there.device}')"
     with pytest.raises(DeviceError, match="'nowhere' is not available here; available: 'cpu'"):
         x.to(device="nowhere")
 
 
-def test_factories_and_copies() -> None:
+def test_factories_and_copies(there: There) -> None:
+    device = there.device
     for x in (
-        rg.zeros(2, 3, device="fake"),
-        ag.ones_like(fake([[1.0]])),
-        ag.full((2,), 3.5, device="fake"),
-        rg.arange(5, device="fake"),
-        ag.linspace(0, 1, 3, device="fake"),
-        ag.eye(2, device="fake"),
-        rg.randn(3, device="fake"),
-        ag.randperm(4, device="fake"),
-        copy.deepcopy(fake([1.0])),
-        pickle.loads(pickle.dumps(fake([1.0]))),
-        fake([1.0]).clone(),
+        rg.zeros(2, 3, device=device),
+        ag.ones_like(there([[1.0]])),
+        ag.full((2,), 3.5, device=device),
+        rg.arange(5, device=device),
+        ag.linspace(0, 1, 3, device=device),
+        ag.eye(2, device=device),
+        rg.randn(3, device=device),
+        ag.randperm(4, device=device),
+        copy.deepcopy(there([1.0])),
+        pickle.loads(pickle.dumps(there([1.0]))),
+        there([1.0]).clone(),
     ):
-        assert x.device == "fake" and type(x.array) is FakeArray
+        assert x.device == device and type(x.array) is there.array_type
     rg.manual_seed(5)
-    there = rg.randn(4, device="fake")
+    drawn = rg.randn(4, device=device)
     rg.manual_seed(5)
-    np.testing.assert_array_equal(there.to("cpu").numpy(), rg.randn(4).numpy())
+    np.testing.assert_array_equal(host(drawn), rg.randn(4).numpy())
 
 
-def test_indexing_takes_host_indices_that_are_no_tensors() -> None:
-    x = fake([[1.0, 2.0], [3.0, 4.0]], requires_grad=True)
-    y = x[[1, 0, 1]] + x[np.array([0, 0, 1])] + x[fake([1, 1, 1], np.int64)]
+def test_indexing_takes_host_indices_that_are_no_tensors(there: There) -> None:
+    x = there([[1.0, 2.0], [3.0, 4.0]], requires_grad=True)
+    y = x[[1, 0, 1]] + x[np.array([0, 0, 1])] + x[there([1, 1, 1], np.int64)]
     y.sum().backward()
-    np.testing.assert_array_equal(x.grad.to("cpu").numpy(), [[3, 3], [6, 6]])
+    np.testing.assert_array_equal(host(x.grad), [[3, 3], [6, 6]])
 
 
-def test_a_training_step_of_a_small_network() -> None:
+def test_a_training_step_of_a_small_network(there: There) -> None:
     def losses(device: str) -> list[float]:
         rng = np.random.default_rng(0)
 
@@ -165,9 +188,9 @@ def test_a_training_step_of_a_small_network() -> None:
             found.append(loss.item())
         return found
 
-    there = losses("fake")
-    assert there[2] < there[0]
-    np.testing.assert_allclose(there, losses("cpu"), rtol=1e-6)
+    found = losses(there.device)
+    assert found[2] < found[0]
+    np.testing.assert_allclose(found, losses("cpu"), rtol=1e-6)
 
 
 # ---- what a GPU does not see to by itself
@@ -184,9 +207,9 @@ def test_a_training_step_of_a_small_network() -> None:
         (lambda i, mask: (i(1), ..., i(7)), "index 7 is out of bounds for axis 2 with size 3"),
     ],
 )
-def test_indices_out_of_range_are_refused(index: Any, message: str) -> None:
-    x = fake(np.zeros((4, 2, 3)))
-    part = index(lambda *values: fake(values, np.int8), fake([True, False, False, False], np.bool_))
+def test_indices_out_of_range_are_refused(there: There, index: Any, message: str) -> None:
+    x = there(np.zeros((4, 2, 3)))
+    part = index(lambda *values: there(values, np.int8), there([True, False, False, False], np.bool_))
     with pytest.raises(IndexRangeError, match=rf"indexing a tensor of shape \(4, 2, 3\): {message}"):
         _ = x[part]
     with pytest.raises(IndexRangeError, match=message):
@@ -206,43 +229,43 @@ def test_indices_out_of_range_are_refused(index: Any, message: str) -> None:
     ],
 )
 @pytest.mark.parametrize("dtype", [np.float64, np.float16])
-def test_elements_picked_several_times_add_up(index: Any, dtype: Any) -> None:
+def test_elements_picked_several_times_add_up(there: There, index: Any, dtype: Any) -> None:
     values = np.arange(24.0).reshape(4, 2, 3).astype(dtype)
-    x = fake(values, dtype, requires_grad=True)
-    picked = x[index(lambda numbers: fake(numbers, np.int64))]
+    x = there(values, dtype, requires_grad=True)
+    picked = x[index(lambda numbers: there(numbers, np.int64))]
     weights = np.arange(1.0, picked.numel() + 1).reshape(picked.shape).astype(dtype)
-    (picked * fake(weights, dtype)).sum().backward()
+    (picked * there(weights, dtype)).sum().backward()
     expected = np.zeros_like(values)
     np.add.at(expected, index(lambda numbers: np.array(numbers, np.int64)), weights)
-    np.testing.assert_array_equal(x.grad.to("cpu").numpy(), expected)
+    np.testing.assert_array_equal(host(x.grad), expected)
 
 
-def test_a_tensor_may_be_written_from_its_own_elements() -> None:
+def test_a_tensor_may_be_written_from_its_own_elements(there: There) -> None:
     """The device's arrays refuse such a write, whose order is not defined there."""
-    x, host = fake(np.arange(9.0).reshape(3, 3)), np.arange(9.0).reshape(3, 3)
+    x, expected = there(np.arange(9.0).reshape(3, 3)), np.arange(9.0).reshape(3, 3)
     x[1:] = x[:-1]
-    host[1:] = host[:-1].copy()
+    expected[1:] = expected[:-1].copy()
     x.copy_(x.transpose(0, 1))
-    host[...] = host.T.copy()
+    expected[...] = expected.T.copy()
     x[:, 0].add_(x[0])
-    host[:, 0] += host[0]
+    expected[:, 0] += expected[0]
     x[...] = x
-    np.testing.assert_array_equal(x.to("cpu").numpy(), host)
+    np.testing.assert_array_equal(host(x), expected)
 
 
-def test_one_condition_for_all_elements() -> None:
-    x = fake([1.0, 2.0], requires_grad=True)
+def test_one_condition_for_all_elements(there: There) -> None:
+    x = there([1.0, 2.0], requires_grad=True)
     y = F.where(True, x, 0.0) + F.where(False, x, 5.0)
     y.sum().backward()
     assert y.tolist() == [6, 7] and x.grad.tolist() == [1, 1]
 
 
-def test_labels_of_any_integer_dtype() -> None:
+def test_labels_of_any_integer_dtype(there: There) -> None:
     logits = np.random.default_rng(0).standard_normal((3, 300)).astype(np.float32)
-    x = fake(logits, requires_grad=True)
-    loss = F.nll_loss(x.log_softmax(1), fake([0, 255, 7], np.uint8), ignore_index=-100)
+    x = there(logits, requires_grad=True)
+    loss = F.nll_loss(x.log_softmax(1), there([0, 255, 7], np.uint8), ignore_index=-100)
     expected = F.cross_entropy(Tensor(logits), Tensor(np.array([0, 255, 7])))
     assert loss.item() == pytest.approx(expected.item())
-    for gradient in ag.grad(F.cross_entropy(x, fake([0, 255, 7], np.uint8)), x, create_graph=True):
+    for gradient in ag.grad(F.cross_entropy(x, there([0, 255, 7], np.uint8)), x, create_graph=True):
         (again,) = ag.grad((gradient * gradient).sum(), x)
-        assert np.isfinite(again.to("cpu").numpy()).all()
+        assert np.isfinite(host(again)).all()
