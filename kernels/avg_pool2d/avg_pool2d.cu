@@ -54,7 +54,7 @@ __device__ __forceinline__ T divisor_of(int p, int q, T divisor, const Geometry&
 
 // ---- forward, v1
 
-// Thread: one y[plane, p, q]; neighbours in x are neighbours in q.
+// Block: 256 threads and as many results.  Thread: one y[plane, p, q]; neighbours in x are neighbours in q.
 template <class T>
 __global__ void __launch_bounds__(THREADS)
 avg_pool2d_forward_v1_plain(const T* __restrict__ x, T* __restrict__ y, Geometry g, double divisor) {
@@ -118,6 +118,7 @@ __device__ __forceinline__ Geometry with_constants(Geometry g) {
   return g;
 }
 
+// Block: 256 threads and OWN results of each.
 // Thread: the OWN outputs y[plane, p, q0 …].  If WINDOW says how many elements lie under them, it reads each
 // once; at the borders, or else, once for each window.
 template <class T, int WINDOW>
@@ -171,7 +172,7 @@ avg_pool2d_forward_v3_register_tile(const T* __restrict__ x, T* __restrict__ y, 
 
 // ---- backward, v1
 
-// Thread: one dx[plane, h, w]; neighbours in x are neighbours in w.
+// Block: 256 threads and as many results.  Thread: one dx[plane, h, w]; neighbours in x are neighbours in w.
 template <class T>
 __global__ void __launch_bounds__(THREADS)
 avg_pool2d_backward_v1_plain(const T* __restrict__ grad, T* __restrict__ dx, Geometry g, double divisor) {
@@ -226,6 +227,7 @@ avg_pool2d_backward_v2_smem_tile(const T* __restrict__ grad, T* __restrict__ dx,
 
 // ---- backward, v3
 
+// Block: 256 threads.
 // Thread, for WINDOW = 2, where no windows share an element: the 2 x 2 OWN elements under the OWN windows
 // (p, q0 …).  There are threads for all of dx, so for windows beyond P and Q as well; those give zeros.
 // Thread, else: the OWN elements dx[plane, h, w0 …]; the windows over any of them are read once.

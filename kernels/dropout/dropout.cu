@@ -6,8 +6,10 @@
 //   seed, offset  the key; word[i] is word i mod 4 of Philox block i div 4 (philox.cuh)
 //   last_dropped  ceil(p 2^32) - 1, for 0 < p < 1: the largest word that drops its element
 //
+// v1_vector is the only version: a thread owns a whole Philox block of four elements.
+//
 // The mask is never stored: the backward pass is the same function of dL/dy and computes the same words
-// again.  A thread owns a whole Philox block, so no word is computed and thrown away but at the end.
+// again.  No word is computed and thrown away but at the end.
 
 #include "philox.cuh"
 #include "vector.cuh"

@@ -58,7 +58,7 @@ struct Best {
 
 // ---- forward, v1
 
-// Thread: one y[plane, p, q]; neighbours in x are neighbours in q.
+// Block: 256 threads and as many results.  Thread: one y[plane, p, q]; neighbours in x are neighbours in q.
 template <class T, class Code>
 __global__ void __launch_bounds__(THREADS)
 max_pool2d_forward_v1_plain(const T* __restrict__ x, T* __restrict__ y, Code* __restrict__ codes, Geometry g) {
@@ -143,6 +143,7 @@ __device__ __forceinline__ Geometry with_constants(Geometry g) {
 
 // ---- forward, v3
 
+// Block: 256 threads and OWN results of each.
 // Thread: the OWN outputs y[plane, p, q0 …].  If WINDOW says how many elements lie under them, it reads each
 // once; at the borders, or else, once for each window.
 template <class T, class Code, int WINDOW>
@@ -212,7 +213,7 @@ __device__ __forceinline__ int row_of_taps(int h, int p, const Geometry& g) {
   return distance % g.dh == 0 ? distance / g.dh : -1;
 }
 
-// Thread: one dx[plane, h, w]; neighbours in x are neighbours in w.
+// Block: 256 threads and as many results.  Thread: one dx[plane, h, w]; neighbours in x are neighbours in w.
 template <class T, class Code>
 __global__ void __launch_bounds__(THREADS)
 max_pool2d_backward_v1_plain(const T* __restrict__ grad, const Code* __restrict__ codes, T* __restrict__ dx,
@@ -300,6 +301,7 @@ __device__ __forceinline__ void load_windows(T (&grad)[OWN], int (&code)[OWN], c
   }
 }
 
+// Block: 256 threads.
 // Thread, for WINDOW = 2, where no windows share an element: the 2 x 2 OWN elements under the OWN windows
 // (p, q0 …).  There are threads for all of dx, so for windows beyond P and Q as well; those give zeros.
 // Thread, else: the OWN elements dx[plane, h, w0 …]; the windows over any of them are read once.
@@ -368,7 +370,8 @@ max_pool2d_backward_v3_register_tile(const T* __restrict__ grad, const Code* __r
 
 // ---- the adjoint of the backward pass
 
-// Thread: one y[plane, p, q], the element of x that its code names; 0 if that lies outside the input.
+// Block: 256 threads and as many results.  Thread: one y[plane, p, q], the element of x that its code names; 0 if
+// that lies outside the input.
 template <class T, class Code>
 __global__ void __launch_bounds__(THREADS)
 max_pool2d_gather(const T* __restrict__ x, const Code* __restrict__ codes, T* __restrict__ y, Geometry g) {
