@@ -168,9 +168,9 @@ constexpr Place NONE = {0, -(1 << 30), 0, -1};
 // is g, m is c, and c is k.
 struct Correlation {
   Axis down, across;
-  int N, G, C, M;             // images and groups; channels of a group, of the input and of the result
-  int weight_m, weight_c, S;  // in the weights: from one m, c, row of a filter to the next
-  int in_plane, out_plane, out_width, weights;  // sizes; weights of a group
+  int N, G, C, M;                      // images, groups, and channels of a group: of the input, of the result
+  int weight_m, weight_c, S, weights;  // steps in the weights: of m, of c, of a filter's row, of a group
+  int in_plane, out_plane, out_width;  // sizes
 
   __device__ __forceinline__ Place position(const Digits& of) const {  // n, i, j
     const int h = of.middle * down.stride + down.start, w = of.low * across.stride + across.start;
@@ -194,7 +194,9 @@ struct Correlation {
 __device__ __forceinline__ Correlation forward_of(const Geometry& g) {
   const int C = g.C / g.G, K = g.K / g.G, taps = g.R * g.S;
   return {forward_axis(g.H, g.P, g.R, g.sh, g.ph, g.dh), forward_axis(g.W, g.Q, g.S, g.sw, g.pw, g.dw),
-          g.N, g.G, C, K, C * taps, taps, g.S, g.H * g.W, g.P * g.Q, g.Q, K * C * taps};
+          g.N, g.G, C, K,
+          C * taps, taps, g.S, K * C * taps,
+          g.H * g.W, g.P * g.Q, g.Q};
 }
 
 // dx at the rows a, a + sh, … and the columns b, b + sw, …; `block` chooses a and b, and loses them.
@@ -202,7 +204,9 @@ __device__ __forceinline__ Correlation backward_of(const Geometry& g, int& block
   const int C = g.C / g.G, K = g.K / g.G, taps = g.R * g.S;
   const int b = take(block, min(g.sw, g.W)), a = take(block, min(g.sh, g.H));
   return {backward_axis(g.H, g.P, g.R, g.sh, g.ph, g.dh, a), backward_axis(g.W, g.Q, g.S, g.sw, g.pw, g.dw, b),
-          g.N, g.G, K, C, taps, C * taps, g.S, g.P * g.Q, g.H * g.W, g.W, K * C * taps};
+          g.N, g.G, K, C,
+          taps, C * taps, g.S, K * C * taps,
+          g.P * g.Q, g.H * g.W, g.W};
 }
 
 // ---- v2
@@ -215,7 +219,7 @@ struct Tile {
 
 template <class T>
 struct Stage {
-  T patch[4096], rest[2048];  // cuda.py knows these sizes
+  T patch[4096], other[2048];  // cuda.py fits tiles into these
 };
 
 // Copy `channels` planes of the rectangle rows x columns at (h0, w0) of the input, with zeros outside the input.
@@ -262,10 +266,10 @@ __device__ __forceinline__ void correlate_smem_tile(const Correlation& f, const 
         for (int e = threadIdx.x; e < t.M * C * R * S; e += blockDim.x) {
           rest = e;
           const int s = take(rest, S), r = take(rest, R), c = take(rest, C), of_m = m0 + rest;
-          stage.rest[e] = of_m < f.M ? weight[of_m * f.weight_m + f.tap({c0 + c, r0 + r, s0 + s}).at] : T(0);
+          stage.other[e] = of_m < f.M ? weight[of_m * f.weight_m + f.tap({c0 + c, r0 + r, s0 + s}).at] : T(0);
         }
         __syncthreads();  // patch and filters are complete before anyone multiplies
-        const T* filter = &stage.rest[m * C * R * S];
+        const T* filter = &stage.other[m * C * R * S];
         const T* patch = &stage.patch[i * f.down.stride * columns + j * f.across.stride];
         for (int c = 0; c < C; ++c)
           for (int r = 0; r < R; ++r)
@@ -329,13 +333,13 @@ conv2d_backward_weight_v2_smem_tile(const T* __restrict__ x, const T* __restrict
     for (int e = threadIdx.x; e < K * P * Q; e += blockDim.x) {
       rest = e;
       const int q = q0 + take(rest, Q), p = p0 + take(rest, P), of_k = group * f.M + k0 + rest;
-      stage.rest[e] = grad[((n * g.K + of_k) * g.P + p) * g.Q + q];
+      stage.other[e] = grad[((n * g.K + of_k) * g.P + p) * g.Q + q];
     }
     __syncthreads();  // patch and gradients are complete before anyone multiplies
     if (inside)
       for (int p = team; p < P; p += teams)
         for (int q = 0; q < Q; ++q)
-          sum += stage.rest[(k * P + p) * Q + q] *
+          sum += stage.other[(k * P + p) * Q + q] *
                  stage.patch[(c * rows + p * g.sh + r * g.dh) * columns + q * g.sw + s * g.dw];
     __syncthreads();  // everyone has multiplied before the next tile overwrites these
   }
@@ -349,6 +353,7 @@ conv2d_backward_weight_v2_smem_tile(const T* __restrict__ x, const T* __restrict
 // ---- v3
 
 constexpr int THREADS = 128;
+constexpr int BLOCKS = 2;  // at least, on one multiprocessor: 255 registers for each thread, and the compiler uses them
 
 // Copy COUNT numbers from shared memory to registers, 16 bytes at a time if they are that many.
 template <int COUNT, class T>
@@ -375,15 +380,15 @@ __device__ __forceinline__ void load_run(const T* from, T* to) {
 template <class T, int ROWS, int COLS, bool POSITIONS>
 struct RegisterTile {
   static constexpr int ACROSS = 16, DOWN = 8, HEIGHT = DOWN * ROWS, WIDTH = ACROSS * COLS, V = Vector<T>::SIZE;
-  static constexpr int DEPTH = 2 * V, BESIDE = THREADS / DEPTH;
+  static constexpr int DEPTH = 2 * V, BESIDE = THREADS / DEPTH;  // for 8 doubles there would not be registers enough
   static constexpr int LOADS_A = ceil_div(HEIGHT, BESIDE), LOADS_B = WIDTH / BESIDE;
   static constexpr int RUN = COLS < V ? COLS : V;  // a thread's columns come in runs of neighbours
   static_assert(ACROSS * DOWN == THREADS && (!POSITIONS || WIDTH == THREADS), "a position for each thread");
 
-  // Two tiles of each: one is filled while the other is multiplied.  The V extra elements keep rows aligned, and put
-  // the DEPTH x 4 places that a warp fills in different banks.
-  alignas(16) T a[2][DEPTH][HEIGHT + V];
-  alignas(16) T b[2][DEPTH][WIDTH + V];
+  // Two tiles of each: one is filled while the other is multiplied.  The four extra elements keep rows aligned, and put
+  // what a warp (in double, half a warp) fills at once, four neighbours of each of DEPTH rows, in different banks.
+  alignas(16) T a[2][DEPTH][HEIGHT + 4];
+  alignas(16) T b[2][DEPTH][WIDTH + 4];
   Place terms[2][DEPTH], columns[WIDTH];
 
   // This thread's r-th row and c-th column.
@@ -400,7 +405,7 @@ struct RegisterTile {
                                            const Term& term, T (&sum)[ROWS][COLS]) {
     const int t = threadIdx.x, d = t % DEPTH;
     T of_a[LOADS_A], of_b[LOADS_B];
-    const auto name = [&](int step) {  // the terms of a step, by the first threads
+    const auto write_terms = [&](int step) {  // by the first threads, one each
       const int i = step * DEPTH + t;
       if (t < DEPTH) terms[step % 2][t] = i < count ? term(i) : NONE;
     };
@@ -413,15 +418,15 @@ struct RegisterTile {
 #pragma unroll
       for (int e = 0; e < LOADS_A; ++e)  // rows past the last are not stored
         of_a[e] = at >= 0 ? matrix[min(t / DEPTH + e * BESIDE, rows - 1) * pitch + at] : T(0);
-      name(step + 1);
+      write_terms(step + 1);
     };
 
-    name(0);
+    write_terms(0);
     __syncthreads();  // columns and terms are complete before anyone reads them
     fetch(0);
     for (int step = 0; step * DEPTH < count; ++step) {
-      T(&a_now)[DEPTH][HEIGHT + V] = a[step % 2];
-      T(&b_now)[DEPTH][WIDTH + V] = b[step % 2];
+      T(&a_now)[DEPTH][HEIGHT + 4] = a[step % 2];
+      T(&b_now)[DEPTH][WIDTH + 4] = b[step % 2];
 #pragma unroll
       for (int e = 0; e < LOADS_A; ++e)
         if (t / DEPTH + e * BESIDE < HEIGHT) a_now[d][t / DEPTH + e * BESIDE] = of_a[e];
@@ -495,14 +500,14 @@ __device__ __forceinline__ void correlate_register_tile(const Correlation& f, co
 }
 
 template <class T, int ROWS>
-__global__ void __launch_bounds__(THREADS, 2)
+__global__ void __launch_bounds__(THREADS, BLOCKS)
 conv2d_forward_v3_register_tile(const T* __restrict__ x, const T* __restrict__ weight, const T* __restrict__ bias,
                                 T* __restrict__ y, Geometry g) {
   correlate_register_tile<ROWS>(forward_of(g), x, weight, bias, y, blockIdx.x);
 }
 
 template <class T, int ROWS>
-__global__ void __launch_bounds__(THREADS, 2)
+__global__ void __launch_bounds__(THREADS, BLOCKS)
 conv2d_backward_input_v3_register_tile(const T* __restrict__ grad, const T* __restrict__ weight, T* __restrict__ dx,
                                        Geometry g) {
   int block = blockIdx.x;
@@ -513,7 +518,7 @@ conv2d_backward_input_v3_register_tile(const T* __restrict__ grad, const T* __re
 // a: g, filter x position.  b: position x tap.
 // Block: HEIGHT filters x WIDTH taps (c, r, s), summed over one slice of `length` positions (n, p, q).
 template <class T, int ROWS, int COLS>
-__global__ void __launch_bounds__(THREADS, 2)
+__global__ void __launch_bounds__(THREADS, BLOCKS)
 conv2d_backward_weight_v3_register_tile(const T* __restrict__ x, const T* __restrict__ grad, T* __restrict__ partials,
                                         Geometry g, int length) {
   using Tiles = RegisterTile<T, ROWS, COLS, false>;

@@ -87,8 +87,8 @@ def _fit(positions: list[int], taps: list[int], fits: Callable[[], bool]) -> Non
 
 
 def _positions(axes: list[_Axis]) -> list[int]:
-    """At most 16 x 16."""
-    return [max(1, min(16, axis.positions)) for axis in axes]
+    """Of a tile: equal parts of each axis, at most 16 x 16."""
+    return [max(1, ceil_div(axis.positions, max(1, ceil_div(axis.positions, 16)))) for axis in axes]
 
 
 def _correlation_tile(axes: list[_Axis], M: int, C: int) -> _Tile:
