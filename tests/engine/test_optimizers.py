@@ -6,43 +6,11 @@ import copy
 
 import numpy as np
 import pytest
+from engine_cases import OPTIMIZERS, PATTERN, gradients, starts
 
 import rawgrad as rg
 from rawgrad import nn, optim
 from rawgrad.kernels._errors import ArgumentError, CheckpointError, RawgradError
-
-CASES = {
-    "sgd": (lambda o, p: o.SGD(p, lr=0.1)),
-    "sgd, default lr": (lambda o, p: o.SGD(p)),
-    "sgd, momentum": (lambda o, p: o.SGD(p, lr=0.1, momentum=0.9)),
-    "sgd, dampening, decay": (lambda o, p: o.SGD(p, lr=0.1, momentum=0.9, dampening=0.3, weight_decay=0.1)),
-    "sgd, nesterov": (lambda o, p: o.SGD(p, lr=0.1, momentum=0.8, nesterov=True, weight_decay=0.1)),
-    "adagrad": (lambda o, p: o.Adagrad(p)),
-    "adagrad, all": (
-        lambda o, p: o.Adagrad(p, 0.1, lr_decay=0.2, weight_decay=0.1, initial_accumulator_value=0.5, eps=1e-3)
-    ),
-    "rmsprop": (lambda o, p: o.RMSprop(p)),
-    "rmsprop, all": (
-        lambda o, p: o.RMSprop(p, 0.02, alpha=0.9, eps=1e-4, weight_decay=0.1, momentum=0.7, centered=True)
-    ),
-    "adam": (lambda o, p: o.Adam(p)),
-    "adam, all": (lambda o, p: o.Adam(p, 0.1, betas=(0.7, 0.9), eps=1e-3, weight_decay=0.1)),
-    "adamw": (lambda o, p: o.AdamW(p)),
-    "adamw, all": (lambda o, p: o.AdamW(p, 0.1, betas=(0.7, 0.9), eps=1e-3, weight_decay=0.3)),
-}
-SHAPES = [(3, 4), (), (5,)]
-# Which parameters have a gradient in each step: step counts part, in all ways.
-PATTERN = [(1, 1, 1), (1, 0, 1), (1, 1, 0), (0, 0, 0), (1, 1, 1), (0, 1, 1), (1, 1, 1)]
-
-
-def gradients(step):
-    stream = np.random.default_rng(100 + step)
-    return [stream.normal(size=shape) for shape in SHAPES]
-
-
-def starts():
-    stream = np.random.default_rng(7)
-    return [stream.normal(size=shape) for shape in SHAPES]
 
 
 def parameters():
@@ -56,12 +24,12 @@ def take_step(optimizer, params, step, tensor, pattern=(1, 1, 1)):
 
 
 @pytest.mark.parametrize("pattern", [[(1, 1, 1)] * 5, PATTERN], ids=["all", "some"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_agrees_with_torch(name, pattern):
     torch = pytest.importorskip("torch")
     ours = parameters()
     theirs = [torch.tensor(value, requires_grad=True) for value in starts()]
-    a, b = CASES[name](optim, ours), CASES[name](torch.optim, theirs)
+    a, b = OPTIMIZERS[name](optim, ours), OPTIMIZERS[name](torch.optim, theirs)
     for step, present in enumerate(pattern):
         take_step(a, ours, step, rg.tensor, present)
         take_step(b, theirs, step, torch.tensor, present)
@@ -72,10 +40,10 @@ def test_agrees_with_torch(name, pattern):
         assert [a.state_dict()["state"][i]["step"] for i in range(3)] == counts
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_resumes_bit_for_bit_from_its_state(name):
     params = parameters()
-    optimizer = CASES[name](optim, params)
+    optimizer = OPTIMIZERS[name](optim, params)
     for step, present in enumerate(PATTERN):
         take_step(optimizer, params, step, rg.tensor, present)
     saved = optimizer.state_dict()
@@ -87,7 +55,7 @@ def test_resumes_bit_for_bit_from_its_state(name):
     np.testing.assert_equal(saved, frozen)
 
     again = [rg.tensor(value.copy(), requires_grad=True) for value in values]
-    other = CASES[name](optim, again)
+    other = OPTIMIZERS[name](optim, again)
     other.load_state_dict(saved)
     np.testing.assert_equal(other.state_dict(), saved)
     for step in range(3):
