@@ -327,13 +327,13 @@ max_pool2d_backward_v3_register_tile(const T* __restrict__ grad, const Code* __r
       T row[2 * OWN];
 #pragma unroll
       for (int e = 0; e < 2 * OWN; ++e) row[e] = code[e / 2] == 2 * r + e % 2 ? T(0) + of_window[e / 2] : T(0);
-      T* to = dx + (plane * g.H + h) * g.W;
+      T* to = dx + ((plane * g.H + h) * g.W + w0);  // one index: after two, nvcc 13 stores single numbers
       if (w0 >= 0 && w0 + 2 * OWN <= g.W) {
-        store_row(to + w0, row);
+        store_row(to, row);
       } else {
 #pragma unroll
         for (int e = 0; e < 2 * OWN; ++e)
-          if (inside(w0 + e, g.W)) to[w0 + e] = row[e];
+          if (inside(w0 + e, g.W)) to[e] = row[e];
       }
     }
   } else {
