@@ -44,17 +44,20 @@ _TYPES: dict[str, tuple[np.dtype, str]] = {
         (("float",), np.float32, "f"),
         (("double",), np.float64, "d"),
         (("bool",), np.bool_, "?"),
-        (("signed char", "int8_t"), np.int8, "b"),
+        (("signed char", "char", "int8_t"), np.int8, "b"),
         (("unsigned char", "uint8_t"), np.uint8, "B"),
         (("short", "int16_t"), np.int16, "h"),
         (("unsigned short", "uint16_t"), np.uint16, "H"),
         (("int", "int32_t"), np.int32, "i"),
         (("unsigned", "unsigned int", "uint32_t"), np.uint32, "I"),
-        (("long long", "int64_t"), np.int64, "q"),
-        (("unsigned long long", "uint64_t"), np.uint64, "Q"),
+        (("long long", "long", "long long int", "int64_t"), np.int64, "q"),
+        (("unsigned long long", "unsigned long", "size_t", "uint64_t"), np.uint64, "Q"),
     )
     for name in names
 }
+#: A pointer to one of CUDA's vector types takes an array of its components' dtype.
+_VECTOR = re.compile(r"(float|double|u?char|u?short|u?int|u?longlong)[1-4]")
+_COMPONENTS = {"uchar": np.uint8, "ushort": np.uint16, "uint": np.uint32, "longlong": np.int64, "ulonglong": np.uint64}
 _C_NAMES = {dtype: name for name, (dtype, _) in reversed(_TYPES.items())}
 
 
@@ -212,6 +215,10 @@ class Kernel:
             raise LaunchError(f"{self.name}: no instance for template arguments {values}; shipped are {self.templates}")
         instance = self._instances[templates] = Instance(self, values)
         return instance
+
+    def __call__(self, grid: Grid, block: Grid, *arguments: Any, shared: int = 0) -> None:
+        """Launch a kernel that is no template; see :class:`Instance`."""
+        self[()](grid, block, *arguments, shared=shared)
 
     def __repr__(self) -> str:
         return f"<Kernel {self.name} of {self.path.name}>"
@@ -412,7 +419,9 @@ def _slot(parameter: Parameter, bound: dict[str, Any], source: Source) -> _Slot:
     if parameter.type in bound:
         dtype: np.dtype | None = np.dtype(bound[parameter.type])
     else:
-        dtype = _TYPES[parameter.type][0] if parameter.type in _TYPES else None
+        vector = _VECTOR.fullmatch(parameter.type) if parameter.pointer else None
+        name = vector[1] if vector else parameter.type
+        dtype = _TYPES[name][0] if name in _TYPES else np.dtype(_COMPONENTS[name]) if name in _COMPONENTS else None
     if dtype is not None and parameter.pointer:
         return _Slot(parameter, dtype, None, None, "P")
     if dtype is not None:

@@ -20,7 +20,7 @@ _INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]+"([^"]+\.cuh)"[^\n]*$', re.MU
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 _STRUCT = re.compile(r"struct\s+(\w+)\s*\{([^{}]*)\}")
 #: Words around a parameter that do not change its type.
-_QUALIFIERS = re.compile(r"\b(__restrict__|__grid_constant__|const|struct)\b")
+_QUALIFIERS = re.compile(r"\b(__restrict__|__restrict|__grid_constant__|const|volatile|struct)\b")
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,9 @@ def problem() -> str | None:
     """Why nothing can be emulated here, or None if it can."""
     found = compiler()
     if found is None:
-        return "it needs a C++ compiler: g++ (or one that the variable CXX names) was not found"
+        named = os.environ.get("CXX")
+        which = f"{named}, which the variable CXX names," if named else "g++ (or one that the variable CXX names)"
+        return f"it needs a C++ compiler: {which} was not found"
     try:
         said = subprocess.run([found, "--version"], capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError) as error:

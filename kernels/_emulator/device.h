@@ -4,6 +4,7 @@
 // This file is compiled together with the kernels, with -fsanitize=thread, so every load and store here
 // is reported to the runtime too; functions that must not be are marked UNWATCHED.
 #pragma once
+#include <assert.h>
 #include <math.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -18,7 +19,9 @@
 #define __host__
 #define __constant__
 #define __managed__
-#define __shared__ static  // one copy for all threads; the runtime knows function-local statics as shared memory
+// One copy for all threads, which the runtime finds by its name.  "used": or the compiler takes a variable that
+// nothing writes for a constant.
+#define __shared__ static __attribute__((used))
 #define __forceinline__ inline __attribute__((always_inline))
 #define __noinline__ __attribute__((noinline))
 #define __launch_bounds__(...)
@@ -79,25 +82,25 @@ RAWGRAD_VECTOR(double, double, 8, 16, 16)
 #define RAWGRAD_HERE rawgrad_emulator::Place{file, line}
 #define UNWATCHED __attribute__((no_sanitize_thread, noinline))
 
-inline void __syncthreads(RAWGRAD_PLACE) { rawgrad_emulator::barrier(0, RAWGRAD_HERE); }
-inline int __syncthreads_count(int predicate, RAWGRAD_PLACE) {
+__forceinline__ void __syncthreads(RAWGRAD_PLACE) { rawgrad_emulator::barrier(0, RAWGRAD_HERE); }
+__forceinline__ int __syncthreads_count(int predicate, RAWGRAD_PLACE) {
   return rawgrad_emulator::barrier(predicate != 0, RAWGRAD_HERE);
 }
-inline int __syncthreads_or(int predicate, RAWGRAD_PLACE) {
+__forceinline__ int __syncthreads_or(int predicate, RAWGRAD_PLACE) {
   return rawgrad_emulator::barrier(predicate != 0, RAWGRAD_HERE) != 0;
 }
-inline int __syncthreads_and(int predicate, RAWGRAD_PLACE) {
+__forceinline__ int __syncthreads_and(int predicate, RAWGRAD_PLACE) {
   return rawgrad_emulator::barrier(predicate == 0, RAWGRAD_HERE) == 0;
 }
-inline void __syncwarp(unsigned mask = 0xffffffffu, RAWGRAD_PLACE) { rawgrad_emulator::sync_warp(mask, RAWGRAD_HERE); }
-inline void __threadfence() {}
-inline void __threadfence_block() {}
-inline void __threadfence_system() {}
-[[noreturn]] inline void __trap(RAWGRAD_PLACE) { rawgrad_emulator::trap(RAWGRAD_HERE); }
+__forceinline__ void __syncwarp(unsigned mask = 0xffffffffu, RAWGRAD_PLACE) { rawgrad_emulator::sync_warp(mask, RAWGRAD_HERE); }
+__forceinline__ void __threadfence() {}
+__forceinline__ void __threadfence_block() {}
+__forceinline__ void __threadfence_system() {}
+[[noreturn]] __forceinline__ void __trap(RAWGRAD_PLACE) { rawgrad_emulator::trap(RAWGRAD_HERE); }
 
 namespace rawgrad_emulator {
 template <class T>
-T exchange(unsigned mask, T value, int source, const char* operation, Place place) {
+__forceinline__ T exchange(unsigned mask, T value, int source, const char* operation, Place place) {
   static_assert(sizeof(T) <= 8, "warp shuffles move at most 8 bytes");
   uint64_t bits = 0;
   memcpy(&bits, &value, sizeof(T));
@@ -108,35 +111,35 @@ T exchange(unsigned mask, T value, int source, const char* operation, Place plac
 }  // namespace rawgrad_emulator
 
 template <class T>
-T __shfl_sync(unsigned mask, T value, int source, int width = 32, RAWGRAD_PLACE) {
+__forceinline__ T __shfl_sync(unsigned mask, T value, int source, int width = 32, RAWGRAD_PLACE) {
   const int lane = rawgrad_emulator::lane();
   return rawgrad_emulator::exchange(mask, value, lane / width * width + (source & (width - 1)), "__shfl_sync", RAWGRAD_HERE);
 }
 template <class T>
-T __shfl_xor_sync(unsigned mask, T value, int lane_mask, int width = 32, RAWGRAD_PLACE) {
+__forceinline__ T __shfl_xor_sync(unsigned mask, T value, int lane_mask, int width = 32, RAWGRAD_PLACE) {
   const int lane = rawgrad_emulator::lane(), source = lane ^ lane_mask;
   const bool inside = source / width <= lane / width;  // a later part cannot be reached: one's own value
   return rawgrad_emulator::exchange(mask, value, inside ? source : lane, "__shfl_xor_sync", RAWGRAD_HERE);
 }
 template <class T>
-T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32, RAWGRAD_PLACE) {
+__forceinline__ T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32, RAWGRAD_PLACE) {
   const int lane = rawgrad_emulator::lane(), source = lane + static_cast<int>(delta);
   const bool inside = source / width == lane / width;
   return rawgrad_emulator::exchange(mask, value, inside ? source : lane, "__shfl_down_sync", RAWGRAD_HERE);
 }
 template <class T>
-T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32, RAWGRAD_PLACE) {
+__forceinline__ T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32, RAWGRAD_PLACE) {
   const int lane = rawgrad_emulator::lane(), source = lane - static_cast<int>(delta);
   const bool inside = source >= lane / width * width;
   return rawgrad_emulator::exchange(mask, value, inside ? source : lane, "__shfl_up_sync", RAWGRAD_HERE);
 }
-inline unsigned __ballot_sync(unsigned mask, int predicate, RAWGRAD_PLACE) {
+__forceinline__ unsigned __ballot_sync(unsigned mask, int predicate, RAWGRAD_PLACE) {
   return rawgrad_emulator::ballot(mask, predicate != 0, "__ballot_sync", RAWGRAD_HERE);
 }
-inline int __any_sync(unsigned mask, int predicate, RAWGRAD_PLACE) {
+__forceinline__ int __any_sync(unsigned mask, int predicate, RAWGRAD_PLACE) {
   return rawgrad_emulator::ballot(mask, predicate != 0, "__any_sync", RAWGRAD_HERE) != 0;
 }
-inline int __all_sync(unsigned mask, int predicate, RAWGRAD_PLACE) {
+__forceinline__ int __all_sync(unsigned mask, int predicate, RAWGRAD_PLACE) {
   return rawgrad_emulator::ballot(mask, predicate == 0, "__all_sync", RAWGRAD_HERE) == 0;
 }
 

@@ -111,12 +111,12 @@ class Symbols:
     ranges: Sequence[Range]
     statics: Sequence[tuple[str, int, int]]
 
-    def shared(self, address: int, offset: int) -> str:
-        """The place in shared memory at ``address``, which is ``offset`` bytes into the block's."""
+    def shared(self, address: int, offset: int) -> tuple[str, int]:
+        """The place in shared memory at ``address``, which is ``offset`` bytes into the block's; and its byte."""
         for name, begin, size in self.statics:
             if begin <= address < begin + size:
-                return f"shared variable {name}, byte {address - begin}"
-        return f"byte {offset} of shared memory"
+                return f"shared variable {name}, byte {address - begin}", address - begin
+        return f"byte {offset} of shared memory", offset
 
     def anywhere(self, address: int) -> str:
         """An address that is in no buffer."""
@@ -242,10 +242,10 @@ def _memory(raw: RawFinding, symbols: Symbols) -> tuple[str, str, int]:
             where += f", of which {raw.offset + raw.bytes - of.nbytes} bytes lie behind its end"
         return where, of.name, raw.offset // of.itemsize
     if raw.space == _SHARED:
-        where = symbols.shared(raw.address, raw.offset)
+        where, byte = symbols.shared(raw.address, raw.offset)
         if raw.limit and KINDS[raw.kind] == "access outside every buffer":
             where += f", of which the block has {raw.limit} bytes"
-        return where, "", raw.offset
+        return where, "", byte
     if raw.space == _LOCAL:
         return f"the local variables of thread number {raw.offset} of the block", "", -1
     return symbols.anywhere(raw.address), "", -1

@@ -90,13 +90,13 @@ def record_launches() -> Iterator[list[LaunchRecord]]:
 def _library() -> ctypes.CDLL:
     library = ctypes.CDLL(str(runtime_library()))
     address, size = ctypes.c_void_p, ctypes.c_size_t
-    library.rawgrad_launch.argtypes = (address, ctypes.c_char_p, _Triple, _Triple, ctypes.c_uint32, ctypes.c_int)
+    numbers = (ctypes.c_uint32, ctypes.c_int, ctypes.c_uint64)
+    library.rawgrad_launch.argtypes = (address, ctypes.c_char_p, _Triple, _Triple, *numbers)
     library.rawgrad_findings.restype = ctypes.POINTER(RawFinding)
     library.rawgrad_barriers.restype = ctypes.c_uint64
     library.rawgrad_buffer.argtypes = (address, size, ctypes.c_int, ctypes.c_int, address, size)
     library.rawgrad_image.argtypes = (address, address)
     library.rawgrad_static_shared.argtypes = (address, size)
-    library.rawgrad_patience.argtypes = (ctypes.c_uint64,)
     library.rawgrad_traffic.argtypes = (ctypes.POINTER(ctypes.c_uint64),)
     return library
 
@@ -120,6 +120,8 @@ class EmulatedRuntime:
         self._turn = itertools.cycle((FORWARD, BACKWARD, SHUFFLED))
         #: One of FORWARD, BACKWARD, SHUFFLED or above (other shuffles) for all launches; None to change.
         self.order: int | None = None
+        #: A thread that makes so many accesses (some seconds' worth) without a barrier counts as endless.
+        self.patience = 2**27
 
     def architecture(self) -> int:
         """That of an A100: the newest whose instructions are all emulated. RAWGRAD_EMULATED_ARCH sets another."""
@@ -180,7 +182,8 @@ class EmulatedRuntime:
         with _launching:
             ranges = self._register(library, handle.unit, operands)
             start = time.perf_counter()
-            found = library.rawgrad_launch(handle.entry, arguments, _Triple(*grid), _Triple(*block), shared, order)
+            how = (shared, order, self.patience)
+            found = library.rawgrad_launch(handle.entry, arguments, _Triple(*grid), _Triple(*block), *how)
             seconds = time.perf_counter() - start
             raw = library.rawgrad_findings()[: max(found, 0)]
             traffic = _traffic(library)
@@ -224,7 +227,9 @@ class EmulatedRuntime:
 def _traffic(library: ctypes.CDLL) -> Traffic:
     counts = (ctypes.c_uint64 * 8)()
     library.rawgrad_traffic(counts)
-    return Traffic(*list(counts)[:7], int(library.rawgrad_barriers()))
+    names = ("global_read", "global_written", "shared_read", "shared_written", "atomics", "distinct_read")
+    named = dict(zip((*names, "distinct_written"), counts, strict=False))
+    return Traffic(**named, barriers=int(library.rawgrad_barriers()))
 
 
 def emulation_error(

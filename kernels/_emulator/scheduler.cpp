@@ -39,7 +39,7 @@ unsigned char* stacks = nullptr;
 size_t stacks_held = 0;
 jmp_buf scheduler;
 bool abandoned;
-uint64_t patience = uint64_t(1) << 27;  // accesses of a thread, some seconds' worth, before it must wait or end
+uint64_t patience;  // so many accesses may a thread make before it must wait or end
 volatile sig_atomic_t interrupted;
 int barrier_count;  // what the last barrier counted
 uint32_t serials_before;  // those of earlier launches, so that nothing need be wiped between launches
@@ -352,9 +352,9 @@ static const Thread& peer(unsigned mask, int source, const char* operation, Plac
     finding.count = source;
     finding.operation = operation;
     snprintf(finding.detail, sizeof finding.detail, "%s",
-             other == nullptr              ? "the block has no such thread"
-             : other->waiting == FINISHED ? "which has returned"
-                                          : "which is not in the mask");
+             !(mask >> source & 1) ? "which is not in the mask"
+             : other == nullptr     ? "the block has no such thread"
+                                    : "which has returned");
     abandon();
   }
   return *other;
@@ -399,8 +399,20 @@ void async_wait(int groups_left) {
   }
 }
 
+// A meeting that all 32 lanes must come to, without exception.
+static void meet_whole_warp(const char* operation, Place place, const void* caller) {
+  wait_in_warp(0xffffffffu, operation, place, caller);
+  for (int l = 0; l < WARP_SIZE; ++l) {
+    const Thread* other = thread_in_warp(l);
+    if (other && other->waiting != FINISHED) continue;
+    Finding& finding = report_of(WARP_OPERATION, *current);
+    snprintf(finding.detail, sizeof finding.detail, "lane %d %s", l,
+             other ? "has returned" : "does not exist: the block has too few threads");
+    abandon();
+  }
+}
+
 void load_matrices(uint32_t* r, int matrices, const void* row, bool transposed, Place place) {
-  const unsigned all = 0xffffffffu;
   const void* caller = CALLER;
   if (current->lane < 8 * matrices) {  // the other lanes' rows are not read
     check_in_shared(row, 16, READ, caller, "ldmatrix");
@@ -408,18 +420,17 @@ void load_matrices(uint32_t* r, int matrices, const void* row, bool transposed, 
     access_memory(row, 16, READ, caller);
   }
   current->deposit = row;
-  wait_in_warp(all, "ldmatrix", place, caller);
+  meet_whole_warp("ldmatrix", place, caller);
   for (int m = 0; m < matrices; ++m) {
     uint16_t pair[2];
     for (int e = 0; e < 2; ++e) {
       int of_row = current->lane / 4, column = current->lane % 4 * 2 + e;
       if (transposed) std::swap(of_row, column);
-      const Thread& other = peer(all, m * 8 + of_row, "ldmatrix", place, caller);
-      memcpy(&pair[e], static_cast<const unsigned char*>(other.deposit) + 2 * column, 2);
+      memcpy(&pair[e], static_cast<const unsigned char*>(thread_in_warp(m * 8 + of_row)->deposit) + 2 * column, 2);
     }
     r[m] = pair[0] | static_cast<uint32_t>(pair[1]) << 16;
   }
-  wait_in_warp(all, "ldmatrix", place, caller);
+  wait_in_warp(0xffffffffu, "ldmatrix", place, caller);
 }
 
 static float number(MmaType type, uint32_t word, int half) {
@@ -452,13 +463,12 @@ void multiply_matrices(MmaType type, float* d, const uint32_t* a, const uint32_t
   } own;
   memcpy(own.a, a, sizeof own.a);
   memcpy(own.b, b, sizeof own.b);
-  const unsigned all = 0xffffffffu;
   const void* caller = CALLER;
   current->deposit = &own;
-  wait_in_warp(all, "mma", place, caller);
+  meet_whole_warp("mma", place, caller);
   const int per_word = type == MMA_TF32 ? 1 : 2, depth = 8 * per_word;
   const auto fragments = [&](int lane) -> const Fragments& {
-    return *static_cast<const Fragments*>(peer(all, lane, "mma", place, caller).deposit);
+    return *static_cast<const Fragments*>(thread_in_warp(lane)->deposit);
   };
   const auto element_a = [&](int row, int k) {
     const int place_k = k / per_word;  // in words: 8 of them, two registers of four lanes
@@ -475,7 +485,7 @@ void multiply_matrices(MmaType type, float* d, const uint32_t* a, const uint32_t
     for (int k = 0; k < depth; ++k) sum += element_a(row, k) * element_b(k, column);
     sums[e] = d[e] + sum;
   }
-  wait_in_warp(all, "mma", place, caller);
+  wait_in_warp(0xffffffffu, "mma", place, caller);
   memcpy(d, sums, sizeof sums);
 }
 
@@ -569,7 +579,8 @@ extern "C" {
 
 // Run a kernel.  Returns the number of findings.
 int rawgrad_launch(Entry kernel, const unsigned char* argument_buffer, const uint32_t* grid_size,
-                   const uint32_t* block_size, uint32_t dynamic_shared_bytes, int order) {
+                   const uint32_t* block_size, uint32_t dynamic_shared_bytes, int order, uint64_t accesses_allowed) {
+  patience = accesses_allowed;
   entry = kernel;
   arguments = argument_buffer;
   grid = {grid_size[0], grid_size[1], grid_size[2]};
@@ -605,7 +616,4 @@ int rawgrad_launch(Entry kernel, const unsigned char* argument_buffer, const uin
 
 const Finding* rawgrad_findings() { return findings.data(); }
 uint64_t rawgrad_barriers() { return barriers_passed; }
-// After how many accesses without a wait a thread counts as endless.
-void rawgrad_patience(uint64_t accesses) { patience = accesses; }
-
 }  // extern "C"

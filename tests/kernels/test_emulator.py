@@ -1,0 +1,808 @@
+"""The emulator proves itself on small kernels with planted faults (planted/*.cu).
+
+Each fault must be found under every order of threads, with kernel, block, thread, memory and source lines of
+both parties; the same kernel with the fault mended must give no finding and the right result.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rawgrad.kernels import _launch
+from rawgrad.kernels._devices import Device, device_named
+from rawgrad.kernels._dispatch import BACKENDS
+from rawgrad.kernels._dispatch import backend as use_backend
+from rawgrad.kernels._emulator.findings import KINDS, Finding
+from rawgrad.kernels._emulator.runtime import BACKWARD, FORWARD, SHUFFLED, EmulatedRuntime, record_launches
+from rawgrad.kernels._errors import LaunchError
+from rawgrad.kernels._launch import Kernel
+
+PLANTED = Path(__file__).parent / "planted"
+PROBLEM = BACKENDS["emulated"].problem()
+pytestmark = pytest.mark.skipif(PROBLEM is not None, reason=f"backend 'emulated' cannot run here: {PROBLEM}")
+
+ORDERS = {"forward": FORWARD, "backward": BACKWARD, "shuffled": SHUFFLED, "shuffled otherwise": SHUFFLED + 1}
+
+
+@dataclass
+class Gpu:
+    """The simulated device, and its runtime under a fixed order of threads."""
+
+    device: Device
+    runtime: EmulatedRuntime
+
+    def array(self, values: Any, dtype: Any = None) -> Any:
+        return self.device.from_host(np.asarray(values, dtype))
+
+    def empty(self, shape: Any, dtype: Any = np.float32) -> Any:
+        return self.device.array_module.empty(shape, dtype)
+
+    def findings(self, file: str, name: str, grid: Any, block: Any, *arguments: Any, shared: int = 0) -> tuple:
+        """Launch a planted kernel; what is found."""
+        kernel = planted(file, name)
+        try:
+            kernel(grid, block, *arguments, shared=shared)
+        except LaunchError as error:
+            assert f"{name}, grid" in str(error)
+            assert error.findings, error
+            assert all(finding.text.replace("\n", "\n   ") in str(error) for finding in error.findings)
+            return error.findings
+        return ()
+
+
+_kernels: dict[tuple[str, str], Any] = {}
+
+
+def planted(file: str, name: str, **templates: Any) -> Any:
+    """The kernel ``name`` of planted/``file``.cu, kept out of the list of those that are shipped."""
+    path = PLANTED / f"{file}.cu"
+    if (file, name) not in _kernels:
+        _kernels[file, name] = Kernel(path, name, **templates)
+        del _launch.KERNELS[path, name]
+    return _kernels[file, name] if templates else _kernels[file, name][()]
+
+
+@pytest.fixture(params=ORDERS.values(), ids=ORDERS)
+def gpu(request: pytest.FixtureRequest) -> Iterator[Gpu]:
+    yield from _gpu(request.param)
+
+
+@pytest.fixture
+def one_order() -> Iterator[Gpu]:
+    """For what has nothing to do with the order."""
+    yield from _gpu(FORWARD)
+
+
+def _gpu(order: int) -> Iterator[Gpu]:
+    with use_backend("emulated"):
+        device = device_named("cuda")
+        runtime = _launch.runtime_of(device.array_module.zeros(1))
+        assert isinstance(runtime, EmulatedRuntime)
+        before = runtime.order, runtime.patience
+        runtime.order = order
+        yield Gpu(device, runtime)
+        runtime.order, runtime.patience = before
+
+
+def line(file: str, marker: str) -> str:
+    """ "file:line" of the line of planted/``file``.cu that ends with the comment ``marker``."""
+    lines = (PLANTED / f"{file}.cu").read_text().splitlines()
+    found = [i for i, text in enumerate(lines, 1) if text.endswith(f"// {marker}")]
+    assert len(found) == 1, f"{marker} stands in {len(found)} lines"
+    return f"tests/kernels/planted/{file}.cu:{found[0]}"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A planted kernel.  Its last parameter says whether the fault is mended.
+
+    Attributes:
+        arguments: of the device, the others.
+        result: of the mended kernel: the index of an argument, and what it must hold then.
+        kind: of what is found without mending, or None if only the mended kernel is of interest.
+        about: what the finding must name: an argument and element, a shared variable and byte.
+        parties: for each party, in any order: the marker of its line; the thread that it must be, or None for any;
+            and what it does.
+    """
+
+    file: str
+    name: str
+    arguments: Callable[[Gpu], Sequence[Any]]
+    result: tuple[int, Any]
+    kind: str | None
+    about: str
+    parties: Sequence[tuple[str, tuple[int, ...] | None, str]]
+    grid: Any = 1
+    block: Any = 32
+    shared: int = 0
+    blocks: Sequence[tuple[int, int, int]] | None = None
+    also: Sequence[str] = field(default=())  # kinds that may be found besides
+
+
+def ints(n: int) -> Callable[[Gpu], Sequence[Any]]:
+    """One empty output of n ints."""
+    return lambda gpu: (gpu.empty(n, np.int32),)
+
+
+def floats(n: int, out: int | None = None) -> Callable[[Gpu], Sequence[Any]]:
+    """0, 1, 2, …; and an empty output of as many, or of ``out``, floats."""
+    return lambda gpu: (gpu.array(np.arange(n), np.float32), gpu.empty(n if out is None else out))
+
+
+def int_input(values: Sequence[int]) -> Callable[[Gpu], Sequence[Any]]:
+    return lambda gpu: (gpu.array(values, np.int32), gpu.empty(len(values), np.int32))
+
+
+LANES = np.arange(32)
+RACE, GLOBAL_RACE = KINDS[0], KINDS[1]
+
+CASES = [
+    Case(
+        "races", "shared_between_warps", ints(1), (0, [7]), RACE, "shared variable box, byte 160",
+        [("WRITE", (40, 0, 0), "writes"), ("READ", (3, 0, 0), "reads")], block=64,
+    ),
+    Case(
+        "races", "shared_writes", ints(1), (0, [2]), RACE, "shared variable box, byte 0",
+        [("FIRST", (1, 0, 0), "writes"), ("SECOND", (2, 0, 0), "writes")],
+    ),
+    Case(
+        "races", "two_rounds", ints(64), (0, [3] * 64), RACE, "shared variable box, byte",
+        [("PUT", None, "writes"), ("GET", None, "reads")], block=64,
+    ),
+    Case(
+        "races", "between_lanes", ints(1), (0, [7]), RACE, "shared variable box, byte 20",
+        [("LANE WRITE", (5, 0, 0), "writes"), ("LANE READ", (9, 0, 0), "reads")],
+    ),
+    Case("races", "shuffle_is_no_fence", ints(1), (0, [7]), RACE, "shared variable box, byte 20", []),
+    Case(
+        "races", "halves", ints(32), (0, np.where(LANES == 20, 3, LANES ^ 1)), RACE, "shared variable box, byte 12",
+        [("HALVES", (20, 0, 0), "reads")],
+    ),
+    Case(
+        "races", "through_a_third", ints(1), (0, [5]), RACE, "shared variable box, byte 124", [], also=[KINDS[6]]
+    ),
+    Case("races", "uneven_times", ints(32), (0, [3] * 32), RACE, "shared variable box, byte 0", []),
+    Case(
+        "races", "between_blocks", ints(3), (0, [0, 1, 2]), GLOBAL_RACE, "y (int32[3]), element 0",
+        [("OWN", (0, 0, 0), "writes"), ("FOREIGN", (1, 0, 0), "writes")], grid=3, blocks=[(0, 0, 0), (2, 0, 0)],
+    ),
+    Case(
+        "races", "many_read_one_writes",
+        lambda gpu: (gpu.array([5] * 8, np.int32), gpu.empty(4, np.int32)),
+        (1, [5] * 4), GLOBAL_RACE, "x (int32[8]), element 3",
+        [("MANY", (0, 0, 0), "reads"), ("ONE", (0, 0, 0), "writes")], grid=4, block=1,
+    ),
+    Case(
+        "races", "reads_a_neighbour", lambda gpu: (gpu.array([0] * 4, np.int32),), (0, [1] * 4), GLOBAL_RACE,
+        "y (int32[4]), element", [("NEIGHBOUR WRITE", (0, 0, 0), "writes"), ("NEIGHBOUR READ", (0, 0, 0), "reads")],
+        grid=2, block=1, blocks=[(0, 0, 0), (1, 0, 0)],
+    ),
+    Case(
+        "races", "atomic_and_plain", ints(1), (0, [2]), RACE, "shared variable count, byte 0",
+        [("ATOMIC", (33, 0, 0), "updates atomically"), ("PLAIN", (0, 0, 0), "reads")], block=64,
+    ),
+    Case("races", "reads_after_adding", ints(64), (0, [64] * 64), RACE, "shared variable count, byte 0", [], block=64),
+    Case(
+        "races", "reads_after_adding_in_blocks", lambda gpu: (gpu.array([0], np.int32), gpu.empty(4, np.int32)),
+        (0, [4]), GLOBAL_RACE, "y (int32[1]), element 0", [], grid=4, block=1,
+    ),
+    Case(
+        "races", "bytes_of_ints", lambda gpu: (gpu.array([0] * 8, np.int32),),
+        (0, np.arange(32, dtype=np.uint8).view(np.int32)), GLOBAL_RACE, "y (int32[8]), element 2",
+        [("BYTE", (9, 0, 0), "writes")],
+    ),
+    Case(
+        "races", "wide_and_narrow", lambda gpu: (gpu.array([[0] * 4] * 2, np.float32),),
+        (0, [[1, 2, 3, 4], [9, 0, 0, 0]]), GLOBAL_RACE, "y (float32[2, 4]), element",
+        [("WIDE", (0, 0, 0), "writes"), ("NARROW", (1, 0, 0), "writes")],
+    ),
+    Case(
+        "memory", "behind_the_end", lambda gpu: (*floats(100)(gpu), 100), (1, np.arange(100)), KINDS[2],
+        "x (float32[100]), element 100, 0 bytes behind its end", [("END", (36, 0, 0), "reads")], grid=2, block=64,
+        blocks=[(1, 0, 0)],
+    ),
+    Case(
+        "memory", "before_the_begin", lambda gpu: (*floats(8)(gpu), 8), (1, [0, 0, 1, 2, 3, 4, 5, 6]), KINDS[2],
+        "x (float32[8]), element -1, 4 bytes before its begin", [("BEGIN", (0, 0, 0), "reads")],
+    ),
+    Case(
+        "memory", "half_outside", lambda gpu: (gpu.array([1, 1, 1], np.float32),), (0, [0, 0, 1]), KINDS[2],
+        "y (float32[3]), element 2, of which 4 bytes lie behind its end", [("HALF", (0, 0, 0), "writes")], block=1,
+    ),
+    Case(
+        "memory", "through_null", lambda gpu: (None, gpu.empty(32)), (1, [0] * 32), KINDS[2],
+        "the null pointer", [("NULL", None, "reads")],
+    ),
+    Case(
+        "memory", "anothers_variables", ints(32), (0, LANES + 5), KINDS[2],
+        "the local variables of thread number 0 of the block", [("LOCAL", None, "reads")],
+    ),
+    Case(
+        "memory", "beyond_a_tile", lambda gpu: (gpu.empty(8), 4), (0, [3] * 8), KINDS[3],
+        "index 4 of an array of type 'float [4][8]'", [("TILE", None, "")], block=8,
+    ),
+    Case(
+        "memory", "beyond_a_register", lambda gpu: (*floats(32)(gpu), 4), (1, 2 * LANES), KINDS[3],
+        "index 4 of an array of type 'float [4]'", [("REGISTER", None, "")],
+    ),
+    Case(
+        "memory", "misaligned_vector", floats(8, 4), (1, [4] * 4), KINDS[4], "x (float32[8]), element 1",
+        [("VECTOR", None, "reads")], block=4,
+    ),
+    Case(
+        "memory", "misaligned_shared", lambda gpu: (gpu.empty(64),), (0, [3] * 64), KINDS[4],
+        "shared variable box, byte 4", [("PAIR", None, "reads")], block=64,
+    ),
+    Case(
+        "memory", "writes_its_input", floats(32), (1, 2 * LANES), KINDS[5], "x (float32[32]), element 2",
+        [("CONST", (2, 0, 0), "writes")],
+    ),
+    Case(
+        "memory", "reads_its_output", lambda gpu: (gpu.empty((4, 8)),), (0, np.ones((4, 8))), KINDS[6],
+        "y (float32[4, 8]), element", [("OUTPUT", None, "reads")],
+    ),
+    Case(
+        "memory", "unfilled", lambda gpu: (gpu.array([1, 2, 3, 4, 5], np.float32), gpu.empty(8), 5), (1, [15] * 8),
+        KINDS[6], "shared variable box, byte 20", [("FILL", None, "reads")], block=8,
+    ),
+    Case(
+        "memory", "left_behind", ints(4), (0, [1] * 4), KINDS[6], "shared variable box, byte 0",
+        [("LEFT", (0, 0, 0), "reads")], grid=4, block=1,
+    ),
+    Case(
+        "memory", "copied_in_bulk", lambda gpu: (*floats(8)(gpu), 8), (1, np.arange(8)), KINDS[2],
+        "x (float32[8]), element 0, of which 4 bytes lie behind its end",
+        [("BULK", (0, 0, 0), "reads")], block=1,
+    ),
+    Case(
+        "async", "reads_too_early", floats(64), (1, np.arange(64)), KINDS[7], "byte ",
+        [("COPY", None, "writes"), ("EARLY", None, "reads")], block=64,
+    ),
+    Case(
+        "async", "waits_for_the_other", floats(128), (1, np.arange(128)), KINDS[7], "byte ",
+        [("SECOND COPY", None, "writes"), ("SECOND READ", None, "reads")], block=64,
+    ),
+    Case(
+        "async", "no_barrier", floats(128, 32), (1, 127 - LANES), RACE, "byte ",
+        [("OWN COPY", None, "writes"), ("FOREIGN", None, "reads")], also=[KINDS[6]],
+    ),
+    Case("async", "never_waits", floats(128, 64), (1, [1] * 64), KINDS[11], "copy of 8 bytes",
+         [("LOST", None, "")], block=64),
+    Case(
+        "async", "overwrites", floats(128, 64), (1, 2 * (63 - np.arange(64)) + 64), RACE, "byte ",
+        [("OLD", None, "reads"), ("NEW", None, "writes")], block=64, also=[KINDS[7]],
+    ),
+    Case(
+        "async", "clears", floats(64), (1, [0] * 64), KINDS[7], "byte 0 of shared memory",
+        [("INTO", (0, 0, 0), "writes"), ("CLEAR", (40, 0, 0), "writes")], block=64,
+    ),
+    Case(
+        "async", "misaligned_copy", floats(132, 32), (1, 4 * LANES), KINDS[4], "x (float32[132]), element",
+        [("CROOKED", None, "reads")],
+    ),
+    Case(
+        "async", "into_a_variable", floats(64), (1, np.arange(64)), KINDS[7], "shared variable box, byte",
+        [("VARIABLE", None, "reads")], block=64,
+    ),
+    Case(
+        "async", "into_global_memory", floats(64), (1, np.arange(64)), KINDS[2],
+        "cp.async takes shared memory alone", [("GLOBAL", None, "writes")], block=64,
+    ),
+    Case(
+        "meetings", "returns_early", lambda gpu: (*int_input(range(50))(gpu), 50), (1, np.arange(50)[::-1]), KINDS[8],
+        "waits in __syncthreads", [("EARLY", None, "")], block=64,
+    ),
+    Case(
+        "meetings", "in_a_branch", ints(64), (0, [1] * 64), KINDS[8], "has returned, and 23 more elsewhere",
+        [("BRANCH", (0, 0, 0), "")], block=64,
+    ),
+    Case(
+        "meetings", "two_barriers", ints(64), (0, [1] * 64), KINDS[8], "and 31 more elsewhere",
+        [("ONE BARRIER", (0, 0, 0), ""), ("OTHER BARRIER", (32, 0, 0), "")], block=64,
+    ),
+    Case(
+        "meetings", "uneven_loop", ints(64), (0, [1] * 64), KINDS[8],
+        "thread (0, 0, 0) of block (0, 0, 0) has returned", [("LOOP", None, "")], block=64,
+    ),
+    Case(
+        "meetings", "half_a_warp", ints(32), (0, [496] * 32), KINDS[10], "in __shfl_xor_sync",
+        [("HALF WARP", None, "")],
+    ),
+    Case(
+        "meetings", "lanes_at_a_barrier", ints(32), (0, [1] * 32), KINDS[9], "waits in __syncwarp",
+        [("LANE WARP", None, ""), ("LANE BARRIER", (7, 0, 0), "")],
+    ),
+    Case(
+        "meetings", "not_in_its_mask", ints(32), (0, [0] * 32), KINDS[9],
+        "its mask 0x7fffffff leaves out its own lane 31", [("MASK", (31, 0, 0), "")],
+    ),
+    Case(
+        "meetings", "different_masks", ints(32), (0, [1] * 32), KINDS[9],
+        "their masks are 0xffffffff and 0xffff0001", [("MASKS", None, "")],
+    ),
+    Case(
+        "meetings", "absent_lane", ints(20), (0, np.minimum(np.arange(20) // 4 * 4 + 3, np.arange(20) + 1)), KINDS[10],
+        "takes the value of lane 25 in __shfl_sync", [("ABSENT", None, "")], block=20,
+    ),
+    Case(
+        "meetings", "excluded_lane", ints(8), (0, [7] * 8), KINDS[10], "which is not in the mask",
+        [("EXCLUDED", None, "")],
+    ),
+    Case(
+        "meetings", "returned_lane", ints(32), (0, [31] * 32), KINDS[10], "which has returned",
+        [("RETURNED", None, "")],
+    ),
+    Case(
+        "memory", "divides", int_input([1, 2, 0, 4]), (1, [100, 50, 0, 25]), KINDS[13], "division by zero",
+        [("DIVIDE", (2, 0, 0), "")], block=4,
+    ),
+    Case(
+        "memory", "shifts", int_input([1, 2, 32, 4]), (1, [2, 4, 0, 16]), KINDS[13], "shift of 'int' by 32 bits",
+        [("SHIFT", (2, 0, 0), "")], block=4,
+    ),
+    Case(
+        "memory", "converts",
+        lambda gpu: (gpu.array([1.5, -2.5, 3e10, 7], np.float32), gpu.empty(4, np.int32)), (1, [1, -2, 100, 7]),
+        KINDS[13], "conversion of 3e+10 to 'int', which cannot hold it", [("CONVERT", (2, 0, 0), "")], block=4,
+    ),
+    Case(
+        "memory", "asserts", int_input([1, 2, 0, 4]), (1, [1, 2, 0, 4]), KINDS[14], "value > 0",
+        [("ASSERT", (2, 0, 0), "")], block=4,
+    ),
+    Case("memory", "traps", ints(32), (0, [1] * 32), KINDS[14], "__trap()", [("TRAP", (3, 0, 0), "")]),
+    Case("memory", "recursive", ints(32), (0, [10] * 32), KINDS[15], "more than the 131,072 bytes", []),
+    Case(
+        "tensor", "unordered_rows", lambda gpu: (gpu.empty(32, np.uint32),), (0, (LANES // 4 + 1) * 65537), RACE,
+        "byte ", [("ROW WRITE", None, "writes"), ("ROW READ", None, "reads")], also=[KINDS[6]],
+    ),
+    Case(
+        "tensor", "part_of_a_warp", lambda gpu: (gpu.array([2, 3], np.float32), gpu.empty(32)), (1, [24] * 32),
+        KINDS[9], "waits in mma", [("PART", None, "")],
+    ),
+]  # fmt: skip
+
+
+def name_of(case: Case) -> str:
+    return f"{case.file}-{case.name}"
+
+
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_a_fault_is_found_and_its_absence_too(gpu: Gpu, case: Case) -> None:
+    arguments = case.arguments(gpu)
+    found = gpu.findings(case.file, case.name, case.grid, case.block, *arguments, 0, shared=case.shared)
+    assert {finding.kind for finding in found} - set(case.also) == {case.kind}
+    mismatches = [why for finding in found if finding.kind == case.kind and (why := mismatch(case, finding))]
+    assert len(mismatches) < sum(finding.kind == case.kind for finding in found), "\n".join(mismatches)
+
+    arguments = case.arguments(gpu)
+    assert gpu.findings(case.file, case.name, case.grid, case.block, *arguments, 1, shared=case.shared) == ()
+    index, expected = case.result
+    np.testing.assert_array_equal(arguments[index].get(), expected)
+
+
+def mismatch(case: Case, finding: Finding) -> str:
+    """What of ``case`` the finding does not say; "" if it says all."""
+    if case.about not in finding.text:
+        return f"{case.about!r} is not in:\n{finding.text}"
+    blocks = case.blocks or [None] * len(case.parties)
+    for (marker, thread, does), block in zip(case.parties, blocks, strict=True):
+        where = line(case.file, marker)
+        for party in finding.parties:
+            said = where in (party.place, *party.through)
+            if said and does in ("", *([party.does, past(party.does)])) and thread in (None, party.thread):
+                if block not in (None, party.block):
+                    continue
+                assert where in finding.text
+                break
+        else:
+            return f"no party {marker}, {thread} of {block}, {does}, in:\n{finding.text}"
+    return ""
+
+
+def past(does: str) -> str:
+    """The other tense."""
+    return {"read": "reads", "wrote": "writes", "updated atomically": "updates atomically"}.get(does, does)
+
+
+def test_every_kind_of_finding_is_planted() -> None:
+    elsewhere = {"more shared memory than there is", "thread that does not end"}
+    assert {case.kind for case in CASES} | elsewhere == set(KINDS)
+
+
+# ---- what is right and must not be reported
+
+
+def test_atomics_do_not_race_with_each_other(gpu: Gpu) -> None:
+    y = gpu.array([0], np.int32)
+    assert gpu.findings("races", "all_atomic", 5, 64, y) == ()
+    assert y.get().tolist() == [320]
+
+
+def test_neighbouring_pieces_of_any_size_do_not_race(gpu: Gpu) -> None:
+    y = gpu.empty(64, np.uint8)
+    assert gpu.findings("races", "neighbouring_bytes", 1, 64, y) == ()
+    np.testing.assert_array_equal(y.get(), 2 * (63 - np.arange(64)))
+    two, eight, sixteen = gpu.empty(32, np.int16), gpu.empty(32, np.float64), gpu.empty((32, 4))
+    assert gpu.findings("races", "wide_neighbours", 1, 32, two, eight, sixteen) == ()
+    np.testing.assert_array_equal(two.get(), LANES)
+    np.testing.assert_array_equal(eight.get(), LANES)
+    np.testing.assert_array_equal(sixteen.get(), LANES[:, None] + np.arange(4) / 4)
+
+
+def test_a_large_struct_needs_no_more_alignment_than_its_members(gpu: Gpu) -> None:
+    x, y = gpu.array([1.0, 2.0, 3.0]), gpu.empty(2, np.float64)
+    assert gpu.findings("memory", "merely_large", 1, 1, x, y) == ()
+    assert y.get().tolist() == [2.0, 3.0]
+
+
+def test_constants_are_neither_shared_nor_unwritten(gpu: Gpu) -> None:
+    y = gpu.empty(4)
+    assert gpu.findings("memory", "constants", 1, 4, y) == ()
+    assert y.get().tolist() == [41, 32, 24, 18]
+
+
+def test_copies_beyond_the_edge_arrive_as_zeros(gpu: Gpu) -> None:
+    x, y = gpu.array(np.arange(1, 129), np.float32), gpu.empty(128)
+    assert gpu.findings("async", "edges", 1, 32, x, y, 100) == ()
+    np.testing.assert_array_equal(y.get(), np.where(np.arange(128) < 100, np.arange(1, 129), 0))
+
+
+# ---- shared memory
+
+
+def test_shared_variables_in_a_function_and_outside(gpu: Gpu) -> None:
+    y, z = gpu.empty(32), gpu.empty(32, np.int32)
+    assert gpu.findings("memory", "in_variables", 2, 32, y, z, 7)[0].kind == KINDS[1]  # both blocks write y
+    y, z = gpu.empty(32), gpu.empty(32, np.int32)
+    assert gpu.findings("memory", "in_variables", 1, 32, y, z, 7) == ()
+    a = (3 - LANES // 8) * 8 + LANES % 8
+    np.testing.assert_array_equal(y.get(), a + 10 * (31 - LANES) + 0.5)
+    np.testing.assert_array_equal(z.get(), [7] * 32)
+
+
+def test_a_shared_variable_that_nothing_set_is_named(gpu: Gpu) -> None:
+    (finding,) = gpu.findings("memory", "unset_variable", 1, 32, gpu.empty(32, np.int32))
+    assert (finding.kind, finding.places) == (KINDS[6], (line("memory", "UNSET"),))
+    assert "shared variable unset, byte 0" in finding.text
+    assert finding.times == 32
+
+
+def test_dynamic_shared_memory_ends_where_the_launch_says(gpu: Gpu) -> None:
+    y = gpu.empty(32, np.int32)
+    assert gpu.findings("memory", "dynamic", 1, 32, y, shared=128) == ()
+    np.testing.assert_array_equal(y.get(), LANES[::-1])
+    (finding,) = gpu.findings("memory", "dynamic", 1, 32, y, shared=124)
+    assert (finding.kind, finding.places) == (KINDS[2], (line("memory", "DYNAMIC"),))
+    assert finding.parties[0].thread == (31, 0, 0)
+    assert "byte 124 of shared memory, of which the block has 124 bytes" in finding.text
+    typed = planted("memory", "dynamic_of_type", T=(np.dtype(np.float64), np.dtype(np.int32)))
+    for dtype in (np.float64, np.int32):
+        y = gpu.empty(32, dtype)
+        typed[np.dtype(dtype)](1, 32, y, shared=32 * y.itemsize)
+        np.testing.assert_array_equal(y.get(), LANES[::-1])
+
+
+def test_more_shared_memory_than_there_is(one_order: Gpu) -> None:
+    y = one_order.empty(32)
+    (finding,) = one_order.findings("memory", "large", 1, 32, y, shared=1000)
+    assert finding.kind == KINDS[12]
+    assert "thread (0, 0, 0) of block (0, 0, 0) needs 80,000 bytes, there are 1,000, at" in finding.text
+    assert line("memory", "LARGE") in finding.parties[0].through
+    assert one_order.findings("memory", "large", 1, 32, y, shared=80000) == ()
+    (finding,) = one_order.findings("memory", "too_many_variables", 1, 32, y)
+    assert (finding.kind, finding.places) == (KINDS[12], (line("memory", "MANY VARIABLES"),))
+    assert "needs 64,000 bytes, there are 49,152" in finding.text
+    with pytest.raises(LaunchError, match="a block has at most 232448 bytes of shared memory; got 232449"):
+        planted("memory", "large")(1, 32, y, shared=232449)
+
+
+# ---- threads that wait for others, and threads of all shapes
+
+
+def test_a_thread_that_waits_in_a_loop(gpu: Gpu) -> None:
+    gpu.runtime.patience = 10_000
+    flag, y = gpu.array([0, 0], np.int32), gpu.empty(32, np.int32)
+    findings = gpu.findings("memory", "waits_for_another", 1, 32, flag, y, 0)
+    (finding,) = (f for f in findings if f.kind == KINDS[16])
+    assert finding.parties[0].thread == (1, 0, 0)
+    assert "has made 10,000 accesses without a barrier" in finding.text
+    flag = gpu.array([0, 0], np.int32)
+    assert gpu.findings("memory", "waits_for_another", 1, 32, flag, y, 1) == ()
+    assert y.get().tolist() == [1] * 32
+
+
+def test_counting_barriers(gpu: Gpu) -> None:
+    y = gpu.empty((51, 3), np.int32)
+    assert gpu.findings("meetings", "counted", 1, 51, y) == ()
+    np.testing.assert_array_equal(y.get(), [[17, 0, 1]] * 51)
+
+
+@pytest.mark.parametrize("width", [32, 16, 8, 1])
+@pytest.mark.parametrize("by", [0, 1, 3, 9, 31])
+def test_shuffles(one_order: Gpu, width: int, by: int) -> None:
+    """As the PTX ISA defines shfl: lanes beyond the edge of a segment keep their own value."""
+    y = one_order.empty((4, 64), np.int32)
+    assert one_order.findings("meetings", "shuffles", 1, 64, y, width, by) == ()
+    lane, warp = np.arange(64) % 32, np.arange(64) // 32 * 32
+    first, last = lane // width * width, lane // width * width + width - 1
+    expected = [
+        warp + first + by % width,
+        np.where(lane - by < first, warp + lane, warp + lane - by),
+        np.where(lane + by > last, warp + lane, warp + lane + by),
+        np.where(lane ^ by > last, warp + lane, warp + (lane ^ by)),
+    ]
+    np.testing.assert_array_equal(y.get(), expected)
+
+
+def test_shuffles_move_eight_bytes(gpu: Gpu) -> None:
+    y = gpu.empty(32, np.float64)
+    assert gpu.findings("meetings", "shuffles_of_doubles", 1, 32, y) == ()
+    np.testing.assert_array_equal(y.get(), (LANES ^ 3) + 0.125)
+
+
+@pytest.mark.parametrize("threads", [32, 20])
+def test_votes(gpu: Gpu, threads: int) -> None:
+    """Lanes that the block does not have do not vote."""
+    y = gpu.array(np.zeros((4, 32)), np.uint32)
+    assert gpu.findings("meetings", "votes", 1, threads, y, threads) == ()
+    thirds = sum(1 << i for i in range(0, threads, 3))
+    found = y.get()[:, :threads]
+    np.testing.assert_array_equal(found[0], [thirds] * threads)
+    np.testing.assert_array_equal(found[1], [threads == 32] * threads)
+    np.testing.assert_array_equal(found[2], [1] * threads)
+    np.testing.assert_array_equal(found[3], [0b101010101010 if i < 12 else 0 for i in range(threads)])
+
+
+@pytest.mark.parametrize(
+    ("grid", "block"), [((2, 3, 4), (4, 8, 3)), ((5,), (1024,)), ((1, 1, 7), (2, 2, 64)), ((3, 2), (33,))]
+)
+def test_blocks_and_grids_of_all_shapes(gpu: Gpu, grid: tuple[int, ...], block: tuple[int, ...]) -> None:
+    blocks, threads = int(np.prod(grid)), int(np.prod(block))
+    y = gpu.empty((blocks, threads), np.int32)
+    assert gpu.findings("meetings", "indices", grid, block, y) == ()
+    number = np.arange(threads)
+    np.testing.assert_array_equal(y.get(), np.arange(blocks)[:, None] * 10000 + number * 8 + number // 32)
+
+
+def test_a_sum_over_1024_threads(gpu: Gpu) -> None:
+    x, y = gpu.array(np.arange(1024), np.float32), gpu.empty(1024)
+    assert gpu.findings("meetings", "sums", 1, 1024, x, y) == ()
+    np.testing.assert_array_equal(y.get(), [1023 * 512] * 1024)
+
+
+def test_struct_arguments(gpu: Gpu) -> None:
+    y = gpu.empty(4, np.int32)
+    assert gpu.findings("memory", "structs", 1, 1, y, (1, 2, 3), True, 200, 2.25, (4, 5, 6)) == ()
+    assert y.get().tolist() == [321, 200, 9, 6]
+
+
+# ---- tensor cores
+
+
+def random(shape: tuple[int, ...], seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def to_bf16(x: np.ndarray) -> np.ndarray:
+    """Bits of the nearest bfloat16, ties to even."""
+    bits = x.view(np.uint32).astype(np.uint64)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+
+
+def from_bf16(bits: np.ndarray) -> np.ndarray:
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def to_tf32(x: np.ndarray) -> np.ndarray:
+    """The nearest number with 10 bits of fraction, ties away from zero."""
+    return ((x.view(np.uint32) + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
+
+
+def test_product_of_tf32(gpu: Gpu) -> None:
+    a, b, d = random((16, 8), 0), random((8, 8), 1), random((16, 8), 2)
+    result = gpu.array(d)
+    assert gpu.findings("tensor", "product_of_tf32", 1, 32, gpu.array(a), gpu.array(b), result) == ()
+    expected = d + to_tf32(a).astype(np.float64) @ to_tf32(b).astype(np.float64)
+    np.testing.assert_allclose(result.get(), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "bits", "value"),
+    [
+        ("product_of_bf16", to_bf16, from_bf16),
+        (
+            "product_of_fp16",
+            lambda x: x.astype(np.float16).view(np.uint16),
+            lambda b: b.view(np.float16).astype(np.float32),
+        ),
+    ],
+)
+def test_products_of_16_bits_through_ldmatrix(gpu: Gpu, name: str, bits: Any, value: Any) -> None:
+    a, b, d = bits(random((16, 16), 0)), bits(random((16, 8), 1)), random((16, 8), 2)
+    a[3, 4] = bits(np.float32(3e-6))[()]  # subnormal in float16
+    arrays = gpu.array(a), gpu.array(b)
+    result = gpu.array(d)
+    assert gpu.findings("tensor", name, 1, 32, *arrays, result, 0) == ()
+    expected = d + value(a).astype(np.float64) @ value(b).astype(np.float64)
+    np.testing.assert_allclose(result.get(), expected, atol=5e-6)
+    (finding,) = gpu.findings("tensor", name, 1, 32, *arrays, gpu.array(d), 1)  # a row that starts at no multiple of 16
+    assert (finding.kind, finding.parties[0].thread) == (KINDS[4], (5, 0, 0))
+    assert line("tensor", "ROWS OF A") in finding.text
+
+
+def test_rounding_to_what_tensor_cores_take(one_order: Gpu) -> None:
+    x = np.concatenate([random((40,), 0), random((8,), 1) * 1e-6, random((8,), 2) * 1e5, [0, -0.0, 1e38, -1e38]])
+    x = np.concatenate([x, [1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-11, 65520]]).astype(np.float32)  # ties
+    bf16, fp16, tf32 = one_order.empty(32, np.uint32), one_order.empty(32, np.uint32), one_order.empty(64, np.uint32)
+    assert one_order.findings("tensor", "rounded", 1, 32, one_order.array(x), bf16, fp16, tf32) == ()
+    np.testing.assert_array_equal(bf16.get().view(np.uint16), to_bf16(x))
+    with np.errstate(over="ignore"):
+        np.testing.assert_array_equal(fp16.get().view(np.uint16), x.astype(np.float16).view(np.uint16))
+    np.testing.assert_array_equal(tf32.get().view(np.float32), to_tf32(x))
+
+
+# ---- traffic
+
+
+def traffic(gpu: Gpu, name: str, grid: int, block: int, *arguments: Any) -> dict[str, int]:
+    """What one launch moved, without what is 0."""
+    with record_launches() as records:
+        assert gpu.findings("traffic", name, grid, block, *arguments) == ()
+    (record,) = records
+    assert (record.kernel, record.grid, record.block) == (name, (grid, 1, 1), (block, 1, 1))
+    return {key: value for key, value in vars(record.traffic).items() if value}
+
+
+def test_traffic_is_what_one_counts_by_hand(gpu: Gpu) -> None:
+    x = gpu.array(np.arange(128), np.float32)
+    assert traffic(gpu, "copies", 2, 64, x, gpu.empty(100), 100) == {
+        "global_read": 400, "global_written": 400, "distinct_read": 400, "distinct_written": 400
+    }  # fmt: skip
+    x = gpu.array(np.arange(64), np.float64)
+    assert traffic(gpu, "copies_vectors", 1, 32, x, gpu.empty(64, np.float64)) == {
+        "global_read": 512, "global_written": 512, "distinct_read": 512, "distinct_written": 512
+    }  # fmt: skip
+    x, y = gpu.array([1, 2, 3], np.uint8), gpu.array(np.zeros(32), np.int32)
+    assert traffic(gpu, "rereads", 1, 32, x, y, 3) == {
+        "global_read": 32 * 3 * 5, "global_written": 32 * 3 * 4,  # 3 times a byte and a number of y, per thread
+        "distinct_read": 3 + 128, "distinct_written": 128, "barriers": 3,
+    }  # fmt: skip
+    labels, bins = gpu.array(LANES % 4, np.int32), gpu.array(np.zeros(8), np.uint32)
+    assert traffic(gpu, "counts", 2, 16, labels, bins) == {
+        "global_read": 2 * 16 * 8, "global_written": 2 * 16 * 4, "atomics": 32,
+        "distinct_read": 64 + 16, "distinct_written": 16,
+    }  # fmt: skip
+    x = gpu.array(np.arange(64), np.float32)
+    assert traffic(gpu, "through_shared", 1, 64, x, gpu.empty(64)) == {
+        "global_read": 256, "global_written": 256, "distinct_read": 256, "distinct_written": 256,
+        "shared_read": 512, "shared_written": 256, "barriers": 2,
+    }  # fmt: skip
+    assert traffic(gpu, "through_copies", 1, 16, x, gpu.empty(16)) == {
+        "global_read": 12 * 16, "distinct_read": 12 * 16, "global_written": 64, "distinct_written": 64,
+        "shared_written": 16 * 16, "shared_read": 64,
+    }  # fmt: skip
+
+
+# ---- the machinery
+
+
+def test_a_source_that_does_not_compile_is_shown_with_its_line(one_order: Gpu, tmp_path: Path) -> None:
+    path = tmp_path / "wrong.cu"
+    path.write_text("__global__ void wrong(float* y) {\n  y[0] = undeclared;\n}\n")
+    with pytest.raises(LaunchError, match=r"wrong\.cu:2:.*undeclared"):
+        Kernel(path, "wrong")[()](1, 1, one_order.empty(1))
+    path = tmp_path / "foreign.cu"
+    path.write_text("float foreign(float);\n__global__ void calls(float* y) { y[0] = foreign(1); }\n")
+    with pytest.raises(LaunchError, match="undefined reference to `foreign"):
+        Kernel(path, "calls")[()](1, 1, one_order.empty(1))
+    for name in ("wrong", "calls"):
+        _launch.KERNELS.pop((path.with_name("wrong.cu" if name == "wrong" else "foreign.cu"), name))
+
+
+def test_a_changed_header_compiles_anew(one_order: Gpu, tmp_path: Path) -> None:
+    (tmp_path / "value.h").write_text("#define VALUE 1\n")
+    for number, name in enumerate(("first", "second")):
+        (tmp_path / "value.h").write_text(f"#define VALUE {number}\n")
+        (tmp_path / f"{name}.cu").write_text('#include "value.h"\n__global__ void k(int* y) { y[0] = VALUE; }\n')
+        same = tmp_path / name / "same.cu"
+        same.parent.mkdir()
+        same.write_text('#include "../value.h"\n__global__ void k(int* y) { y[0] = VALUE; }\n')
+        for path in (tmp_path / f"{name}.cu", same):
+            y = one_order.empty(1, np.int32)
+            Kernel(path, "k")[()](1, 1, y)
+            assert y.get().tolist() == [number]
+            del _launch.KERNELS[path, "k"]
+
+
+def test_launches_of_several_python_threads_do_not_meet(one_order: Gpu) -> None:
+    kernel = planted("meetings", "sums")
+    x, results = one_order.array(np.arange(1024), np.float32), []
+
+    def work() -> None:
+        with use_backend("emulated"):
+            for _ in range(5):
+                y = one_order.empty(1024)
+                kernel(1, 1024, x, y)
+                results.append(y.get()[0])
+
+    workers = [threading.Thread(target=work) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert results == [1023 * 512] * 20
+
+
+def test_the_stack_is_whole_again_after_an_overflow(one_order: Gpu) -> None:
+    for _ in range(3):
+        y = one_order.empty(32, np.int32)
+        assert one_order.findings("memory", "recursive", 1, 32, y, 0)[0].kind == KINDS[15]
+        assert one_order.findings("memory", "recursive", 1, 32, y, 1) == ()
+
+
+def test_an_interrupt_ends_a_launch(tmp_path: Path) -> None:
+    program = f"""
+import sys
+sys.path[:0] = {sys.path!r}
+from pathlib import Path
+from rawgrad.kernels._dispatch import backend
+from rawgrad.kernels._devices import device_named
+from rawgrad.kernels._launch import Kernel, runtime_of
+with backend("emulated"):
+    module = device_named("cuda").array_module
+    flag, y = module.zeros(2, "int32"), module.zeros(32, "int32")
+    kernel = Kernel(Path({str(PLANTED / "memory.cu")!r}), "waits_for_another")[()]
+    kernel(1, 32, flag, y, 1)
+    runtime_of(y).patience = 2**60
+    print("ready", flush=True)
+    kernel(1, 32, flag, y, 0)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert "KeyboardInterrupt" in said
+    assert process.returncode in (1, 130, -signal.SIGINT)
+
+
+def test_without_a_compiler_it_refuses_with_the_reason() -> None:
+    program = """
+import numpy, rawgrad
+from rawgrad.kernels._dispatch import BACKENDS
+print(BACKENDS["emulated"].problem())
+try:
+    rawgrad.backend("emulated")
+except rawgrad.BackendError as error:
+    print(error)
+"""
+    environment = {**os.environ, "CXX": "/nonexistent", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    reason = "it needs a C++ compiler: /nonexistent, which the variable CXX names, was not found"
+    assert done.stdout == f"{reason}\nbackend 'emulated' cannot run here: {reason}\n"
+
+
+def test_without_a_compiler_tests_skip_visibly() -> None:
+    test = Path(__file__).with_name("test_gemm.py")
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-k", "emulated", str(test)]
+    environment = {**os.environ, "CXX": "/nonexistent", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([*command, "-x"], env=environment, capture_output=True, text=True, cwd=test.parents[2])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"SKIPPED \[\d+\] .*cannot run here: it needs a C\+\+ compiler", done.stdout), done.stdout
+    assert "passed" not in done.stdout.splitlines()[-1]
