@@ -212,6 +212,19 @@ def test_traffic_of_windows_that_do_not_overlap(backend, version, backward):
     assert (down.global_read, down.global_written) == (backward * y.nbytes, dx.nbytes)
 
 
+def test_traffic_of_strips_under_overlapping_windows(backend):
+    """Of each of its three rows a strip of 4 windows reads 9 elements, not 12; all strips lie inside."""
+    if backend.name != "emulated":
+        pytest.skip("only the emulator counts bytes")
+    from rawgrad.kernels._emulator.runtime import record_launches
+
+    x = backend.put(np.random.default_rng(0).standard_normal((1, 2, 9, 33)).astype(np.float32))
+    with record_launches() as launches:
+        y = avg_pool2d_forward(x, 3, stride=2, version="v3_register_tile")
+    assert y.shape == (1, 2, 4, 16)
+    assert launches[0].traffic.global_read == y.size // 4 * 3 * 9 * x.itemsize
+
+
 @given(poolings(), st.integers(0, 2**32 - 1))
 def test_backward_is_the_adjoint_of_forward(backend, pooling, seed):
     g, ceil_mode = pooling
