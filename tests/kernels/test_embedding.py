@@ -75,6 +75,20 @@ def test_repeated_rows_add_up_in_the_order_of_the_indices(backend, V, n):
         np.testing.assert_array_equal(dweight, summed(host_g, host_i, V))
 
 
+# More tiles than a test of the whole backward pass has keys for: one, as many as threads, one more, a third turn.
+@pytest.mark.parametrize("tiles", [1, 255, 256, 257, 600])
+def test_where_the_keys_of_each_tile_begin(backend, tiles):
+    if backend.device.name != "cuda":
+        pytest.skip("a kernel of the CUDA backend's own")
+    from rawgrad.kernels.embedding import cuda
+
+    host = np.random.default_rng(16).integers(0, 9, (3, tiles)).astype(np.uint32)
+    counts, totals = backend.put(host), backend.put(np.zeros(3, np.uint32))
+    cuda._SCAN[()](3, 256, counts, tiles, totals)
+    np.testing.assert_array_equal(backend.get(counts), host.cumsum(axis=1) - host)
+    np.testing.assert_array_equal(backend.get(totals), host.sum(axis=1))
+
+
 # 64 places are added by one warp, more by eight
 @pytest.mark.parametrize("n", [64, 65, 71, 513, 3000])
 @pytest.mark.parametrize("D", [3, 40])
