@@ -119,7 +119,7 @@ def _weight_tile(g: Geometry) -> _Tile:
     return _Tile(P, Q, filters, channels, R, S)
 
 
-def _slices(units: int, positions: int, blocks: int, least: int = 64) -> tuple[int, int]:
+def _slices(units: int, positions: int, blocks: int, least: int = 128) -> tuple[int, int]:
     """Into how many slices a sum over `positions`, in so many `units`, is cut, and the units of each.
 
     Enough to fill a large GPU when each takes `blocks`, but none of fewer than `least` positions; and none
