@@ -24,11 +24,11 @@ from .._errors import ArgumentError, LaunchError
 from .arrays import written_map
 from .build import Unit, runtime_library, unit
 from .findings import Finding, Range, RawFinding, Symbols, describe
+from .orders import BACKWARD, FORWARD, SHUFFLED, compared_orders, run_orders
 
 if TYPE_CHECKING:
     from .._launch import Kernel, Operand
 
-FORWARD, BACKWARD, SHUFFLED = range(3)
 _Triple = ctypes.c_uint32 * 3
 #: Shared memory of a block of an H100; GPUs before it have less.
 _MOST_SHARED = 232448
@@ -177,12 +177,34 @@ class EmulatedRuntime:
             raise LaunchError(f"{handle.name}: the emulator runs at most {_MOST_BLOCKS} blocks; got a grid of {grid}")
         if not 0 <= shared <= _MOST_SHARED:
             raise LaunchError(f"{handle.name}: a block has at most {_MOST_SHARED} bytes of shared memory; got {shared}")
+
+        def once(order: int) -> list[Finding]:
+            return self._once(handle, grid, block, shared, order, arguments, operands)
+
+        orders = compared_orders()
+        if orders:
+            findings = run_orders(orders, once, operands)
+        else:
+            findings = once(next(self._turn) if self.order is None else self.order)
+        if findings:
+            raise emulation_error(handle.name, grid, block, findings)
+
+    def _once(
+        self,
+        handle: _Handle,
+        grid: tuple[int, ...],
+        block: tuple[int, ...],
+        shared: int,
+        order: int,
+        arguments: bytes,
+        operands: Sequence[Operand],
+    ) -> list[Finding]:
+        """Run the kernel under one order; what was found."""
         library = _library()
-        order = next(self._turn) if self.order is None else self.order
+        how = (shared, order, self.patience)
         with _launching:
             ranges = self._register(library, handle.unit, operands)
             start = time.perf_counter()
-            how = (shared, order, self.patience)
             found = library.rawgrad_launch(handle.entry, arguments, _Triple(*grid), _Triple(*block), *how)
             seconds = time.perf_counter() - start
             raw = library.rawgrad_findings()[: max(found, 0)]
@@ -194,8 +216,7 @@ class EmulatedRuntime:
         records = _records.get()
         if records is not None:
             records.append(LaunchRecord(handle.name, grid, block, traffic, seconds))
-        if findings:
-            raise emulation_error(handle.name, grid, block, findings)
+        return findings
 
     def _register(self, library: ctypes.CDLL, of: Unit, operands: Sequence[Operand]) -> list[Range]:
         """Tell the runtime what the launch may touch, in order of address; overlapping arrays are joined."""

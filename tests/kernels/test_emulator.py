@@ -25,8 +25,9 @@ from rawgrad.kernels import _launch
 from rawgrad.kernels._devices import Device, device_named
 from rawgrad.kernels._dispatch import BACKENDS
 from rawgrad.kernels._dispatch import backend as use_backend
-from rawgrad.kernels._emulator.findings import KINDS, Finding
-from rawgrad.kernels._emulator.runtime import BACKWARD, FORWARD, SHUFFLED, EmulatedRuntime, record_launches
+from rawgrad.kernels._emulator.findings import KINDS, ORDER_KIND, Finding
+from rawgrad.kernels._emulator.orders import BACKWARD, FORWARD, SHUFFLED, compare_orders
+from rawgrad.kernels._emulator.runtime import EmulatedRuntime, record_launches
 from rawgrad.kernels._errors import LaunchError
 from rawgrad.kernels._launch import Kernel
 
@@ -806,3 +807,56 @@ def test_without_a_compiler_tests_skip_visibly() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"SKIPPED \[\d+\] .*cannot run here: it needs a C\+\+ compiler", done.stdout), done.stdout
     assert "passed" not in done.stdout.splitlines()[-1]
+
+
+# ---- results that depend on the order of threads
+
+
+@pytest.mark.parametrize(
+    ("name", "grid", "arguments", "about"),
+    [
+        (
+            "sums", 1, lambda gpu: (gpu.array(random((64,), 0)), gpu.array([0, 0], np.float32)),
+            "y (float32[2]), element 1",
+        ),
+        (
+            "collects", 2,
+            lambda gpu: tuple(gpu.array(a) for a in (np.ones(128, "f4"), np.zeros((2, 64), "i4"), np.zeros(1, "i4"))),
+            "list (int32[2, 64]), element 0 = [0, 0]\nit is 0 when threads run forward, and 127 backward; 128 of 128",
+        ),
+        (
+            "last_block", 3, lambda gpu: (gpu.array([0], np.int32), gpu.empty(1, np.int32)),
+            "it is 0 when threads run forward, and 2 backward; 1 of 1",
+        ),
+    ],
+)  # fmt: skip
+def test_a_result_that_depends_on_the_order(one_order: Gpu, name: str, grid: int, arguments: Any, about: str) -> None:
+    assert one_order.findings("orders", name, grid, 64, *arguments(one_order), 0) == ()
+    with compare_orders():
+        given = arguments(one_order)
+        (finding,) = one_order.findings("orders", name, grid, 64, *given, 0)
+        assert finding.kind == ORDER_KIND == "result that depends on the order of threads"
+        assert about in finding.text
+        assert finding.text.startswith(f"{ORDER_KIND}: {finding.argument} (")
+        forward = arguments(one_order)
+        with compare_orders([FORWARD]):
+            assert one_order.findings("orders", name, grid, 64, *forward, 0) == ()
+        for one, other in zip(given, forward, strict=True):
+            np.testing.assert_array_equal(one.get(), other.get())
+        assert one_order.findings("orders", name, grid, 64, *arguments(one_order), 1) == ()
+
+
+def test_a_fault_under_several_orders_is_told_once(one_order: Gpu) -> None:
+    with compare_orders():
+        found = one_order.findings("orders", "races_backward", 1, 64, one_order.array([1, 1], np.int32))
+    assert {finding.kind for finding in found} == {GLOBAL_RACE}
+    assert len({finding.places for finding in found}) == len(found) == 2  # the reader comes first, or the writer
+
+
+def test_what_an_operation_gives_does_not_depend_on_the_order(one_order: Gpu) -> None:
+    from rawgrad.kernels.gemm import gemm
+
+    a, b = one_order.array(random((70, 40), 0)), one_order.array(random((40, 33), 1))
+    with compare_orders():
+        y = gemm(a, b)
+    np.testing.assert_array_equal(y.get(), gemm(a, b).get())
