@@ -119,13 +119,15 @@ def _weight_tile(g: Geometry) -> _Tile:
     return _Tile(P, Q, filters, channels, R, S)
 
 
-def _slices(units: int, positions: int, blocks: int, least: int = 128) -> tuple[int, int]:
+def _slices(units: int, positions: int, blocks: int, size: int, least: int = 128) -> tuple[int, int]:
     """Into how many slices a sum over `positions`, in so many `units`, is cut, and the units of each.
 
     Enough to fill a large GPU when each takes `blocks`, but none of fewer than `least` positions; and none
-    of more than 8192, since a chain of so many additions begins to cost float32 its digits.
+    of more than 8192, since a chain of so many additions begins to cost float32 its digits, unless the
+    slices of a result of `size` numbers would then take gigabytes.
     """
-    wanted = max(1, ceil_div(positions, 8192), min(ceil_div(256, max(1, blocks)), ceil_div(positions, least)))
+    filling = min(ceil_div(256, max(1, blocks)), ceil_div(positions, least))
+    wanted = max(1, min(max(filling, ceil_div(positions, 8192)), 2**28 // max(1, size)))
     length = max(1, ceil_div(units, wanted))
     return max(1, ceil_div(units, length)), length
 
@@ -232,7 +234,7 @@ def _summed(like: Any, slices: int, dw: Any, launch: Callable[[Any], None]) -> A
 
 def _weight_plain(x: Any, grad: Any, g: Geometry, out: Any) -> Any:
     dw = result(out, x, g.weight_shape)
-    slices, length = _slices(g.N * g.P, g.N * g.P * g.Q, ceil_div(dw.size, _THREADS))
+    slices, length = _slices(g.N * g.P, g.N * g.P * g.Q, ceil_div(dw.size, _THREADS), dw.size)
     blocks = ceil_div(slices * dw.size, _THREADS)
     kernel = _WEIGHT_PLAIN[x.dtype]
     return _summed(x, slices, dw, lambda partials: kernel(blocks, _THREADS, x, grad, partials, g, slices, length))
@@ -242,7 +244,7 @@ def _weight_smem(x: Any, grad: Any, g: Geometry, out: Any) -> Any:
     dw = result(out, x, g.weight_shape)
     t = _weight_tile(g)
     blocks = g.G * ceil_div(g.K // g.G, t.M) * ceil_div(g.C // g.G, t.C) * ceil_div(g.R, t.R) * ceil_div(g.S, t.S)
-    slices, length = _slices(g.N * ceil_div(g.P, t.P) * ceil_div(g.Q, t.Q), g.N * g.P * g.Q, blocks)
+    slices, length = _slices(g.N * ceil_div(g.P, t.P) * ceil_div(g.Q, t.Q), g.N * g.P * g.Q, blocks, dw.size)
     kernel = _WEIGHT_SMEM[x.dtype]
     return _summed(x, slices, dw, lambda partials: kernel(slices * blocks, _THREADS, x, grad, partials, g, t, length))
 
@@ -252,7 +254,7 @@ def _weight_register(x: Any, grad: Any, g: Geometry, out: Any) -> Any:
     K, taps, positions = g.K // g.G, g.C // g.G * g.R * g.S, g.N * g.P * g.Q
     rows, cols = _rows(K), _cols(taps)
     blocks = g.G * ceil_div(K, 8 * rows) * ceil_div(taps, 16 * cols)
-    slices, length = _slices(positions, positions, blocks)
+    slices, length = _slices(positions, positions, blocks, dw.size)
     kernel = _WEIGHT_REGISTER[x.dtype, rows, cols]
     return _summed(x, slices, dw, lambda partials: kernel(slices * blocks, _WIDTH, x, grad, partials, g, length))
 
@@ -267,7 +269,7 @@ def conv2d_backward_bias(grad: Any, out: Any) -> Any:
     """As the reference's; see the package's docstring."""
     N, K, P, Q = grad.shape
     db = result(out, grad, (K,))
-    slices, length = _slices(N * P * Q, N * P * Q, K, least=4 * _THREADS)
+    slices, length = _slices(N * P * Q, N * P * Q, K, K, least=4 * _THREADS)
     kernel = _BIAS[grad.dtype]
     return _summed(grad, slices, db, lambda p: kernel(slices * K, _THREADS, grad, p, N, K, P * Q, length))
 

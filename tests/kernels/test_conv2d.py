@@ -182,16 +182,17 @@ def test_sizes_at_the_edges_of_tiles(backend, version, dtype, x_shape, weight_sh
     check_all_passes(backend, version, geometry(x_shape, weight_shape, 1, padding), dtype)
 
 
-# A filter with more taps than a block has threads, and than shared memory has room for; one whose dilation spreads four
-# taps over more than shared memory has room for; a stride beyond it; and a stride beyond the filter and the input.
+# A filter with more taps than a block has threads; one with more than shared memory has room for; a dilation, and a
+# stride, that spread four elements over more than it has room for (padding keeps x small); a stride beyond both the
+# filter and the input.
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize(
     ("x_shape", "weight_shape", "stride", "padding", "dilation"),
     [
         ((1, 1, 17, 18), (2, 1, 17, 16), 1, 0, 1),
-        ((1, 1, 1, 2103), (1, 1, 1, 2100), 1, 0, 1),
+        ((1, 1, 1, 3), (1, 1, 1, 2100), 1, (0, 1049), 1),
         ((1, 1, 71, 69), (1, 1, 2, 2), 1, 0, (70, 67)),
-        ((2, 1, 68, 70), (1, 1, 1, 2), (67, 69), 0, 1),
+        ((2, 1, 8, 9), (1, 1, 1, 2), (67, 68), 60, 1),
         ((2, 2, 3, 4), (3, 2, 1, 2), (4, 6), (3, 4), 1),
     ],
 )
@@ -424,6 +425,16 @@ def test_same_bits_every_time(backend, version):
 
     first = bits()
     assert all(bits() == first for _ in range(3))
+
+
+@given(st.integers(0, 10**7), st.integers(1, 300), st.integers(1, 10**4), st.integers(1, 10**9))
+def test_slices_cover_the_sum_and_nothing_twice(units, of_unit, blocks, size):
+    from rawgrad.kernels.conv2d.cuda import _slices
+
+    slices, length = _slices(units, units * of_unit, blocks, size)
+    assert slices >= 1 and length >= 1 and (slices - 1) * length < max(units, 1) <= slices * length
+    assert slices == 1 or slices * size <= 2**28
+    assert length == 1 or length * of_unit <= 8192 + of_unit or (slices + 1) * size > 2**27
 
 
 def test_geometry_takes_pairs_lists_and_integers():
