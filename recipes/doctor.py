@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
 import platform
@@ -13,8 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from ..engine.data import find_mnist
+from ..kernels._cache import cache_folder
+from ..kernels._cuda import nvrtc
 from ..kernels._devices import device_named
-from ..kernels._dispatch import BACKENDS, backend
+from ..kernels._dispatch import BACKENDS, backend, current_choice
+from ..kernels._emulator import build
 from ..kernels._errors import RawgradError
 from ..kernels.gemm import gemm
 
@@ -42,6 +46,7 @@ def report(version: str, data_dir: Path | None = None) -> str:
         "processor": _processor,
         "devices": _devices,
         "backends": _backends,
+        "CUDA": _cuda,
         "data": lambda: _data(data_dir),
         "optional packages": _optional,
     }
@@ -115,9 +120,66 @@ def _backends() -> Rows:
             rows.append((name, f"{known.device}: does not run: {problem}"))
             continue
         default = known.device not in taken and not known.by_name_only
-        rows.append((name, f"{known.device}: runs{', the default' if default else ''}; {known.summary}"))
-        taken.add(known.device)
+        chosen = current_choice().for_device(known.device) == name
+        marks = [mark for mark, holds in (("the default", default), ("chosen", chosen)) if holds]
+        rows.append((name, f"{known.device}: {', '.join(['runs', *marks])}; {known.summary}"))
+        taken |= {known.device} if default else set()
     return rows
+
+
+def _cuda() -> Rows:
+    """What the backends `cuda` and `emulated` rest on, each with what installs it."""
+    driver, gpus, extra = _driver()
+    package = next((name for name in ("cupy-cuda12x", "cupy-cuda13x", "cupy") if _version_of(name)), None)
+    nvrtc_found, nvrtc_missing = nvrtc.find(), nvrtc.problem()
+    compiler, folder = build.compiler(), cache_folder("emulator").parent
+    used = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    return [
+        ("driver", driver),
+        *(("GPU", gpu) for gpu in gpus),
+        ("CuPy", f"{package} {_version_of(package)}" if package else f"not installed; {extra}"),
+        ("NVRTC", nvrtc_missing or f"{nvrtc_found and nvrtc_found.path}, {nvrtc_found}"),
+        ("C++ compiler", f"no emulator: {build.problem()}" if build.problem() else f"{compiler}, for the emulator"),
+        ("cache", f"{folder}, {used / 1e6:.0f} MB of compiled kernels; RAWGRAD_CACHE names another"),
+    ]
+
+
+def _libcuda() -> ctypes.CDLL:
+    return ctypes.CDLL("libcuda.so.1")
+
+
+def _driver() -> tuple[str, list[str], str]:
+    """What the NVIDIA driver says of itself and of its GPUs, and which extra of rawgrad fits it.
+
+    Asked without CuPy, which may be missing or be of the wrong CUDA.  Source of the calls and numbers: NVIDIA,
+    *CUDA Driver API*.
+    """
+    either = "`pip install rawgrad[cuda12]`, or [cuda13] for a driver of CUDA 13, brings it"
+    try:
+        library = _libcuda()
+    except OSError:
+        return "no NVIDIA driver: libcuda.so.1 was not found", [], either
+    status, version, count = library.cuInit(0), ctypes.c_int(), ctypes.c_int()
+    library.cuDriverGetVersion(ctypes.byref(version))
+    major = version.value // 1000
+    said = f"for CUDA {major}.{version.value % 1000 // 10} and older"
+    extra = f"`pip install rawgrad[cuda{13 if major >= 13 else 12}]` brings it"
+    if status:
+        return f"{said}; it does not start (error {status})", [], extra
+    library.cuDeviceGetCount(ctypes.byref(count))
+    gpus = []
+    for number in range(count.value):
+        name, memory, of_architecture = ctypes.create_string_buffer(100), ctypes.c_size_t(), []
+        library.cuDeviceGetName(name, len(name), number)
+        library.cuDeviceTotalMem_v2(ctypes.byref(memory), number)
+        for attribute in (75, 76):  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
+            value = ctypes.c_int()
+            library.cuDeviceGetAttribute(ctypes.byref(value), attribute, number)
+            of_architecture.append(value.value)
+        architecture = 10 * of_architecture[0] + of_architecture[1]
+        made = "" if architecture >= 80 else "; too old: rawgrad's kernels are for sm_80 and newer"
+        gpus.append(f"{name.value.decode()}, sm_{architecture}, {memory.value / 2**30:.0f} GiB{made}")
+    return said, gpus or ["none"], extra
 
 
 def _data(data_dir: Path | None) -> Rows:
