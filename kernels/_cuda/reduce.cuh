@@ -201,24 +201,24 @@ __device__ __forceinline__ Two<T> merged_moments(const T* __restrict__ partial, 
   return {mean, total / T(M)};
 }
 
-// ---- columns of a matrix: a block of 32 x 8 threads owns 32 of them
+// ---- columns of a matrix: a block of 32 x 32 threads owns 32 of them
 
-constexpr int COLUMN_ROWS = 8;
+constexpr int COLUMN_ROWS = 32;
 
 template <class V>
 struct ColumnValues {
   V of[COLUMN_ROWS][WARP];
 };
 
-// The sum of term(row) over first <= row < end for the column of threadIdx.x, given to all of its threads.  A
-// column beyond the matrix passes end = first.
+// The sum of term(row) over first <= row < end for the column of threadIdx.x, given to its thread of
+// threadIdx.y = 0; the others get 0.  A column beyond the matrix passes end = first.  Called once in a kernel.
 template <class V, class Term>
 __device__ __forceinline__ V column_sum(int first, int end, Term term, ColumnValues<V>& values) {
   values.of[threadIdx.y][threadIdx.x] = long_sum<V>(first + threadIdx.y, end, COLUMN_ROWS, term);
-  __syncthreads();  // all eight sums of each column are written before anyone adds them up
+  __syncthreads();  // all 32 sums of each column are written before one thread adds them up
   V total{};
-  for (int r = 0; r < COLUMN_ROWS; ++r) total += values.of[r][threadIdx.x];
-  __syncthreads();  // all have read before `values` may be written again
+  if (threadIdx.y == 0)
+    for (int r = 0; r < COLUMN_ROWS; ++r) total += values.of[r][threadIdx.x];
   return total;
 }
 

@@ -52,7 +52,7 @@ __device__ __forceinline__ InputGradient<T> input_gradient(T mean, T rstd, const
 
 // Block: 256 threads and a channel.  Thread: every 256th number of it.
 template <class T>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, 4)
 batch_norm_forward_v1_plain(const T* __restrict__ x, const T* __restrict__ weight, const T* __restrict__ bias,
                             T* __restrict__ y, T* __restrict__ mean, T* __restrict__ rstd, int N, int C, int L,
                             double eps) {
@@ -83,7 +83,7 @@ batch_norm_forward_v1_plain(const T* __restrict__ x, const T* __restrict__ weigh
 
 // Block: 256 threads.  Thread: one number.
 template <class T>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, 4)
 batch_norm_inference_v1_plain(const T* __restrict__ x, const T* __restrict__ mean, const T* __restrict__ var,
                               const T* __restrict__ weight, const T* __restrict__ bias, T* __restrict__ y, int N,
                               int C, int L, double eps) {
@@ -96,7 +96,7 @@ batch_norm_inference_v1_plain(const T* __restrict__ x, const T* __restrict__ mea
 
 // Block: 256 threads and a channel.  Thread: every 256th number of it.
 template <class T>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, 4)
 batch_norm_backward_v1_plain(const T* __restrict__ grad, const T* __restrict__ x, const T* __restrict__ weight,
                              const T* __restrict__ mean, const T* __restrict__ rstd, T* __restrict__ dx,
                              T* __restrict__ dweight, T* __restrict__ dbias, int N, int C, int L) {
@@ -128,7 +128,7 @@ batch_norm_backward_v1_plain(const T* __restrict__ grad, const T* __restrict__ x
 // Block: 256 threads and 256 / TEAM channels.  TEAM neighbours own a channel, which is at most their share of
 // the slab.
 template <class T, int TEAM, bool VECTOR>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, 4)
 batch_norm_forward_v2_slabs(const T* __restrict__ x, const T* __restrict__ weight, const T* __restrict__ bias,
                             T* __restrict__ y, T* __restrict__ mean, T* __restrict__ rstd, int N, int C, int L,
                             double eps) {
@@ -162,7 +162,7 @@ batch_norm_forward_v2_slabs(const T* __restrict__ x, const T* __restrict__ weigh
 
 // Block, thread: as in the forward pass.
 template <class T, int TEAM, bool VECTOR>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, 4)
 batch_norm_backward_v2_slabs(const T* __restrict__ grad, const T* __restrict__ x, const T* __restrict__ weight,
                              const T* __restrict__ mean, const T* __restrict__ rstd, T* __restrict__ dx,
                              T* __restrict__ dweight, T* __restrict__ dbias, int N, int C, int L) {
@@ -204,7 +204,7 @@ batch_norm_backward_v2_slabs(const T* __restrict__ grad, const T* __restrict__ x
 // The moments of each slab: its sum to partial[0, slab, c], the rest to partial[1, slab, c], the squares to [2, ...].
 // Block: 256 threads and a slab.
 template <class T, bool VECTOR>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, 4)
 batch_norm_statistics_v2_slabs(const T* __restrict__ x, T* __restrict__ partial, int N, int C, int L) {
   struct Shared {
     alignas(16) T x[SLAB<T>];
@@ -226,7 +226,7 @@ batch_norm_statistics_v2_slabs(const T* __restrict__ x, T* __restrict__ partial,
 // Mean and rstd of each channel from partial (3, slabs, C).
 // Block: 256 threads and 8 channels.  Warp: a channel.
 template <class T>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, 4)
 batch_norm_merge_statistics_v2_slabs(const T* __restrict__ partial, T* __restrict__ mean, T* __restrict__ rstd,
                                      int M, int C, double eps) {
   const int c = blockIdx.x * (SLAB_THREADS / WARP) + threadIdx.x / WARP;
@@ -255,7 +255,7 @@ __device__ __forceinline__ void normalize_slab(const T* __restrict__ x, T* __res
 
 // Block: 256 threads and a slab.
 template <class T, bool VECTOR>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, 4)
 batch_norm_normalize_v2_slabs(const T* __restrict__ x, const T* __restrict__ mean, const T* __restrict__ rstd,
                               const T* __restrict__ weight, const T* __restrict__ bias, T* __restrict__ y, int N,
                               int C, int L) {
@@ -266,7 +266,7 @@ batch_norm_normalize_v2_slabs(const T* __restrict__ x, const T* __restrict__ mea
 
 // Block: 256 threads and a slab.
 template <class T, bool VECTOR>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, 4)
 batch_norm_inference_v2_slabs(const T* __restrict__ x, const T* __restrict__ mean, const T* __restrict__ var,
                               const T* __restrict__ weight, const T* __restrict__ bias, T* __restrict__ y, int N,
                               int C, int L, double eps) {
@@ -280,7 +280,7 @@ batch_norm_inference_v2_slabs(const T* __restrict__ x, const T* __restrict__ mea
 // Block: 256 threads and a slab.  It is staged although it is read once, so that every thread adds up the same
 // numbers whether they came by vectors or not.
 template <class T, bool VECTOR>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, 4)
 batch_norm_sums_v2_slabs(const T* __restrict__ grad, const T* __restrict__ x, const T* __restrict__ mean,
                          const T* __restrict__ rstd, T* __restrict__ partial, int N, int C, int L) {
   struct Shared {
@@ -303,7 +303,7 @@ batch_norm_sums_v2_slabs(const T* __restrict__ grad, const T* __restrict__ x, co
 // db and dw of each channel from partial (2, slabs, C).
 // Block: 256 threads and 8 channels.  Warp: a channel.
 template <class T>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, 4)
 batch_norm_merge_sums_v2_slabs(const T* __restrict__ partial, T* __restrict__ dweight, T* __restrict__ dbias,
                                int slabs, int C) {
   const int c = blockIdx.x * (SLAB_THREADS / WARP) + threadIdx.x / WARP;
@@ -317,7 +317,7 @@ batch_norm_merge_sums_v2_slabs(const T* __restrict__ partial, T* __restrict__ dw
 
 // Block: 256 threads and a slab.
 template <class T, bool VECTOR>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, 4)
 batch_norm_input_v2_slabs(const T* __restrict__ grad, const T* __restrict__ x, const T* __restrict__ weight,
                           const T* __restrict__ mean, const T* __restrict__ rstd, const T* __restrict__ dweight,
                           const T* __restrict__ dbias, T* __restrict__ dx, int N, int C, int L) {

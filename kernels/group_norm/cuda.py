@@ -108,7 +108,7 @@ def _backward(
     C = x.shape[1]
     dx, dweight, dbias = empty(x, x.shape), empty(x, C), empty(x, C)
     sums = version(grad, x, groups, weight, mean, rstd, dx)  # (2, parts of each channel, C)
-    _PARAMETERS[x.dtype]((ceil_div(C, 32), 2), (32, 8), sums, dweight, dbias, sums.shape[1], C)
+    _PARAMETERS[x.dtype]((ceil_div(C, 32), 2), (32, 32), sums, dweight, dbias, sums.shape[1], C)
     return dx, dweight, dbias
 
 

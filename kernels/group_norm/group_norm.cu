@@ -26,17 +26,37 @@
 
 #include "reduce.cuh"
 
-// The channel of number m of a set, and of those after it.
-struct Channel {
-  int k, l, L;  // channel and position
+// Weight and bias of a set's channels, read once for as many neighbouring numbers as share a channel.
+template <class T>
+struct Affine {
+  const T* __restrict__ weight;  // null: 1
+  const T* __restrict__ bias;    // null: 0
+  int first, L;                  // the first of the set's channels
+  int k, l;                      // channel and position of the current number
+  T w, b;
 
-  __device__ __forceinline__ Channel(int m, int L) : k(unsigned(m) / unsigned(L)), l(m - k * L), L(L) {}
+  __device__ __forceinline__ Affine(const T* __restrict__ weight, const T* __restrict__ bias, int first, int L)
+      : weight(weight), bias(bias), first(first), L(L) {}
 
+  // Go to number m of the set.
+  __device__ __forceinline__ void at(int m) {
+    k = unsigned(m) / unsigned(L);
+    l = m - k * L;
+    read();
+  }
+
+  // Go on by one number.
   __device__ __forceinline__ void next() {
     if (++l == L) {
       l = 0;
       ++k;
+      read();
     }
+  }
+
+  __device__ __forceinline__ void read() {
+    w = weight == nullptr ? T(1) : weight[first + k];
+    b = bias == nullptr ? T(0) : bias[first + k];
   }
 };
 
@@ -45,17 +65,13 @@ template <class T>
 struct OfSet {
   T mean, rstd, of_h, of_product;
 
-  // y, times the scale and plus the shift of its channel; null: 1 and 0.
-  __device__ __forceinline__ T normalized(T x, const T* __restrict__ weight, const T* __restrict__ bias, int c) const {
-    T y = (x - mean) * rstd;
-    if (weight != nullptr) y *= weight[c];
-    return bias == nullptr ? y : y + bias[c];
+  __device__ __forceinline__ T normalized(T x, const Affine<T>& channel) const {
+    return (x - mean) * rstd * channel.w + channel.b;
   }
 
   // dx
-  __device__ __forceinline__ T gradient(T g, T x, const T* __restrict__ weight, int c) const {
-    const T h = weight == nullptr ? g : g * weight[c];
-    return (h - of_h - (x - mean) * rstd * of_product) * rstd;
+  __device__ __forceinline__ T gradient(T g, T x, const Affine<T>& channel) const {
+    return (g * channel.w - of_h - (x - mean) * rstd * of_product) * rstd;
   }
 };
 
@@ -63,7 +79,7 @@ struct OfSet {
 
 // Block: 256 threads and a set.  Thread: every 256th number of it.
 template <class T>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, 4)
 group_norm_forward_v1_plain(const T* __restrict__ x, const T* __restrict__ weight, const T* __restrict__ bias,
                             T* __restrict__ y, T* __restrict__ mean, T* __restrict__ rstd, int G, int W, int L,
                             double eps) {
@@ -78,8 +94,11 @@ group_norm_forward_v1_plain(const T* __restrict__ x, const T* __restrict__ weigh
   const T squares = long_sum<T>(threadIdx.x, D, 256, [&](int m) { return (xs[m] - mu) * (xs[m] - mu); });
   const T r = reciprocal_deviation(block_sum<256>(squares, s.values) / T(D), eps);
   const OfSet<T> of_set{mu, r};
-  for (int m = threadIdx.x; m < D; m += 256)
-    y[set * D + m] = of_set.normalized(xs[m], weight, bias, first + Channel(m, L).k);
+  Affine<T> channel(weight, bias, first, L);
+  for (int m = threadIdx.x; m < D; m += 256) {
+    channel.at(m);
+    y[set * D + m] = of_set.normalized(xs[m], channel);
+  }
   if (threadIdx.x == 0) {
     mean[set] = mu;
     rstd[set] = r;
@@ -89,7 +108,7 @@ group_norm_forward_v1_plain(const T* __restrict__ x, const T* __restrict__ weigh
 // dx, and the sums of g and g xhat over each channel of each example: sums[0, n, c] and sums[1, n, c].
 // Block: 256 threads and a set.  Warp: every eighth of its channels; thread: every 256th number of the set for dx.
 template <class T>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, 4)
 group_norm_backward_v1_plain(const T* __restrict__ grad, const T* __restrict__ x, const T* __restrict__ weight,
                              const T* __restrict__ mean, const T* __restrict__ rstd, T* __restrict__ dx,
                              T* __restrict__ sums, int G, int W, int L) {
@@ -117,16 +136,19 @@ group_norm_backward_v1_plain(const T* __restrict__ grad, const T* __restrict__ x
   }
   of_set = block_sum<256>(of_set, s.values);
   const OfSet<T> means{mu, r, of_set.first / T(D), of_set.second / T(D)};
-  for (int m = threadIdx.x; m < D; m += 256)
-    dx[set * D + m] = means.gradient(gs[m], xs[m], weight, first + Channel(m, L).k);
+  Affine<T> channel(weight, nullptr, first, L);
+  for (int m = threadIdx.x; m < D; m += 256) {
+    channel.at(m);
+    dx[set * D + m] = means.gradient(gs[m], xs[m], channel);
+  }
 }
 
 // ---- both versions
 
 // db and dw from the sums of `rows` parts of each channel, sums (2, rows, C).
-// Block: 32 x 8 threads; 32 channels (blockIdx.x) of db or of dw (blockIdx.y).
+// Block: 32 x 32 threads; 32 channels (blockIdx.x) of db or of dw (blockIdx.y).
 template <class T>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(1024, 1)
 group_norm_parameters(const T* __restrict__ sums, T* __restrict__ dweight, T* __restrict__ dbias, int rows, int C) {
   struct Shared {
     ColumnValues<T> values;
@@ -142,7 +164,7 @@ group_norm_parameters(const T* __restrict__ sums, T* __restrict__ dweight, T* __
 
 // Block: 256 threads and 256 / TEAM sets.  TEAM neighbours own a set, which is at most their share of the slab.
 template <class T, int TEAM, bool VECTOR>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, 4)
 group_norm_forward_v2_slabs(const T* __restrict__ x, const T* __restrict__ weight, const T* __restrict__ bias,
                             T* __restrict__ y, T* __restrict__ mean, T* __restrict__ rstd, int sets, int G, int W,
                             int L, double eps) {
@@ -160,12 +182,15 @@ group_norm_forward_v2_slabs(const T* __restrict__ x, const T* __restrict__ weigh
   team_sync<TEAM>();  // the set is complete before its sums are made
   const Moments<T> moments = staged_moments<TEAM>(s.x[team], rank, D, s.values);
   const OfSet<T> of_set{moments.sum / T(D), reciprocal_deviation(moments.squares / T(D), eps)};
+  Affine<T> channel(weight, bias, first, L);
   for (int m = rank * STEP; m < D; m += TEAM * STEP) {
     Part<T, VECTOR> part = load_part<VECTOR>(&s.x[team][m]);
-    Channel channel(m, L);
+    channel.at(m);
 #pragma unroll
-    for (int e = 0; e < STEP; ++e, channel.next())
-      part.of[e] = of_set.normalized(part.of[e], weight, bias, first + channel.k);
+    for (int e = 0; e < STEP; ++e) {
+      if (e > 0) channel.next();
+      part.of[e] = of_set.normalized(part.of[e], channel);
+    }
     store_part<VECTOR>(&y[set * D + m], part);
   }
   if (rank == 0) {
@@ -178,7 +203,7 @@ group_norm_forward_v2_slabs(const T* __restrict__ x, const T* __restrict__ weigh
 // Block, team: as in the forward pass.  Warp: every TEAM/32-th channel of the set; where channels are shorter
 // than a warp, thread: every TEAM-th.
 template <class T, int TEAM, bool VECTOR>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, 4)
 group_norm_backward_v2_slabs(const T* __restrict__ grad, const T* __restrict__ x, const T* __restrict__ weight,
                              const T* __restrict__ mean, const T* __restrict__ rstd, T* __restrict__ dx,
                              T* __restrict__ sums, int sets, int G, int W, int L) {
@@ -215,13 +240,16 @@ group_norm_backward_v2_slabs(const T* __restrict__ grad, const T* __restrict__ x
   of_set = team_sum<TEAM>(of_set, s.values);
 
   const OfSet<T> means{mu, r, of_set.first / T(D), of_set.second / T(D)};
+  Affine<T> channel(weight, nullptr, first, L);
   for (int m = rank * STEP; m < D; m += TEAM * STEP) {
     Part<T, VECTOR> part = load_part<VECTOR>(&s.grad[team][m]);
     const Part<T, VECTOR> of_x = load_part<VECTOR>(&s.x[team][m]);
-    Channel channel(m, L);
+    channel.at(m);
 #pragma unroll
-    for (int e = 0; e < STEP; ++e, channel.next())
-      part.of[e] = means.gradient(part.of[e], of_x.of[e], weight, first + channel.k);
+    for (int e = 0; e < STEP; ++e) {
+      if (e > 0) channel.next();
+      part.of[e] = means.gradient(part.of[e], of_x.of[e], channel);
+    }
     store_part<VECTOR>(&dx[set * D + m], part);
   }
 }
@@ -231,7 +259,7 @@ group_norm_backward_v2_slabs(const T* __restrict__ grad, const T* __restrict__ x
 // The moments of each slab: its sum to partial[0, slab, set], the rest to partial[1, ...], the squares to [2, ...].
 // Block: 256 threads and slab blockIdx.x / sets of set blockIdx.x % sets.
 template <class T, bool VECTOR>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, 4)
 group_norm_statistics_v2_slabs(const T* __restrict__ x, T* __restrict__ partial, int sets, int D) {
   struct Shared {
     alignas(16) T x[SLAB<T>];
@@ -252,7 +280,7 @@ group_norm_statistics_v2_slabs(const T* __restrict__ x, T* __restrict__ partial,
 // Mean and rstd of each set from partial (3, slabs, sets).
 // Block: 256 threads and 8 sets.  Warp: a set.
 template <class T>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, 4)
 group_norm_merge_statistics_v2_slabs(const T* __restrict__ partial, T* __restrict__ mean, T* __restrict__ rstd,
                                      int sets, int D, double eps) {
   const int set = blockIdx.x * (SLAB_THREADS / WARP) + threadIdx.x / WARP;
@@ -266,7 +294,7 @@ group_norm_merge_statistics_v2_slabs(const T* __restrict__ partial, T* __restric
 
 // y.  Block: 256 threads and slab blockIdx.x / sets of set blockIdx.x % sets.
 template <class T, bool VECTOR>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, 4)
 group_norm_normalize_v2_slabs(const T* __restrict__ x, const T* __restrict__ mean, const T* __restrict__ rstd,
                               const T* __restrict__ weight, const T* __restrict__ bias, T* __restrict__ y, int sets,
                               int G, int W, int L) {
@@ -274,12 +302,15 @@ group_norm_normalize_v2_slabs(const T* __restrict__ x, const T* __restrict__ mea
   const int set = blockIdx.x % sets, slab = blockIdx.x / sets, D = W * L, first = set % G * W;
   const OfSet<T> of_set{mean[set], rstd[set]};
   const int begin = slab * SLAB<T>, end = begin + slab_count<T>(slab, D);
+  Affine<T> channel(weight, bias, first, L);
   for (int m = begin + threadIdx.x * STEP; m < end; m += SLAB_THREADS * STEP) {
     Part<T, VECTOR> part = load_part<VECTOR>(&x[set * D + m]);
-    Channel channel(m, L);
+    channel.at(m);
 #pragma unroll
-    for (int e = 0; e < STEP; ++e, channel.next())
-      part.of[e] = of_set.normalized(part.of[e], weight, bias, first + channel.k);
+    for (int e = 0; e < STEP; ++e) {
+      if (e > 0) channel.next();
+      part.of[e] = of_set.normalized(part.of[e], channel);
+    }
     store_part<VECTOR>(&y[set * D + m], part);
   }
 }
@@ -289,7 +320,7 @@ group_norm_normalize_v2_slabs(const T* __restrict__ x, const T* __restrict__ mea
 // only where a channel is at most its share of the block's slab.  It is staged although it is read once, so that
 // every thread adds up the same numbers whether they came by vectors or not.  VECTOR: L is a multiple of their size.
 template <class T, int TEAM, bool VECTOR>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, 4)
 group_norm_channels_v2_slabs(const T* __restrict__ grad, const T* __restrict__ x, const T* __restrict__ mean,
                              const T* __restrict__ rstd, T* __restrict__ sums, int N, int C, int W, int L) {
   constexpr int TEAMS = SLAB_THREADS / TEAM;
@@ -318,7 +349,7 @@ group_norm_channels_v2_slabs(const T* __restrict__ grad, const T* __restrict__ x
 // The means of h and h xhat over each set, means[0, set] and means[1, set], from sums (2, slabs, N, C).
 // Block: 256 threads and 8 sets.  Warp: a set; its W numbers of each slab lie side by side.
 template <class T>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, 4)
 group_norm_merge_channels_v2_slabs(const T* __restrict__ sums, const T* __restrict__ weight, T* __restrict__ means,
                                    int slabs, int sets, int G, int W, int L) {
   const int set = blockIdx.x * (SLAB_THREADS / WARP) + threadIdx.x / WARP;
@@ -338,7 +369,7 @@ group_norm_merge_channels_v2_slabs(const T* __restrict__ sums, const T* __restri
 
 // dx.  Block: 256 threads and slab blockIdx.x / sets of set blockIdx.x % sets.
 template <class T, bool VECTOR>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, 4)
 group_norm_input_v2_slabs(const T* __restrict__ grad, const T* __restrict__ x, const T* __restrict__ weight,
                           const T* __restrict__ mean, const T* __restrict__ rstd, const T* __restrict__ means,
                           T* __restrict__ dx, int sets, int G, int W, int L) {
@@ -346,13 +377,16 @@ group_norm_input_v2_slabs(const T* __restrict__ grad, const T* __restrict__ x, c
   const int set = blockIdx.x % sets, slab = blockIdx.x / sets, D = W * L, first = set % G * W;
   const OfSet<T> of_set{mean[set], rstd[set], means[set], means[sets + set]};
   const int begin = slab * SLAB<T>, end = begin + slab_count<T>(slab, D);
+  Affine<T> channel(weight, nullptr, first, L);
   for (int m = begin + threadIdx.x * STEP; m < end; m += SLAB_THREADS * STEP) {
     Part<T, VECTOR> part = load_part<VECTOR>(&grad[set * D + m]);
     const Part<T, VECTOR> of_x = load_part<VECTOR>(&x[set * D + m]);
-    Channel channel(m, L);
+    channel.at(m);
 #pragma unroll
-    for (int e = 0; e < STEP; ++e, channel.next())
-      part.of[e] = of_set.gradient(part.of[e], of_x.of[e], weight, first + channel.k);
+    for (int e = 0; e < STEP; ++e) {
+      if (e > 0) channel.next();
+      part.of[e] = of_set.gradient(part.of[e], of_x.of[e], channel);
+    }
     store_part<VECTOR>(&dx[set * D + m], part);
   }
 }

@@ -20,8 +20,10 @@ _BACKWARD = Kernel(__file__, "layer_norm_backward_v2_registers", **_REGISTERS)
 
 #: (threads of a row, vectors of each), from the shortest rows to the longest.
 _HOLDERS = ((32, 1), (32, 4), (256, 1), (512, 1), (256, 4), (512, 4))
-#: dw and db are gathered in at most so many slices of rows.
+#: dw and db are gathered in at most so many slices of rows, of at least so many rows: a slice writes and reads
+#: again as many numbers as a row has, for dw and for db.
 _MAX_SLICES = 512
+_MIN_ROWS = 4
 
 
 def _sizes(x: Any, normalized_ndim: int) -> tuple[int, int]:
@@ -68,7 +70,7 @@ def _backward_plain(grad: Any, x: Any, weight: Any, mean: Any, rstd: Any, dx: An
     rows_each = max(64, ceil_div(R, _MAX_SLICES))
     slices = ceil_div(R, rows_each)
     partial = empty(x, (2, slices, D))
-    _COLUMNS[x.dtype]((ceil_div(D, 32), slices), (32, 8), grad, x, mean, rstd, partial, R, D, rows_each)
+    _COLUMNS[x.dtype]((ceil_div(D, 32), slices), (32, 32), grad, x, mean, rstd, partial, R, D, rows_each)
     return partial
 
 
@@ -78,8 +80,8 @@ def _backward_registers(grad: Any, x: Any, weight: Any, mean: Any, rstd: Any, dx
         return _backward_plain(grad, x, weight, mean, rstd, dx, R, D)
     threads = max(holder[0], 256)
     rows = threads // holder[0]
-    rows_each = ceil_div(R, rows * _MAX_SLICES)
-    slices = ceil_div(R, rows * max(rows_each, 1))
+    rows_each = max(ceil_div(_MIN_ROWS, rows), ceil_div(R, rows * _MAX_SLICES))
+    slices = ceil_div(R, rows * rows_each)
     partial = empty(x, (2, slices, D))
     kernel = _BACKWARD[x.dtype, *holder, _vector(D, grad, x, weight, dx, partial)]
     kernel(slices, threads, grad, x, weight, mean, rstd, dx, partial, R, D, rows_each)
@@ -103,7 +105,7 @@ def _backward(
     row = x.shape[x.ndim - normalized_ndim :]
     dx, dweight, dbias = empty(x, x.shape), empty(x, row), empty(x, row)
     partial = version(grad, x, weight, mean, rstd, dx, R, D)  # (2, slices, D)
-    _PARAMETERS[x.dtype]((ceil_div(D, 32), 2), (32, 8), partial, dweight, dbias, partial.shape[1], D)
+    _PARAMETERS[x.dtype]((ceil_div(D, 32), 2), (32, 32), partial, dweight, dbias, partial.shape[1], D)
     return dx, dweight, dbias
 
 

@@ -90,10 +90,10 @@ layer_norm_backward_v1_plain(const T* __restrict__ grad, const T* __restrict__ x
 }
 
 // dw and db of one slice of rows: partial[0, slice, :] and partial[1, slice, :].
-// Block: 32 x 8 threads; 32 columns (blockIdx.x) of `rows_each` rows (blockIdx.y).  Thread: every eighth of the
+// Block: 32 x 32 threads; 32 columns (blockIdx.x) of `rows_each` rows (blockIdx.y).  Thread: every 32nd of the
 // rows in the column of threadIdx.x.
 template <class T>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(1024, 1)
 layer_norm_columns_v1_plain(const T* __restrict__ grad, const T* __restrict__ x, const T* __restrict__ mean,
                             const T* __restrict__ rstd, T* __restrict__ partial, int R, int D, int rows_each) {
   struct Shared {
@@ -115,9 +115,9 @@ layer_norm_columns_v1_plain(const T* __restrict__ grad, const T* __restrict__ x,
 // ---- both versions
 
 // The second pass: dw and db from the sums of `slices` slices, partial (2, slices, D).
-// Block: 32 x 8 threads; 32 columns (blockIdx.x) of dw or of db (blockIdx.y).
+// Block: 32 x 32 threads; 32 columns (blockIdx.x) of dw or of db (blockIdx.y).
 template <class T>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(1024, 1)
 layer_norm_parameters(const T* __restrict__ partial, T* __restrict__ dweight, T* __restrict__ dbias, int slices,
                       int D) {
   struct Shared {

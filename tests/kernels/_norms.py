@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 from _tolerance import assert_accurate
 from _versions import Version, every_version, versions
 
@@ -102,6 +103,17 @@ def pinned(backend: Any, operation: str, version: Version) -> Iterator[None]:
     """Have ``version``, from :func:`each_version`, run; a pin holds for all functions of the operation."""
     with use_backend(backend.name, **({} if isinstance(version, Single) else {operation: version})):
         yield
+
+
+def traffic(backend: Any, run: Callable[[], Any]) -> list[tuple[int, int]]:
+    """What each launch of ``run`` reads from global memory and writes there, in float32 numbers."""
+    if backend.name != "emulated":
+        pytest.skip("only the emulator counts bytes")
+    from rawgrad.kernels._emulator.runtime import record_launches
+
+    with record_launches() as launches:
+        run()
+    return [(launch.traffic.global_read // 4, launch.traffic.global_written // 4) for launch in launches]
 
 
 def assert_same_bits(run: Callable[[Callable[[np.ndarray], Any]], Any], backend: Any) -> None:

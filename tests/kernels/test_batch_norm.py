@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from _derivative import complex_step
 from _layouts import LAYOUTS, untouched
-from _norms import assert_equations, assert_same_bits, each_version, pinned, problem
+from _norms import assert_equations, assert_same_bits, each_version, pinned, problem, traffic
 from _tolerance import assert_accurate, assert_within
 from hypothesis import given
 from hypothesis import strategies as st
@@ -122,6 +122,34 @@ def test_same_bits_in_every_run_and_at_every_address(backend, version, shape):
 
     with pinned(backend, "batch_norm", version):
         assert_same_bits(run, backend)
+
+
+@pytest.mark.parametrize(("shape", "threads"), [((2, 9, 120), 32), ((2, 3, 600), 256)], ids=str)
+def test_traffic_of_channels_of_one_slab(backend, shape, threads):
+    """x and g are read once; each thread of a channel reads its weight and so on."""
+    C, size = shape[1], math.prod(shape)
+    x, c = backend.put(np.ones(shape, np.float32)), backend.put(np.ones(shape[1], np.float32))
+    forward = traffic(backend, lambda: ops.batch_norm_forward(x, c, c, EPS))
+    assert forward == [(size + 2 * threads * C, size + 2 * C)]
+    backward = traffic(backend, lambda: ops.batch_norm_backward(x, x, c, c, c))
+    assert backward == [(2 * size + 3 * threads * C, size + 2 * C)]
+
+
+def test_traffic_of_longer_channels(backend):
+    """Twice x, and twice g; besides, a few numbers for each slab and each thread."""
+    shape, slabs = (4, 3, 2500), 3
+    C, size = shape[1], math.prod(shape)
+    x, c = backend.put(np.ones(shape, np.float32)), backend.put(np.ones(shape[1], np.float32))
+    assert traffic(backend, lambda: ops.batch_norm_forward(x, c, c, EPS)) == [
+        (size, 3 * slabs * C),
+        (4 * slabs * C, 2 * C),
+        (size + 4 * 256 * slabs * C, size),
+    ]
+    assert traffic(backend, lambda: ops.batch_norm_backward(x, x, c, c, c)) == [
+        (2 * size + 2 * 256 * slabs * C, 2 * slabs * C),
+        (2 * slabs * C, 2 * C),
+        (2 * size + 5 * 256 * slabs * C, size),
+    ]
 
 
 @VERSIONS

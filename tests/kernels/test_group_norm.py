@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from _derivative import complex_step
 from _layouts import LAYOUTS, untouched
-from _norms import assert_equations, assert_same_bits, each_version, pinned, problem
+from _norms import assert_equations, assert_same_bits, each_version, pinned, problem, traffic
 from _tolerance import assert_accurate, assert_within
 from hypothesis import given
 from hypothesis import strategies as st
@@ -127,6 +127,39 @@ def test_same_bits_in_every_run_and_at_every_address(backend, version, sizes):
 
     with pinned(backend, "group_norm", version):
         assert_same_bits(run, backend)
+
+
+@pytest.mark.parametrize(("sizes", "threads"), [((2, 5, 2, 40), 32), ((2, 1, 5, 300), 256)], ids=str)
+def test_traffic_of_sets_of_one_slab(backend, sizes, threads):
+    """x and g are read once; every four numbers read weight and bias of their channel, each thread mean and rstd."""
+    N, G, W, L = sizes
+    C, size = G * W, math.prod(sizes)
+    x, c = backend.put(np.ones((N, C, L), np.float32)), backend.put(np.ones(C, np.float32))
+    of_set = backend.put(np.ones((N, G), np.float32))
+    assert traffic(backend, lambda: ops.group_norm_forward(x, G, c, c, EPS)) == [(size + size // 2, size + 2 * N * G)]
+    assert traffic(backend, lambda: ops.group_norm_backward(x, x, G, c, of_set, of_set)) == [
+        (2 * size + size // 4 + 2 * threads * N * G + N * C, size + 2 * N * C),
+        (2 * N * C, 2 * C),
+    ]
+
+
+def test_traffic_of_longer_sets(backend):
+    """Twice x, and twice g; besides, a few numbers for each slab, each channel and each thread."""
+    N, G, W, L, slabs = 2, 2, 10, 600, 2
+    C, sets, size = G * W, N * G, N * G * W * L
+    x, c = backend.put(np.ones((N, C, L), np.float32)), backend.put(np.ones(C, np.float32))
+    of_set = backend.put(np.ones((N, G), np.float32))
+    assert traffic(backend, lambda: ops.group_norm_forward(x, G, c, c, EPS)) == [
+        (size, 3 * slabs * sets),
+        (4 * slabs * sets, 2 * sets),
+        (size + size // 2 + 2 * 256 * slabs * sets, size),
+    ]
+    assert traffic(backend, lambda: ops.group_norm_backward(x, x, G, c, of_set, of_set)) == [
+        (2 * size + 2 * 256 * N * C, 2 * N * C),
+        (3 * N * C, 2 * sets),
+        (2 * size + size // 4 + 4 * 256 * slabs * sets, size),
+        (2 * N * C, 2 * C),
+    ]
 
 
 @VERSIONS

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from _derivative import complex_step
 from _layouts import LAYOUTS, untouched
-from _norms import assert_equations, assert_same_bits, each_version, pinned, problem
+from _norms import assert_equations, assert_same_bits, each_version, pinned, problem, traffic
 from _tolerance import assert_accurate, assert_within
 from hypothesis import given
 from hypothesis import strategies as st
@@ -76,10 +76,10 @@ def test_forward_and_backward_agree_with_the_definition(backend, version, affine
 # How many numbers a warp or a block holds depends on the dtype: with float32 128 512 1024 2048 4096 8192, with
 # float64 half as many.  Rows of one below, of exactly so many, and of one more; 1024 is also where the plain
 # version gives a row to a block.
-ROWS = [(3, size + more) for size in (128, 512, 1024, 2048, 4096, 8192) for more in (-1, 0, 1)]
-# Eight rows share a block; the plain version sums columns in slices of at least 64 rows and blocks of 32
-# columns; the other in at most 512 slices, so 4097 short rows are two for each warp, 513 long ones two for a block.
-MANY_ROWS = [(7, 4), (8, 4), (9, 3), (63, 31), (64, 32), (65, 33), (4097, 2), (513, 129)]
+ROWS = [(3, size + more) for size in (64, 128, 256, 512, 1024, 2048, 4096, 8192) for more in (-1, 0, 1)]
+# Eight warps share a block.  dw and db are gathered over slices: the plain version's are 64 rows and blocks of 32
+# columns; the other's 4 rows of a block, 8 of its warps, and more from 4097 rows on, since 512 slices are the most.
+MANY_ROWS = [(7, 4), (8, 4), (9, 3), (63, 31), (64, 32), (65, 33), (4, 600), (5, 600), (8, 600), (9, 600), (4097, 2)]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -116,6 +116,19 @@ def test_same_bits_in_every_run_and_at_every_address(backend, version, shape):
 
     with pinned(backend, "layer_norm", version):
         assert_same_bits(run, backend)
+
+
+@pytest.mark.parametrize(("shape", "threads", "slices"), [((9, 600), 256, 3), ((9, 300), 32, 2)], ids=str)
+def test_traffic_of_rows_in_registers(backend, shape, threads, slices):
+    """x and g are read once. Each row reads weight and bias again, and each of its threads mean and rstd."""
+    (R, D), p = shape, problem(shape, over=(1,), sums=(0,), dtype=np.float32)
+    x, weight, bias, grad = (backend.put(a) for a in (p.x, p.weight[0], p.bias[0], p.grad))
+    saved = ops.layer_norm_forward(x, weight, bias, 1, EPS)[1:]
+    assert traffic(backend, lambda: ops.layer_norm_forward(x, weight, bias, 1, EPS)) == [(3 * R * D, R * D + 2 * R)]
+    assert traffic(backend, lambda: ops.layer_norm_backward(grad, x, weight, *saved, 1)) == [
+        (3 * R * D + 2 * threads * R, R * D + 2 * slices * D),
+        (2 * slices * D, 2 * D),
+    ]
 
 
 @VERSIONS
