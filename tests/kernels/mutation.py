@@ -63,7 +63,7 @@ class Mutant:
     after: str
     text: str
     occurrence: int  # among the file's lines of equal text
-    version: str  # of the kernel that the line is in, "v2_smem_tile"; "" if it is in none
+    version: str  # of the kernel that the line is in, or next before, "v2_smem_tile"; "" if there is none
 
     @property
     def key(self) -> str:
@@ -148,20 +148,30 @@ def mutants_of_line(line: str) -> Iterator[tuple[int, str, str, str]]:
 def mutants_of(path: Path) -> list[Mutant]:
     """Every mutant of a source."""
     name = str(path.relative_to(ROOT))
-    lines = path.read_text().splitlines()
+    source = path.read_text()
+    lines = source.splitlines()
+    # Where each version's kernel begins; what stands before it, in its section or as its helper, belongs to it.
+    begins = [
+        (source.count("\n", 0, found.end()) + 1, found[1])
+        for found in re.finditer(r"__global__[^;{]*?\b\w+?_(v\d_\w+)\(", re.sub(r"//.*", "", source))
+    ]
     seen: Counter[str] = Counter()
     found = []
-    version = ""
-    for number, line in code_lines(path.read_text()):
+    for number, line in code_lines(source):
         text = lines[number - 1]
         seen[text.strip()] += 1
-        if named := re.search(r"\b\w+?_(v\d_\w+)\(", line):
-            version = named[1] if "__global__" in lines[number - 2] or "__global__" in line else version
-        if line.startswith("}"):
-            version = ""
+        ended = [version for begin, version in begins if begin <= number]
+        inside = ended and not any(lines[i].startswith("}") for i in range(_begin(begins, number), number - 1))
+        following = [version for begin, version in begins if begin > number]
+        version = ended[-1] if inside else following[0] if following else ""
         changes = dict.fromkeys(mutants_of_line(line))
         found += [Mutant(name, number, *change, text, seen[text.strip()], version) for change in changes]
     return found
+
+
+def _begin(begins: list[tuple[int, str]], number: int) -> int:
+    """The line of the last kernel that begins before ``number``."""
+    return max((begin for begin, _ in begins if begin <= number), default=0)
 
 
 def mutated(mutant: Mutant) -> str:
@@ -309,7 +319,8 @@ def run(results: Path, jobs: int, only: str, limit: int | None) -> None:
     """Try every mutant that ``results`` does not hold yet."""
     os.environ["RAWGRAD_CACHE"] = tempfile.mkdtemp(prefix="rawgrad-mutants-")
     done = {entry["key"] for entry in read(results)}
-    waiting = [m for path in sources() if only in path.name for m in mutants_of(path) if m.key not in done][:limit]
+    waiting = [m for path in sources() if only in path.name for m in mutants_of(path) if m.key not in done]
+    waiting = sorted(waiting, key=lambda m: m.kind == "index off by one")[:limit]  # the many come last
     print(f"{len(waiting)} mutants to try, {len(done)} done", flush=True)
     warm_up()
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool, results.open("a") as file:
