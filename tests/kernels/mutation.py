@@ -151,10 +151,9 @@ def mutants_of(path: Path) -> list[Mutant]:
     source = path.read_text()
     lines = source.splitlines()
     # Where each version's kernel begins; what stands before it, in its section or as its helper, belongs to it.
-    begins = [
-        (source.count("\n", 0, found.end()) + 1, found[1])
-        for found in re.finditer(r"__global__[^;{]*?\b\w+?_(v\d_\w+)\(", re.sub(r"//.*", "", source))
-    ]
+    plain = re.sub(r"//.*", "", source)
+    kernels = re.finditer(r"__global__[^;{]*?\b\w+?_(v\d_\w+)\(", plain)
+    begins = [(plain.count("\n", 0, kernel.end()) + 1, kernel[1]) for kernel in kernels]
     seen: Counter[str] = Counter()
     found = []
     for number, line in code_lines(source):
