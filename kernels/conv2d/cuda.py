@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from .._launch import FLOATS, Kernel, ceil_div, empty, result
@@ -15,8 +16,8 @@ _ROWS = (2, 3, 4, 8)
 _COLS = (2, 8)
 #: Columns of a register tile where they are positions: one for each of its threads.
 _WIDTH = 128
-#: What `Stage` in conv2d.cu holds: numbers of the patch, and of what it meets.
-_PATCH, _REST = 4096, 2048
+#: What ``Stage`` in conv2d.cu holds: numbers of the patch, and others.
+_PATCH, _OTHER = 4096, 2048
 
 _FORWARD_PLAIN = Kernel(__file__, "conv2d_forward_v1_plain", T=FLOATS)
 _FORWARD_SMEM = Kernel(__file__, "conv2d_forward_v2_smem_tile", T=FLOATS)
@@ -80,7 +81,7 @@ def _patch(axes: list[_Axis], positions: list[int], taps: list[int]) -> int:
 
 
 def _fit(positions: list[int], taps: list[int], fits: Callable[[], bool]) -> None:
-    """Halve positions, and then taps, until they fit into shared memory."""
+    """Halve `positions`, and when they are all 1 `taps`, until ``fits()``."""
     while not fits():
         sizes = positions if max(positions) > 1 else taps
         sizes[sizes.index(max(sizes))] //= 2
@@ -92,18 +93,29 @@ def _positions(axes: list[_Axis]) -> list[int]:
 
 
 def _correlation_tile(axes: list[_Axis], M: int, C: int) -> _Tile:
-    """For forward and dx: as many result channels as there are threads for, as many input channels as fit."""
+    """As many result channels as there are threads for, as many input channels as fit."""
     positions, taps = _positions(axes), [axis.taps for axis in axes]
-    _fit([1], taps, lambda: math.prod(taps) <= _REST)
+    _fit([1], taps, lambda: math.prod(taps) <= _OTHER)
     _fit(positions, taps, lambda: _patch(axes, positions, taps) <= _PATCH)
-    channels = max(1, min(M, _THREADS // math.prod(positions), _REST // math.prod(taps)))
-    depth = min(C, _PATCH // _patch(axes, positions, taps), _REST // (channels * math.prod(taps)))
+    channels = max(1, min(M, _THREADS // math.prod(positions), _OTHER // math.prod(taps)))
+    depth = min(C, _PATCH // _patch(axes, positions, taps), _OTHER // (channels * math.prod(taps)))
     (P, Q), (R, S) = positions, taps
     return _Tile(P, Q, channels, max(1, depth), R, S)
 
 
+@lru_cache(maxsize=1024)
+def _forward_tile(g: Geometry) -> _Tile:
+    return _correlation_tile(_forward_axes(g), g.K // g.G, g.C // g.G)
+
+
+@lru_cache(maxsize=1024)
+def _input_tile(g: Geometry) -> _Tile:
+    return _correlation_tile(_input_axes(g), g.C // g.G, g.K // g.G)
+
+
+@lru_cache(maxsize=1024)
 def _weight_tile(g: Geometry) -> _Tile:
-    """For dw: as many weights as there are threads, filters and channels about evenly; positions as fit."""
+    """As many weights as there are threads, filters and channels about evenly; positions as fit."""
     axes, K, C = _forward_axes(g), max(1, g.K // g.G), max(1, g.C // g.G)
     positions, taps = _positions(axes), [axis.taps for axis in axes]
     _fit([1], taps, lambda: math.prod(taps) <= _THREADS)
@@ -113,7 +125,7 @@ def _weight_tile(g: Geometry) -> _Tile:
     _fit(
         positions,
         taps,
-        lambda: channels * _patch(axes, positions, taps) <= _PATCH and filters * math.prod(positions) <= _REST,
+        lambda: channels * _patch(axes, positions, taps) <= _PATCH and filters * math.prod(positions) <= _OTHER,
     )
     (P, Q), (R, S) = positions, taps
     return _Tile(P, Q, filters, channels, R, S)
@@ -152,10 +164,9 @@ def _forward_plain(x: Any, weight: Any, bias: Any, g: Geometry, out: Any) -> Any
 
 def _forward_smem(x: Any, weight: Any, bias: Any, g: Geometry, out: Any) -> Any:
     y = result(out, x, g.y_shape)
-    K = g.K // g.G
-    tile = _correlation_tile(_forward_axes(g), K, g.C // g.G)
-    blocks = g.N * g.G * ceil_div(g.P, tile.P) * ceil_div(g.Q, tile.Q) * ceil_div(K, tile.M)
-    _FORWARD_SMEM[x.dtype](blocks, tile.threads, x, weight, bias, y, g, tile)
+    t = _forward_tile(g)
+    blocks = g.N * g.G * ceil_div(g.P, t.P) * ceil_div(g.Q, t.Q) * ceil_div(g.K // g.G, t.M)
+    _FORWARD_SMEM[x.dtype](blocks, t.threads, x, weight, bias, y, g, t)
     return y
 
 
@@ -190,11 +201,10 @@ def _input_plain(grad: Any, weight: Any, g: Geometry, out: Any) -> Any:
 
 def _input_smem(grad: Any, weight: Any, g: Geometry, out: Any) -> Any:
     dx = result(out, grad, g.x_shape)
-    C = g.C // g.G
-    down, across = axes = _input_axes(g)
-    tile = _correlation_tile(axes, C, g.K // g.G)
-    blocks = _classes(g) * g.N * g.G * ceil_div(down.positions, tile.P) * ceil_div(across.positions, tile.Q)
-    _INPUT_SMEM[grad.dtype](blocks * ceil_div(C, tile.M), tile.threads, grad, weight, dx, g, tile)
+    t = _input_tile(g)
+    down, across = _input_axes(g)
+    blocks = _classes(g) * g.N * g.G * ceil_div(down.positions, t.P) * ceil_div(across.positions, t.Q)
+    _INPUT_SMEM[grad.dtype](blocks * ceil_div(g.C // g.G, t.M), t.threads, grad, weight, dx, g, t)
     return dx
 
 
