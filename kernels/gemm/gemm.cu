@@ -127,9 +127,10 @@ __device__ __forceinline__ void load_tile(T (&tile)[DEPTH][PITCH], const T* __re
 }
 
 // Block: 256 threads and a 64 x 64 tile of y.  Thread: 4 x 4 elements of it.  VECTOR: both matrices start at
-// multiples of 16 bytes and so does each of their rows.
+// multiples of 16 bytes and so does each of their rows.  With two blocks on an SM the registers suffice; left to
+// itself ptxas aims at more blocks, and spills.
 template <class T, bool TRANSPOSE_A, bool TRANSPOSE_B, bool VECTOR>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, 2)
 gemm_v3_register_tile(const T* __restrict__ a, const T* __restrict__ b, const T* __restrict__ bias,
                       T* __restrict__ y, int M, int N, int K, int batch, int a_step, int b_step, int activation) {
   constexpr int TILE = 64, DEPTH = 16, OWN = 4, SIDE = TILE / OWN, THREADS = SIDE * SIDE;
@@ -171,7 +172,7 @@ gemm_v3_register_tile(const T* __restrict__ a, const T* __restrict__ b, const T*
         if (m < M && n < N) {
           T value = sum[r][c];
           if (bias != nullptr) value += bias[n];
-          y[(i * M + m) * N + n] = activate(activation, value);
+          y[(i * M + m) * N + n] = activate_one_of_many(activation, value);
         }
       }
   }
@@ -251,7 +252,7 @@ struct TypeOf<2> {
 // Block: 4 warps and a 64 x 64 tile of y.  Warp: 32 x 32 of it, as 2 x 4 results of 16 x 8.  PRECISION: 0 tf32,
 // 1 bf16, 2 fp16.  VECTOR as in v3.
 template <int PRECISION, bool TRANSPOSE_A, bool TRANSPOSE_B, bool VECTOR>
-__global__ void __launch_bounds__(128)
+__global__ void __launch_bounds__(128, 4)  // see v3
 gemm_v4_tensor_core(const float* __restrict__ a, const float* __restrict__ b, const float* __restrict__ bias,
                     float* __restrict__ y, int M, int N, int K, int batch, int a_step, int b_step, int activation) {
   constexpr int TILE = 64, DEPTH = 16, THREADS = 128;
@@ -306,7 +307,7 @@ gemm_v4_tensor_core(const float* __restrict__ a, const float* __restrict__ b, co
           if (m < M && n < N) {
             float value = sum[r][c][e];
             if (bias != nullptr) value += bias[n];
-            y[(i * M + m) * N + n] = activate(activation, value);
+            y[(i * M + m) * N + n] = activate_one_of_many(activation, value);
           }
         }
   }
