@@ -13,7 +13,7 @@ from ..autograd import Tensor
 from ..autograd import functional as F
 from .curves import figure
 from .options import Options
-from .training import Result, Task, load_data, load_model, train
+from .training import Result, Task, arrays_of, load_data, load_model, train
 
 TASK = Task("mlp", {"outputs": 1}, loss="mse of the label", lr=0.01, epochs=5)
 
@@ -52,14 +52,14 @@ def run(options: Options) -> Baseline:
     data = load_data(TASK, options)
     result = train(TASK, options, data)
     model, _ = load_model(options.out)
-    answers = model(Tensor(data["test"].images)).detach().numpy().ravel()
-    labels = data["test"].labels
+    (train_images, train_labels), (images, labels) = arrays_of(data["train"]), arrays_of(data["test"])
+    answers = model(Tensor(images)).detach().numpy().ravel()
     baseline = Baseline(
         result,
         {
-            "always the mean label": _fit(np.full(len(labels), data["train"].labels.mean()), labels),
+            "always the mean label": _fit(np.full(len(labels), train_labels.mean()), labels),
             "trained model": _fit(answers, labels),
-            "least squares": _fit(least_squares(data["train"], data["test"]), labels),
+            "least squares": _fit(least_squares(train_images, train_labels, images), labels),
         },
         [(float(answers[labels == d].mean()), float(answers[labels == d].std())) for d in range(10)],
     )
@@ -82,15 +82,15 @@ def _fit(answers: np.ndarray, labels: np.ndarray) -> Fit:
     return Fit(float(((answers - labels) ** 2).mean()), float((np.rint(answers) == labels).mean()))
 
 
-def least_squares(train_split: Any, test_split: Any, ridge: float = 10.0) -> np.ndarray:
-    """What the linear model of least squared error on the training images answers on the test images.
+def least_squares(images: np.ndarray, labels: np.ndarray, asked: np.ndarray, ridge: float = 10.0) -> np.ndarray:
+    """What the linear model of least squared error on ``images`` with their ``labels`` answers on images ``asked``.
 
     ``ridge`` keeps small the weights of pixels that hardly any training image lights.
     """
-    x, test = (split.images.reshape(len(split.images), -1).astype(np.float64) for split in (train_split, test_split))
-    centre, mean = x.mean(0), train_split.labels.mean()
+    x, test = (part.reshape(len(part), -1).astype(np.float64) for part in (images, asked))
+    centre, mean = x.mean(0), labels.mean()
     x -= centre
-    weights = np.linalg.solve(x.T @ x + ridge * np.eye(x.shape[1]), x.T @ (train_split.labels - mean))
+    weights = np.linalg.solve(x.T @ x + ridge * np.eye(x.shape[1]), x.T @ (labels - mean))
     return np.asarray((test - centre) @ weights + mean)
 
 

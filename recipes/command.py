@@ -13,16 +13,16 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
 from ..kernels._devices import device_named
+from ..kernels._dispatch import BACKENDS, current_choice
 from ..kernels._dispatch import backend as use_backend
-from ..kernels._dispatch import known_backend
 from ..kernels._errors import ArgumentError, DataError, RawgradError
 from .options import Options
 from .programs import DEFAULT, PROGRAMS, overview
@@ -157,14 +157,10 @@ def _declare_train(parser: argparse.ArgumentParser) -> None:
     add("program", nargs="?", default=DEFAULT, metavar="PROGRAM", help=f"see `rawgrad programs` (default: {DEFAULT})")
     add("--out", type=Path, metavar="DIR", help="folder for weights, records and pictures (default: runs/PROGRAM)")
     _add_data_dir(parser)
-    add(
-        "--device",
-        metavar="D",
-        help="where to compute: cpu, cuda (default: the backend's, else cpu; see `rawgrad doctor`)",
-    )
-    add("--backend", metavar="B", help="whose kernels run (default: the device's first; see `rawgrad doctor`)")
+    _add_place(parser)
     add("--epochs", type=int, metavar="N", help="passes over the training images")
     add("--steps", type=int, metavar="N", help="stop after so many batches in all")
+    _add_limit(parser)
     add("--batch-size", type=int, metavar="N", help="images in a batch")
     add("--lr", type=float, metavar="X", help="learning rate, then kept constant")
     add("--optimizer", metavar="O", help="sgd, momentum, adagrad, rmsprop or adam")
@@ -173,6 +169,47 @@ def _declare_train(parser: argparse.ArgumentParser) -> None:
     add("--threads", type=int, metavar="N", help="threads of matrix products (BLAS)")
     add("--resume", action="store_true", help="go on after the last finished epoch; starts afresh if there is none")
     add("--quiet", action="store_true", help="print the last line only")
+
+
+def _add_place(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", metavar="D", help="where to compute: cpu, cuda (default: the backend's, else cpu)")
+    _add_backend(parser)
+
+
+def _add_backend(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--backend", metavar="B", help="whose kernels run (default: RAWGRAD_BACKEND, else the device's first)"
+    )
+
+
+@contextmanager
+def _place(options: argparse.Namespace) -> Iterator[str]:
+    """The device that the options (or ``RAWGRAD_BACKEND``) mean, while the backend that they name is active.
+
+    Raises:
+        BackendError, DeviceError: it is not there; the message says what to do.
+        ArgumentError: the backend is one of another device.
+    """
+    with ExitStack() as stack:
+        if options.backend is not None:
+            stack.enter_context(use_backend(options.backend))
+            its_own = BACKENDS[options.backend].device
+            if options.device not in (None, its_own):
+                raise ArgumentError(
+                    f"backend {options.backend!r} computes on device {its_own!r}; got --device {options.device}"
+                )
+        else:
+            chosen = [device for device, _ in current_choice().backends]
+            its_own = chosen[0] if len(chosen) == 1 else "cpu"
+        device = options.device or its_own
+        device_named(device)
+        yield device
+
+
+def _add_limit(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--limit", type=int, metavar="N", help="take the first N images of each split only, to try something quickly"
+    )
 
 
 def _add_data_dir(parser: argparse.ArgumentParser) -> None:
@@ -193,23 +230,19 @@ def _train(options: argparse.Namespace) -> int:
         raise ArgumentError(f"train: --out must be a folder; {out} is a file")
     if options.threads is not None and options.threads < 1:
         raise ArgumentError(f"train: --threads must be at least 1; got {options.threads}")
-    device = options.device or ("cpu" if options.backend is None else known_backend(options.backend).device)
     settings = Options(
         out=out,
-        device=device,
         **{
             key: getattr(options, key)
             for key in (
-                "data_dir", "epochs", "steps", "batch_size", "lr", "optimizer", "seed", "seeds", "resume",
+                "data_dir", "epochs", "steps", "limit", "batch_size", "lr", "optimizer", "seed", "seeds", "resume",
                 "quiet",
             )
         },
     )  # fmt: skip
     start = time.time()
     with ExitStack() as stack:
-        if options.backend is not None:
-            stack.enter_context(use_backend(options.backend))
-        device_named(device)
+        settings = settings.but(device=stack.enter_context(_place(options)))
         if options.threads is not None:
             import numpy  # noqa: F401  so that there is a BLAS to limit
             from threadpoolctl import threadpool_limits
@@ -255,9 +288,11 @@ def _what_next(name: str, out: Path, start: float) -> str:
 def _declare_evaluate(parser: argparse.ArgumentParser) -> None:
     _add_model(parser, "model", nargs="?")
     _add_data_dir(parser)
+    _add_place(parser)
     parser.add_argument(
         "--split", default="test", choices=("train", "validation", "test"), help="which images (default: test)"
     )
+    _add_limit(parser)
     parser.add_argument(
         "--pictures", type=int, nargs="?", const=10_000, metavar="N",
         help="write the first N images (default: 10,000) out as PNG, scaled, inverted and shifted, and read them back",
@@ -271,10 +306,10 @@ def _add_model(parser: argparse.ArgumentParser, name: str, **options: Any) -> No
     )  # fmt: skip
 
 
-def _reader(path: Path | None) -> Any:
+def _reader(path: Path | None, device: str) -> Any:
     from .reading import Reader, find_weights
 
-    reader = Reader(find_weights() if path is None else path)
+    reader = Reader(find_weights() if path is None else path, device)
     if path is None or (path.is_dir() and path != reader.path.parent):
         print(f"model: {reader.path}", file=sys.stderr)
     return reader
@@ -282,26 +317,34 @@ def _reader(path: Path | None) -> Any:
 
 def _evaluate(options: argparse.Namespace) -> int:
     from .evaluating import evaluate, evaluate_pictures
+    from .training import limited
 
-    if options.pictures is not None and options.pictures < 1:
-        raise ArgumentError(f"evaluate: --pictures must be at least 1; got {options.pictures}")
-    reader = _reader(options.model)
-    data = reader.load_data(options.split, options.data_dir)
-    if options.pictures is None:
-        print(evaluate(reader, data))
-    else:
-        evaluate_pictures(reader, data, options.pictures)
+    for name in ("pictures", "limit"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            raise ArgumentError(f"evaluate: --{name} must be at least 1; got {value}")
+    with _place(options) as device:
+        reader = _reader(options.model, device)
+        data = limited(reader.load_data(options.split, options.data_dir), options.limit)
+        if options.pictures is None:
+            print(evaluate(reader, data))
+        else:
+            evaluate_pictures(reader, data, options.pictures)
     return 0
 
 
 def _declare_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="PNG or JPEG of one digit, any size and colours")
     _add_model(parser, "--weights")
+    _add_place(parser)
     parser.add_argument("--json", action="store_true", help="print a list with one object for each picture")
 
 
 def _predict(options: argparse.Namespace) -> int:
-    reader = _reader(options.weights)
+    with _place(options) as device:
+        return _read(_reader(options.weights, device), options)
+
+
+def _read(reader: Any, options: argparse.Namespace) -> int:
     failed, rows = False, []
     for image in options.images:
         try:
@@ -345,10 +388,18 @@ def _data(options: argparse.Namespace) -> int:
     return inspect_data(options.source, options.data_dir, options.out, options.samples)
 
 
+def _declare_doctor(parser: argparse.ArgumentParser) -> None:
+    _add_backend(parser)
+    _add_data_dir(parser)
+
+
 def _doctor(options: argparse.Namespace) -> int:
     from .doctor import report
 
-    print(report(version(), options.data_dir))
+    with ExitStack() as stack:
+        if options.backend is not None:
+            stack.enter_context(use_backend(options.backend))
+        print(report(version(), options.data_dir))
     return 0
 
 
@@ -362,6 +413,10 @@ COMMANDS: dict[str, Command] = {
             ("rawgrad train mnist-cnn --data-dir DIR", "MNIST to 99 %; DIR holds the four IDX files"),
             ("rawgrad train mnist-cnn --optimizer sgd --seeds 5", "five runs, and the band of their losses"),
             ("rawgrad train mnist-cnn --resume", "go on where an interrupted run stopped"),
+            (
+                "rawgrad train --backend emulated --steps 3 --limit 20",
+                "the CUDA kernels under all checks, without a GPU",
+            ),
         ),
     ),
     "evaluate": Command(
@@ -398,8 +453,8 @@ COMMANDS: dict[str, Command] = {
     ),
     "doctor": Command(
         "say what runs here: versions, processor, threads, backends, devices, data",
-        _add_data_dir,
+        _declare_doctor,
         _doctor,
-        (("rawgrad doctor", ""),),
+        (("rawgrad doctor", ""), ("rawgrad doctor --backend emulated", "as it is with this backend chosen")),
     ),
 }

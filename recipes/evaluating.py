@@ -11,6 +11,7 @@ from ..autograd import Tensor
 from ..autograd import functional as F
 from ..engine.metrics import confusion_matrix
 from .reading import Reader, share_read
+from .training import arrays_of, limited
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,9 @@ class Report:
 
 
 def evaluate(reader: Reader, data: Any) -> Report:
-    """Read all images of ``data``, a split of the data set that the network was trained on."""
-    outputs, labels = reader.outputs(data.images), data.labels
+    """Read all images of ``data``, a split of the data set that the network was trained on, or a part of one."""
+    images, labels = arrays_of(data)
+    outputs = reader.outputs(images)
     digits = reader.digits(outputs)
     scores, truth = Tensor(outputs.astype(np.float64)), Tensor(labels)
     if reader.gives_number:
@@ -97,10 +99,11 @@ def evaluate(reader: Reader, data: Any) -> Report:
 
 def evaluate_pictures(reader: Reader, data: Any, count: int) -> None:
     """Print, for each way of making a picture of a digit, the share of the first ``count`` read right."""
-    pixels = np.rint(255 * data.images[:count, 0]).astype(np.uint8)
+    images, labels = arrays_of(limited(data, count))
+    pixels = np.rint(255 * images[:, 0]).astype(np.uint8)
     print(f"{len(pixels):,} pictures of each kind", flush=True)
     shares = []
-    for name, share in share_read(reader, pixels, data.labels[:count]):
+    for name, share in share_read(reader, pixels, labels):
         shares.append(share)
         print(f"{name:40} {100 * share:6.2f} % read right", flush=True)
     print(f"{'worst':40} {100 * min(shares):6.2f} %")

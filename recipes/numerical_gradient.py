@@ -133,7 +133,8 @@ def load_data(options: Options) -> TrainingData:
     splits = MNIST.splits(options.data_dir, raw=True, download=options.data_dir is None)
     both = splits["train"], splits["validation"]
     images, labels = np.concatenate([s.data for s in both]), np.concatenate([s.labels for s in both])
-    return TrainingData(images, labels, splits["test"].data, splits["test"].labels)
+    test, n = splits["test"], options.limit
+    return TrainingData(images[:n], labels[:n], test.data[:n], test.labels[:n])
 
 
 def first_batch(

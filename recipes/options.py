@@ -18,6 +18,7 @@ class Options:
         data_dir: where MNIST is; otherwise it is looked for, see ``rawgrad.data.find_mnist``.
         device: ``"cpu"`` or ``"cuda"``.
         epochs, steps: where to stop, whichever comes first.
+        limit: take only so many images, the first ones, of each split.
         batch_size, lr, optimizer: override the program's.
         seed: of initialisation, shuffling and dropout.
         seeds: how many seeds to run, counted up from ``seed``, where a program has a curve to repeat.
@@ -30,6 +31,7 @@ class Options:
     device: str = "cpu"
     epochs: int | None = None
     steps: int | None = None
+    limit: int | None = None
     batch_size: int | None = None
     lr: float | None = None
     optimizer: str | None = None
@@ -39,7 +41,7 @@ class Options:
     quiet: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "steps", "batch_size", "seeds"):
+        for name in ("epochs", "steps", "limit", "batch_size", "seeds"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ArgumentError(f"--{name.replace('_', '-')} must be at least 1; got {value}")

@@ -61,9 +61,11 @@ class Reader:
 
     Args:
         path: a file of weights, or the folder of a run.
+        device: where to compute.
 
     Attributes:
         path: the file.
+        device: where the network is.
         model, info: the network in evaluation mode, and its description.
         data: the data set that it was trained on, :class:`MNIST` or :class:`Digits`.
 
@@ -71,11 +73,12 @@ class Reader:
         CheckpointError: no such file, or not weights of a network that reads digits.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, device: str = "cpu") -> None:
         self.path = newest_weights(path) if path.is_dir() else path
+        self.device = device
         self.model: Module
         self.info: ModelInfo
-        self.model, self.info = load_model(self.path)
+        self.model, self.info = load_model(self.path, device)
         kinds: tuple[Any, ...] = (MNIST, Digits)
         sizes = {(1, kind.frame["size"], kind.frame["size"]): kind for kind in kinds}
         if self.info.input_size not in sizes:
@@ -99,11 +102,10 @@ class Reader:
         return prepare_digit(picture, **self.data.frame)
 
     def outputs(self, images: np.ndarray) -> np.ndarray:
-        """The network's outputs (N, classes or 1) for prepared images (N, 1, S, S)."""
+        """The network's outputs (N, classes or 1) for prepared images (N, 1, S, S), both on the host."""
+        parts = (images[i : i + _BATCH] for i in range(0, len(images), _BATCH))
         with no_grad():
-            return np.concatenate(
-                [self.model(Tensor(images[i : i + _BATCH])).numpy() for i in range(0, len(images), _BATCH)]
-            )
+            return np.concatenate([self.model(Tensor(part).to(self.device)).to("cpu").numpy() for part in parts])
 
     def digits(self, outputs: np.ndarray) -> np.ndarray:
         """The index of the class that each row of ``outputs`` means, (N,) int64.

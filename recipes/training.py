@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, astuple, dataclass, field, fields, replace
@@ -23,12 +24,14 @@ import numpy as np
 
 from ..autograd import Tensor, default_generator, manual_seed
 from ..autograd import functional as F
-from ..engine.data import MNIST, DataLoader, Digits
+from ..engine.data import MNIST, DataLoader, Digits, Subset
+from ..engine.data.dataset import batch_method
 from ..engine.metrics import accuracy
 from ..engine.module import Module
 from ..engine.optim import SGD, Adagrad, Adam, Optimizer, RMSprop, lr_scheduler
-from ..engine.train import Epoch, Evaluation, History, Step, evaluate, fit
+from ..engine.train import Epoch, Evaluation, History, Step, evaluate, fit, predictions_of
 from ..engine.weights import ModelInfo, load_state, load_weights, save_state, save_weights
+from ..kernels._devices import device_named
 from ..kernels._errors import ArgumentError, CheckpointError
 from .networks import build
 from .options import Options
@@ -121,11 +124,30 @@ class Result:
         )
 
 
+#: Data sets by the name that a task gives them.
+DATA: dict[str, Any] = {"digits": Digits, "mnist": MNIST}
+
+
 def load_data(task: Task, options: Options) -> dict[str, Any]:
-    """The splits train, validation and test of the task's data."""
+    """The splits train, validation and test of the task's data, cut to ``options.limit``."""
     if task.data == "digits":
-        return dict(Digits.splits())
-    return dict(MNIST.splits(options.data_dir, download=options.data_dir is None))
+        splits: dict[str, Any] = dict(Digits.splits())
+    else:
+        splits = dict(MNIST.splits(options.data_dir, download=options.data_dir is None))
+    return {name: limited(split, options.limit) for name, split in splits.items()}
+
+
+def limited(split: Any, limit: int | None) -> Any:
+    """The first ``limit`` images of a split, or all of it."""
+    return split if limit is None or limit >= len(split) else Subset(split, range(limit))
+
+
+def arrays_of(split: Any) -> tuple[np.ndarray, np.ndarray]:
+    """All images and labels of a split, or of a part of one."""
+    whole = batch_method(split)
+    assert whole is not None
+    images, labels = whole(np.arange(len(split)))
+    return images, labels
 
 
 def train(task: Task, options: Options, data: dict[str, Any] | None = None) -> Result:
@@ -163,6 +185,7 @@ def train(task: Task, options: Options, data: dict[str, Any] | None = None) -> R
         f"{task.network}: {sum(p.numel() for p in model.parameters()):,} parameters, {len(data['train']):,} training "
         f"images, {task.optimizer} lr {task.lr:g}, batches of {task.batch_size}, {task.epochs} epochs"
     )
+    warn_if_slow(model, task, options, loaders)
     start = time.perf_counter()
     fit(
         model, loaders["train"], loss, optimizer, epochs=task.epochs, max_steps=options.steps, first_epoch=first_epoch,
@@ -201,6 +224,7 @@ class _Run:
             "schedule": None if self.schedule is None else self.schedule.state_dict(),
             "generator": default_generator.get_state(),
             "seed": self.options.seed,
+            "limit": self.options.limit,
             "epoch": epoch.epoch + 1,
             "steps": _table(self.history.steps),
             "epochs": _table(self.history.epochs),
@@ -209,12 +233,13 @@ class _Run:
         self.save_weights(None)
 
     def save_weights(self, test_accuracy: float | None) -> None:
-        side = 8 if self.task.data == "digits" else 28
+        frame = DATA[self.task.data].frame
+        side = frame["size"]
         info = ModelInfo(
             architecture=self.task.network,
             arguments=self.task.arguments,
             input_size=(1, side, side),
-            normalization={"scale": 1 / (16 if side == 8 else 255), "frame": dict(self.loader.dataset.frame)},
+            normalization={"scale": 1 / (16 if side == 8 else 255), "frame": dict(frame)},
             classes=list("0123456789"),
             extra={"loss": self.task.loss, "test_accuracy": test_accuracy},
         )
@@ -235,8 +260,9 @@ class _Run:
                     f"{self._path}: cannot resume: {name} was {saved.get(name)!r} and is now {wanted[name]!r}; "
                     "use the old setting or another --out"
                 )
-        if state["seed"] != self.options.seed:
-            raise CheckpointError(f"{self._path}: cannot resume: the seed was {state['seed']}")
+        for name in ("seed", "limit"):
+            if state.get(name) != getattr(self.options, name):
+                raise CheckpointError(f"{self._path}: cannot resume: the {name} was {state.get(name)}")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.schedule is not None:
@@ -247,6 +273,44 @@ class _Run:
         self.history.epochs += [Epoch(int(e), *rest) for e, *rest in state["epochs"].tolist()]
         self.options.say(f"resuming after epoch {state['epoch']}")
         return int(state["epoch"])
+
+
+def warn_if_slow(model: Module, task: Task, options: Options, loaders: dict[str, DataLoader]) -> None:
+    """On the simulated GPU, say on stderr how long the run may take, if that is more than a minute."""
+    if device_named(options.device).description != "simulated":
+        return
+    images = {name: len(loader.dataset) for name, loader in loaders.items()}
+    in_epoch = len(loaders["train"])
+    whole, rest = divmod(min(task.epochs * in_epoch, options.steps or sys.maxsize), in_epoch)
+    trained = whole * images["train"] + min(rest * task.batch_size, images["train"])
+    evaluated = (whole + (rest > 0)) * images["validation"] + images["test"]
+    passes = 3 * trained + evaluated  # training takes a forward pass and two like it on the way back
+    if passes < 100:
+        return
+    seconds = passes * seconds_per_image(model, loaders["test"].dataset, options.device)
+    if seconds > 60:
+        limit = "" if options.limit else "; --limit N takes only the first N images of each split"
+        print(
+            f"note: the simulated GPU checks every load and store; training on {trained:,} images and evaluating "
+            f"{evaluated:,} may take {_duration(seconds)}{limit}",
+            file=sys.stderr,
+        )
+
+
+def seconds_per_image(model: Module, split: Any, device: str) -> float:
+    """How long ``model`` takes for an image of a small batch, measured when its kernels are compiled."""
+    predictions_of(model, DataLoader(limited(split, 1), device=device))
+    few = limited(split, 8)
+    start = time.perf_counter()
+    predictions_of(model, DataLoader(few, len(few), device=device))
+    return (time.perf_counter() - start) / len(few)
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("day", 86400), ("hour", 3600)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}s"
+    return f"{max(seconds / 60, 1):.0f} minute{'s' if seconds >= 90 else ''}"
 
 
 def _table(records: list[Any]) -> np.ndarray:
@@ -279,10 +343,10 @@ def _write_records(result: Result) -> None:
     draw({str(out.name): history}, out / "curves.png")
 
 
-def load_model(path: Path) -> tuple[Module, ModelInfo]:
-    """The model in a file of weights (or in the folder of a run), ready to predict."""
+def load_model(path: Path, device: str = "cpu") -> tuple[Module, ModelInfo]:
+    """The model in a file of weights (or in the folder of a run) on ``device``, ready to predict."""
     path = path / "weights.safetensors" if path.is_dir() else path
     _, info = load_weights(path)
-    model = build(info.architecture, info.arguments)
+    model = build(info.architecture, info.arguments).to(device)
     load_weights(path, model)
     return model.eval(), info

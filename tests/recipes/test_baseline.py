@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -65,12 +64,10 @@ def test_least_squares_is_scikit_learns_ridge() -> None:
     from sklearn.linear_model import Ridge
 
     rng = np.random.default_rng(1)
-    train, test = (
-        SimpleNamespace(images=rng.uniform(size=(n, 1, 4, 4)), labels=rng.integers(0, 10, n)) for n in (50, 20)
-    )
-    ridge = Ridge(alpha=3.0).fit(train.images.reshape(50, 16), train.labels)
-    expected = ridge.predict(test.images.reshape(20, 16))
-    np.testing.assert_allclose(baseline.least_squares(train, test, 3.0), expected, rtol=1e-9)
+    images, asked, labels = rng.uniform(size=(50, 1, 4, 4)), rng.uniform(size=(20, 1, 4, 4)), rng.integers(0, 10, 50)
+    ridge = Ridge(alpha=3.0).fit(images.reshape(50, 16), labels)
+    expected = ridge.predict(asked.reshape(20, 16))
+    np.testing.assert_allclose(baseline.least_squares(images, labels, asked, 3.0), expected, rtol=1e-9)
 
 
 def test_curves_are_the_formulas() -> None:

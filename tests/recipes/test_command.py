@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rawgrad import backends
 from rawgrad.__main__ import main
 from rawgrad.recipes import command
 from rawgrad.recipes.programs import OTHER_ROWS, PROGRAMS
@@ -78,7 +79,6 @@ class TestTrain:
             (["--epoch", "3"], "did you mean --epochs?"),
             (["--device", "tpu"], "device 'tpu' is not available here"),
             (["--backend", "numbs"], "backend 'numbs' does not exist"),
-            (["--backend", "cuda"], "backend 'cuda' cannot run here"),
             (["--optimizer", "lion"], "optimizer must be one of sgd"),
             (["--threads", "0"], "--threads must be at least 1"),
             (["mnist-cnn", "--data-dir", "nowhere"], "not found in nowhere"),
@@ -89,6 +89,14 @@ class TestTrain:
     ) -> None:
         monkeypatch.chdir(tmp_path)
         assert said in refusal(capsys, "train", *arguments)
+
+    @pytest.mark.skipif(backends()["cuda"] is None, reason="there is a GPU here")
+    @pytest.mark.parametrize("command", [("train",), ("evaluate",), ("predict", "x.png")])
+    def test_without_a_gpu_it_says_what_to_do(self, command: tuple[str, ...], capsys: Capture) -> None:
+        said = refusal(capsys, *command, "--device", "cuda")
+        assert said.startswith("rawgrad: error: device 'cuda' is not available here: ") and said.count("\n") == 1
+        assert "RAWGRAD_BACKEND=emulated runs the same kernels on a simulated GPU" in said
+        assert "backend 'cuda' cannot run here: " in refusal(capsys, *command, "--backend", "cuda")
 
     def test_a_file_is_no_folder(self, tmp_path: Path, capsys: Capture) -> None:
         (tmp_path / "taken").touch()
