@@ -146,6 +146,18 @@ def test_every_version_broadcasts_batches(backend, version):
         np.testing.assert_array_equal(y, a @ b)
 
 
+@pytest.mark.parametrize("version", every_version("gemm", "gemm"))
+@pytest.mark.parametrize("K", [16, 32, 48])  # one, two and three tiles deep: the last lies in either stage
+def test_blocks_go_on_to_further_products(backend, version, K, monkeypatch):
+    """More products than a grid has layers, which takes 65,535 of them: the limit is lowered."""
+    if backend.device.name == "cpu":
+        pytest.skip("the CPU has no grids")
+    monkeypatch.setattr("rawgrad.kernels.gemm.cuda._MAX_Z", 2)
+    a, b = np.rint(3 * random((5, 70, K))), np.rint(3 * random((5, K, 40), seed=1))  # small integers: exact everywhere
+    y = backend.get(gemm(backend.put(a), backend.put(b), version=version))
+    np.testing.assert_array_equal(y, a @ b)
+
+
 def rounded(x, bits):
     """``x`` to nearest with ``bits`` bits of fraction; ties go as they like: random numbers have none."""
     fraction, exponent = np.frexp(x.astype(np.float64))
