@@ -270,6 +270,11 @@ class Instance:
     def __repr__(self) -> str:
         return f"<{self.expression}>"
 
+    @property
+    def slots(self) -> Sequence[_Slot]:
+        """What each argument must be."""
+        return self._slots or self._understand()
+
     def __call__(self, grid: Grid, block: Grid, *arguments: Any, shared: int = 0) -> None:
         """Launch.
 

@@ -1,4 +1,4 @@
-"""The ``rawgrad`` command: train, evaluate, predict, programs, data, doctor.
+"""The ``rawgrad`` command: train, evaluate, predict, programs, data, emulate, doctor.
 
 Each subcommand is a :class:`Command`: its options, and a function of them that gives the exit code.
 What a subcommand does lives in a module of its own, imported when it runs.  ``rawgrad bench`` belongs
@@ -364,6 +364,32 @@ def _read(reader: Any, options: argparse.Namespace) -> int:
     return 2 if failed else 0
 
 
+# ---- emulate ----------------------------------------------------------------------------------
+
+
+def _declare_emulate(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("file", type=Path, metavar="FILE.cu", help="CUDA C++; host code in it is ignored")
+    add("--kernel", metavar="K", help="name, or 'name<float, 16>' for a template (default: the only kernel)")
+    add("--grid", metavar="X[,Y[,Z]]", help="blocks (default: a thread for each element of the largest array)")
+    add("--block", metavar="X[,Y[,Z]]", help="threads in a block (default: its __launch_bounds__, else 256)")
+    add("--shared", type=int, default=0, metavar="BYTES", help="dynamic shared memory")
+    add(
+        "--arg", action="append", default=[], metavar="NAME=VALUE",
+        help="an argument: n=1000, x=float32[64,32] (random), y=empty:[n], zeros:, ones:, arange:, values:1,2,3, "
+        "x=file.npy, bias=null, size=(3,4) for a struct of ints",
+    )  # fmt: skip
+    add("--out", action="append", default=[], metavar="NAME[=FILE.npy]", help="print an array afterwards, or save it")
+    add("--orders", type=int, default=3, metavar="N", help="compare so many orders of threads (default: 3)")
+    add("--seed", type=int, default=0, metavar="N", help="of random arrays (default: 0)")
+
+
+def _emulate(options: argparse.Namespace) -> int:
+    from .emulating import emulate
+
+    return emulate(options)
+
+
 # ---- programs, data, doctor -------------------------------------------------------------------
 
 
@@ -449,6 +475,16 @@ COMMANDS: dict[str, Command] = {
             ("rawgrad data", "the bundled digits"),
             ("rawgrad data mnist --out sheet.png", "MNIST, with a picture of 60 samples"),
             ("rawgrad data my-pictures/", "a folder with one folder of pictures per class"),
+        ),
+    ),
+    "emulate": Command(
+        "run a CUDA kernel on a simulated GPU under all checks: races, bounds, barriers, bytes moved",
+        _declare_emulate,
+        _emulate,
+        (
+            ("rawgrad emulate scale.cu", "its only kernel, on random numbers"),
+            ("rawgrad emulate scale.cu --arg n=1000 --arg x=[n] --arg y=empty:[n] --out y", "and what it writes"),
+            ("rawgrad emulate tiles.cu --kernel 'transpose<float, 16>' --grid 4,4 --block 16,16", "a template"),
         ),
     ),
     "doctor": Command(

@@ -118,7 +118,7 @@ class Unit:
     statics: tuple[tuple[str, int, int], ...]
 
 
-_units: dict[tuple[Path, tuple[str, ...]], Unit] = {}
+_units: dict[Path, Unit] = {}
 
 
 def unit(path: Path, expressions: Sequence[str]) -> Unit:
@@ -127,10 +127,10 @@ def unit(path: Path, expressions: Sequence[str]) -> Unit:
     Raises:
         LaunchError: the source does not compile; the message is the compiler's, with line and reason.
     """
-    key = (path, tuple(expressions))
-    if key not in _units:
-        _units[key] = _load(path, key[1], build(path, key[1]))
-    return _units[key]
+    file = build(path, expressions)  # again, since the source may have been changed
+    if file not in _units:
+        _units[file] = _load(tuple(expressions), file)
+    return _units[file]
 
 
 def build(path: Path, expressions: Sequence[str]) -> Path:
@@ -203,7 +203,7 @@ def _said(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def _load(path: Path, expressions: tuple[str, ...], file: Path) -> Unit:
+def _load(expressions: tuple[str, ...], file: Path) -> Unit:
     library = ctypes.CDLL(str(file))
     layout = json.loads(file.with_suffix(".json").read_text())
     entry = ctypes.cast(library.rawgrad_entry_0, ctypes.c_void_p).value or 0

@@ -222,7 +222,8 @@ def describe(raw: RawFinding, symbols: Symbols) -> Finding:
         if raw.has_second == 2:
             lines.append(f"threads of several blocks {second.does} it, one of them at {second.where}")
         elif raw.has_second and kind.startswith("race"):
-            lines.append(f"{second.who} {second.does} it at {second.where}; nothing orders the two")
+            lines.append(f"{second.who} {second.does} it at {second.where}")
+            lines.append("nothing orders the two")
         elif raw.has_second:
             lines.append(f"{second.who} began the copy at {second.where}")
     if detail:

@@ -16,6 +16,7 @@ from .._errors import LaunchError
 
 _COMMENT_OR_STRING = re.compile(r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])+\'', re.DOTALL)
 _DIRECTIVE = re.compile(r"^[ \t]*#(?:\\\n|[^\n])*", re.MULTILINE)
+_DIRECTIVE_OR_REST = re.compile(rf"(?P<directive>{_DIRECTIVE.pattern})|[^\n]", re.MULTILINE)
 _DEVICE = re.compile(r"\b__(global|device|constant|shared|managed)__\b")
 _RUNTIME = re.compile(r"<<<|\bmain\s*\(|\b(cuda[A-Z]|cublas|cudnn|curand|cusparse|thrust::)\w*")
 #: Headers of CUDA that a source may include; as much of them as is emulated is in device.h.
@@ -60,8 +61,13 @@ def device_code(path: Path) -> str:
         if len(cut) == before:
             break
     for begin, end in cut:
-        text = text[:begin] + re.sub(r"[^\n]", " ", text[begin:end]) + text[end:]
+        text = text[:begin] + _DIRECTIVE_OR_REST.sub(_blank_rest, text[begin:end]) + text[end:]
     return _DYNAMIC_SHARED.sub(_pointer, _CUDA_HEADER.sub("//", text))
+
+
+def _blank_rest(match: re.Match[str]) -> str:
+    """What is cut leaves preprocessor lines and line breaks behind."""
+    return match["directive"] or " "
 
 
 def _pointer(match: re.Match[str]) -> str:

@@ -26,6 +26,9 @@ import numpy as np
 from .._errors import ArgumentError, OutOfMemoryError
 
 ALIGNMENT = 256
+#: Before and behind each block lies as much memory again, within these limits, that belongs to nobody: an index
+#: that is not too far wrong meets it, and not another array.
+SMALLEST_MARGIN, LARGEST_MARGIN = 4096, 1 << 20
 #: What `empty` fills memory with.
 POISON = 0xFF
 #: How many bytes one byte of a map speaks for.
@@ -108,8 +111,9 @@ class Pool:
                         f"{self._limit:,} are in use in {len(self._blocks)} allocations "
                         "(RAWGRAD_EMULATED_MEMORY sets the limit)"
                     )
-            memory = np.empty(nbytes + ALIGNMENT, np.uint8)
-            start = -memory.ctypes.data % ALIGNMENT
+            margin = min(max(nbytes, SMALLEST_MARGIN), LARGEST_MARGIN)
+            memory = np.empty(nbytes + ALIGNMENT + 2 * margin, np.uint8)
+            start = margin + -(memory.ctypes.data + margin) % ALIGNMENT
             block = Allocation(memory.ctypes.data + start, nbytes)
             self._blocks[id(memory)] = block
             self._used += nbytes

@@ -63,13 +63,14 @@ class Traffic:
 
 @dataclass(frozen=True)
 class LaunchRecord:
-    """One launch on the emulator."""
+    """One launch on the emulator; ``complete`` is False if a fault ended it early."""
 
     kernel: str
     grid: tuple[int, ...]
     block: tuple[int, ...]
     traffic: Traffic
     seconds: float
+    complete: bool = True
 
 
 _records: ContextVar[list[LaunchRecord] | None] = ContextVar("rawgrad_emulator_records", default=None)
@@ -208,14 +209,14 @@ class EmulatedRuntime:
             found = library.rawgrad_launch(handle.entry, arguments, _Triple(*grid), _Triple(*block), *how)
             seconds = time.perf_counter() - start
             raw = library.rawgrad_findings()[: max(found, 0)]
-            traffic = _traffic(library)
+            traffic, complete = _traffic(library), bool(library.rawgrad_complete())
             symbols = Symbols(handle.unit.path, handle.unit.base, ranges, handle.unit.statics)
             findings = [describe(finding, symbols) for finding in raw]
         if found < 0:
             raise LaunchError(f"{handle.name}: no memory for the stacks of {block} threads")
         records = _records.get()
         if records is not None:
-            records.append(LaunchRecord(handle.name, grid, block, traffic, seconds))
+            records.append(LaunchRecord(handle.name, grid, block, traffic, seconds, complete))
         return findings
 
     def _register(self, library: ctypes.CDLL, of: Unit, operands: Sequence[Operand]) -> list[Range]:

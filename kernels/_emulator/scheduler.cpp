@@ -38,7 +38,7 @@ std::vector<std::unique_ptr<Thread>> threads;  // those of the block that runs
 unsigned char* stacks = nullptr;
 size_t stacks_held = 0;
 jmp_buf scheduler;
-bool abandoned;
+bool abandoned, complete;
 uint64_t patience;  // so many accesses may a thread make before it must wait or end
 volatile sig_atomic_t interrupted;
 int barrier_count;  // what the last barrier counted
@@ -603,7 +603,8 @@ int rawgrad_launch(Entry kernel, const unsigned char* argument_buffer, const uin
   for (int linear : turns(blocks, order, 0)) {
     block_serial = serials_before + linear + 1;
     current_block = spread(linear, grid);
-    if (!run_block(order)) break;
+    complete = run_block(order);
+    if (!complete) break;
   }
   memory_end_launch();
   serials_before += blocks;
@@ -616,4 +617,5 @@ int rawgrad_launch(Entry kernel, const unsigned char* argument_buffer, const uin
 
 const Finding* rawgrad_findings() { return findings.data(); }
 uint64_t rawgrad_barriers() { return barriers_passed; }
+int rawgrad_complete() { return complete; }  // whether the last launch came to its end
 }  // extern "C"
