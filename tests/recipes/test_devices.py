@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from itertools import cycle
@@ -13,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import rawgrad
 from rawgrad.__main__ import main
 from rawgrad.engine.data import MNIST, Digits, Subset
 from rawgrad.engine.weights import load_weights
@@ -185,6 +188,56 @@ class TestRefusals:
     def test_a_limit_below_one(self, backend: Any, arguments: tuple[str, ...], number: str, capsys: Capture) -> None:
         if arguments[0] != "predict":
             assert "--limit must be at least 1" in refusal(capsys, *arguments, "--limit", number)
+
+
+class TestProcesses:
+    """What only a process of its own can meet; its last word is one message, without a traceback."""
+
+    @pytest.fixture(autouse=True)
+    def emulated_alone(self, backend: Any) -> None:
+        if backend.name != "emulated":
+            pytest.skip("about the simulated GPU")
+
+    @staticmethod
+    def said(place: Path, **variables: str) -> str:
+        """What `rawgrad train` of the package in ``place`` says on stderr when it is refused."""
+        options = ["--backend", "emulated", "--steps", "1", "--limit", "1", "--out", str(place / "out"), "--quiet"]
+        done = subprocess.run(
+            [sys.executable, "-m", "rawgrad", "train", *options],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(place), *sys.path]), **variables},
+            cwd=place, capture_output=True, text=True,
+        )  # fmt: skip
+        assert (done.returncode, done.stdout) == (2, ""), done.stderr
+        assert done.stderr.startswith("rawgrad: error: ") and "Traceback" not in done.stderr
+        return done.stderr
+
+    def test_out_of_memory(self, tmp_path: Path) -> None:
+        said = self.said(tmp_path, RAWGRAD_EMULATED_MEMORY="100000")
+        assert re.search(
+            r"the simulated GPU is out of memory: asked for [\d,]+ bytes; [\d,]+ of 100,000 are in use in \d+ alloc",
+            said,
+        )
+        assert said.count("\n") == 1
+        assert "must be a number of bytes; got 'lots'" in self.said(tmp_path, RAWGRAD_EMULATED_MEMORY="lots")
+
+    def test_no_compiler(self, tmp_path: Path) -> None:
+        said = self.said(tmp_path, CXX="/nonexistent")
+        assert said.startswith("rawgrad: error: backend 'emulated' cannot run here: it needs a C++ compiler: /nonexist")
+        assert said.count("\n") == 1
+
+    def test_a_kernel_with_a_syntax_error(self, tmp_path: Path) -> None:
+        package = tmp_path / "rawgrad"
+        ignored = shutil.ignore_patterns(".*", "__pycache__", "tests", "docs", "results", "runs")
+        shutil.copytree(Path(rawgrad.__file__).parent, package, ignore=ignored)
+        source = package / "kernels" / "activation" / "activation.cu"
+        lines = source.read_text().splitlines()
+        number = next(i for i, line in enumerate(lines) if line.startswith("  ") and line.endswith(";"))
+        lines[number] = "  T broken = 1 +;"
+        source.write_text("\n".join(lines))
+        said = self.said(tmp_path)
+        assert f"{source} does not compile:" in said
+        assert f"activation.cu:{number + 1}:" in said and "expected primary-expression before" in said
+        assert "T broken = 1 +;" in said
 
 
 class TestSlowness:
