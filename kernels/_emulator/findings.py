@@ -209,16 +209,18 @@ def describe(raw: RawFinding, symbols: Symbols) -> Finding:
         lines.append(f"{first.who} needs more than the {raw.limit:,} bytes that the emulator has, at {first.where}")
     elif kind == "thread that does not end":
         lines.append(
-            f"{first.who} has made {raw.limit:,} accesses without a barrier or a warp operation; does it wait for "
-            "another thread in a loop?  Threads run one after the other here."
+            f"{first.who} has made {raw.limit:,} accesses without a barrier or a warp operation, at {first.where}"
         )
+        lines.append("does it wait for another thread in a loop?  Threads run one after the other here")
     elif raw.space == _NOWHERE and raw.address == 0 and kind != "access outside every buffer":
         lines.append(f"{first.who} at {first.where}")
     else:
         where, argument, element = _memory(raw, symbols)
         title += f": {where}"
-        does = "needs a multiple of" if kind == "misaligned access" else first.does
-        lines.append(f"{first.who} {does} {raw.bytes} bytes at {first.where}")
+        does = f"{first.does} {raw.bytes} bytes"
+        if kind == "misaligned access":
+            does = f"needs an address that is a multiple of {raw.limit}"
+        lines.append(f"{first.who} {does} at {first.where}")
         if raw.has_second == 2:
             lines.append(f"threads of several blocks {second.does} it, one of them at {second.where}")
         elif raw.has_second and kind.startswith("race"):

@@ -87,6 +87,8 @@ std::vector<std::unique_ptr<Page>> free_pages;
 
 uintptr_t image_begin, image_end;  // the kernels' own code, constants and static variables
 
+const void* last_access;  // the instruction
+
 uint64_t traffic[8];
 enum Traffic { GLOBAL_READ, GLOBAL_WRITTEN, SHARED_READ, SHARED_WRITTEN, ATOMICS, DISTINCT_READ, DISTINCT_WRITTEN };
 bool delivering;  // an asynchronous copy, which was counted when it began
@@ -422,7 +424,8 @@ bool is_own_variable(uintptr_t address) {
 
 void access_memory(const void* place, size_t bytes, Access access, const void* caller) {
   if (current == nullptr || bytes == 0) return;
-  if (++steps > steps_allowed) out_of_patience();
+  last_access = caller;
+  if (++steps > steps_allowed) out_of_patience(caller);
   const uintptr_t address = reinterpret_cast<uintptr_t>(place);
   if (is_own_variable(address)) return;
   if (Buffer* buffer = buffer_of(address, bytes)) return access_buffer(*buffer, address, bytes, access, caller);
@@ -431,6 +434,11 @@ void access_memory(const void* place, size_t bytes, Access access, const void* c
   if (address >= image_begin && address + bytes <= image_end) return;  // constants and variables of the whole device
   complain(OUTSIDE, place, bytes, access, caller, nearest(address));
   abandon();
+}
+
+const void* in_kernel(const void* code) {
+  const uintptr_t address = reinterpret_cast<uintptr_t>(code);
+  return address >= image_begin && address < image_end ? code : last_access;
 }
 
 void misaligned(const void* place, size_t bytes, size_t alignment, Access access, const void* caller) {

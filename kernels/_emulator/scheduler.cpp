@@ -288,8 +288,8 @@ void abandon() {
   abandoned = true;
   _longjmp(scheduler, 1);
 }
-void out_of_patience() {
-  if (!interrupted) report(ENDLESS, nullptr).limit = patience;
+void out_of_patience(const void* caller) {
+  if (!interrupted) report(ENDLESS, caller).limit = patience;
   abandon();
 }
 Party party_now(Access access, const void* caller) {
@@ -518,7 +518,7 @@ void on_fault(int, siginfo_t* info, void* context) {
 #elif defined(__aarch64__)
   place = reinterpret_cast<const char*>(machine.pc) + 1;
 #endif
-  report(STACK, place).limit = STACK_BYTES - GUARD_BYTES;
+  report(STACK, in_kernel(place)).limit = STACK_BYTES - GUARD_BYTES;
   abandon();
 }
 

@@ -107,7 +107,7 @@ int owner_of_stack(const void* place);   // the thread on whose stack `place` li
 
 // Stop the launch at once: what comes next cannot be carried out.  Does not return in a kernel.
 [[noreturn]] void abandon();
-void out_of_patience();  // abandon the launch: the thread makes no end, or the user has interrupted
+void out_of_patience(const void* caller);  // abandon: the thread makes no end, or the user has interrupted
 Party party_now(Access access, const void* caller);
 Finding& report(FindingKind kind, const void* caller);  // a new finding by the current thread, to be completed
 std::vector<Finding>& all_findings();
@@ -123,6 +123,7 @@ void check_in_shared(const void* place, size_t bytes, Access access, const void*
 void misaligned(const void* place, size_t bytes, size_t alignment, Access access, const void* caller);
 void begin_async(const AsyncCopy& copy);    // the destination is in flight
 void deliver_async(const AsyncCopy& copy);  // and there
+const void* in_kernel(const void* code);  // `code`, or if that is none of the kernel's its last access
 extern unsigned char arena[ARENA_BYTES];
 
 }  // namespace rawgrad_emulator

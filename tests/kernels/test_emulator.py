@@ -860,3 +860,28 @@ def test_what_an_operation_gives_does_not_depend_on_the_order(one_order: Gpu) ->
     with compare_orders():
         y = gemm(a, b)
     np.testing.assert_array_equal(y.get(), gemm(a, b).get())
+
+
+def test_the_page_shows_each_kind_as_it_is_reported(one_order: Gpu) -> None:
+    """docs/emulator.md has a section for each kind of finding, with the output of a planted kernel."""
+    page = (Path(__file__).parents[2] / "docs" / "emulator.md").read_text()
+    shown = dict(re.findall(r"^### ([^\n]+)\n\n[^\n]+\n\n```\n(.*?)\n```", page, re.MULTILINE | re.DOTALL))
+    reported: dict[str, set[str]] = {}
+    for case in CASES:
+        found = one_order.findings(case.file, case.name, case.grid, case.block, *case.arguments(one_order), 0)
+        for finding in found:
+            reported.setdefault(finding.kind, set()).add(finding.text)
+    flag, y = one_order.array([0, 0], np.int32), one_order.empty(32, np.int32)
+    one_order.runtime.patience = 10_000
+    endless, *_ = one_order.findings("memory", "waits_for_another", 1, 32, flag, y, 0)
+    reported[endless.kind] = {endless.text.replace("10,000", f"{2**27:,}")}
+    (large,) = one_order.findings("memory", "too_many_variables", 1, 32, one_order.empty(32))
+    reported[large.kind] = {large.text}
+    with compare_orders():
+        x, sums = one_order.array(random((64,), 0)), one_order.array([0, 0], np.float32)
+        (order,) = one_order.findings("orders", "sums", 1, 64, x, sums, 0)
+    reported[order.kind] = {order.text}
+    assert list(shown) == [kind[0].upper() + kind[1:] for kind in (*KINDS, ORDER_KIND)]
+    for kind in (*KINDS, ORDER_KIND):
+        text = shown[kind[0].upper() + kind[1:]]
+        assert text in reported[kind], f"the page shows\n{text}\nreported is\n" + "\n\n".join(reported[kind])

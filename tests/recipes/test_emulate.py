@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -295,3 +296,20 @@ def test_without_a_compiler_it_says_so(file) -> None:
         "rawgrad: error: emulate: kernels cannot be run here: it needs a C++ compiler: /nonexistent, which the "
         "variable CXX names, was not found\n"
     )
+
+
+def test_the_page_shows_what_the_command_prints(
+    capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """docs/emulator.md: a file with two faults, then the same with four lines mended."""
+    page = (Path(__file__).parents[2] / "docs" / "emulator.md").read_text()
+    wrong, mended = re.findall(r"```cuda\n(.*?)```", page, re.DOTALL)
+    transcripts = re.findall(r"```\n\$ rawgrad (emulate .*?)\n(.*?)```", page, re.DOTALL)
+    sources = [wrong, re.sub(r"  tile\[t\] = x\[i\];\n.*?(?=\}\n\nint main)", lambda _: mended, wrong, flags=re.DOTALL)]
+    monkeypatch.chdir(tmp_path)
+    assert len(transcripts) == len(sources)
+    for (command, shown), source, code in zip(transcripts, sources, (1, 0), strict=True):
+        (tmp_path / "smooth.cu").write_text(source)
+        printed = said(capsys, code, *command.split()[1:])
+        without_time = [re.sub(r"orders of threads, \S+ s", "", text) for text in (printed, shown)]
+        assert without_time[0] == without_time[1]
