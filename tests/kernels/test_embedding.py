@@ -75,6 +75,14 @@ def test_repeated_rows_add_up_in_the_order_of_the_indices(backend, V, n):
         np.testing.assert_array_equal(dweight, summed(host_g, host_i, V))
 
 
+def test_several_rows_chosen_very_often(backend):
+    """Neighbours in the table, whose places the same warps share one row after the other."""
+    rng = np.random.default_rng(17)
+    host_i, host_g = rng.integers(0, 3, 600), rng.standard_normal((600, 5)).astype(np.float32)
+    dweight = ops.embedding_backward(backend.put(host_g), backend.put(host_i), 3)
+    assert_accurate(backend.get(dweight), summed, host_g, host_i, 3)
+
+
 # More tiles than a test of the whole backward pass has keys for: one, as many as threads, one more, a third turn.
 @pytest.mark.parametrize("tiles", [1, 255, 256, 257, 600])
 def test_where_the_keys_of_each_tile_begin(backend, tiles):
