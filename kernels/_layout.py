@@ -11,14 +11,17 @@ from typing import Any
 from ._devices import device_of, is_array
 
 _log = logging.getLogger("rawgrad")
+#: What an argument may be beside arrays and lists of them.
+_NUMBERS = frozenset((int, float, bool, str, type(None)))
+_LISTS = (list, tuple)  # quicker to ask for than list | tuple
 
 
 def contiguous(kernel: Callable[..., Any], like: Callable[..., Any]) -> Callable[..., Any]:
     """``kernel`` for arguments of any strides: what is not C-contiguous is copied, and logged.
 
-    Inputs are copied before the call.  For an ``out`` that is
-    not C-contiguous the kernel makes its own result, which is then copied there.  Arrays in lists, which
-    optimizer steps overwrite, are copied back afterwards.
+    Inputs are copied before the call.  For an ``out`` that is not C-contiguous the kernel makes its own
+    result, which is then copied there.  Arrays in lists, which optimizer steps overwrite, are copied back
+    afterwards.
 
     Args:
         kernel: a launcher's function, or a version of it.
@@ -29,21 +32,31 @@ def contiguous(kernel: Callable[..., Any], like: Callable[..., Any]) -> Callable
 
     @functools.wraps(like)
     def call(*arguments: Any) -> Any:
-        changed: list[Any] | None = None
+        for argument in arguments:  # on the way of every call, nearly always to find nothing to do
+            if type(argument) in _NUMBERS:
+                continue
+            if isinstance(argument, _LISTS):
+                if argument and is_array(argument[0]) and not all(a.flags.c_contiguous for a in argument):
+                    break
+            elif is_array(argument) and not argument.flags.c_contiguous:
+                break
+        else:
+            return kernel(*arguments)
+        return with_copies(arguments)
+
+    def with_copies(arguments: tuple[Any, ...]) -> Any:
+        changed = list(arguments)
         copies: list[tuple[Any, Any]] = []
         for i, argument in enumerate(arguments):
             new: Any
-            if isinstance(argument, list | tuple) and argument and is_array(argument[0]):
+            if isinstance(argument, _LISTS) and argument and is_array(argument[0]):
                 new = [a if a.flags.c_contiguous else _copied(like, a) for a in argument]
                 copies += [(old, copy) for old, copy in zip(argument, new, strict=True) if old is not copy]
             elif is_array(argument) and not argument.flags.c_contiguous:
                 new = None if i == place else _copied(like, argument)
             else:
                 continue
-            changed = changed or list(arguments)
             changed[i] = new
-        if changed is None:
-            return kernel(*arguments)
         value = kernel(*changed)
         for old, copy in copies:
             old[...] = copy
