@@ -210,7 +210,7 @@ def assert_same_bits(backend, g, ceil_mode=False, dtype=np.float32, version=None
 
 
 # Why each: strips are of 4 outputs (or 8 elements of dx) and tiles at most 64 wide and 1024 large, so one
-# below, at and above; rests of 1 behind the windows, which no window covers; as many planes as a tile takes
+# below, at and above; rests of a row or column that no window covers; as many planes as a tile takes
 # and one more; blocks of 256 threads, one below, at and above; windows of every specialised size, with and
 # without padding, and more general ones; codes of four bytes; tiles of unequal size side by side in both
 # directions; tiles that fill shared memory to the last element, of x and of windows; a window whose taps all
@@ -219,6 +219,7 @@ def assert_same_bits(backend, g, ceil_mode=False, dtype=np.float32, version=None
     ("x_shape", "kernel", "stride", "padding", "dilation", "ceil_mode"),
     [
         *[((1, 2, 4, w), 2, 2, 0, 1, False) for w in (6, 7, 8, 9, 10, 15, 16, 17)],
+        ((1, 2, 5, 16), 2, 2, 0, 1, False),
         ((1, 2, 5, 16), 2, 2, 1, 1, False),
         ((1, 1, 5, 17), 2, 2, 1, 1, True),
         ((1, 2, 9, 17), 3, 2, 1, 1, False),
