@@ -36,6 +36,7 @@ BOOLS = (False, True)
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100")
 
 Grid = int | tuple[int, ...]
+_INTEGERS = (int, np.integer)
 
 #: C type -> (NumPy dtype, struct format)
 _TYPES: dict[str, tuple[np.dtype, str]] = {
@@ -170,8 +171,8 @@ class Kernel:
         templates: for each template parameter, in the order of the source, the values that it may
             take: dtypes, booleans or integers.
 
-    Raises:
-        LaunchError: the source has no such kernel, or other template parameters.
+    The source is read at the first launch; :class:`LaunchError` then says if it has no such kernel, or other
+    template parameters.
     """
 
     def __init__(
@@ -205,15 +206,19 @@ class Kernel:
     def __getitem__(self, templates: Any) -> Instance:
         try:
             return self._instances[templates]
-        except KeyError:
+        except (KeyError, TypeError):
             pass
         values = templates if isinstance(templates, tuple) else (templates,)
-        allowed = list(self.templates.items())
-        if len(values) != len(allowed) or any(
-            v not in choices for v, (_, choices) in zip(values, allowed, strict=True)
-        ):
-            raise LaunchError(f"{self.name}: no instance for template arguments {values}; shipped are {self.templates}")
-        instance = self._instances[templates] = Instance(self, values)
+        try:  # what is equal to a shipped value, as 1 is to True and np.float32 to its dtype, stands for it
+            values = tuple(
+                choices[choices.index(v)] for v, choices in zip(values, self.templates.values(), strict=True)
+            )
+        except (ValueError, TypeError):
+            raise LaunchError(
+                f"{self.name}: no instance for template arguments {values}; shipped are {self.templates}"
+            ) from None
+        instance = self._instances.get(values) or Instance(self, values)
+        self._instances[values] = self._instances[templates] = instance
         return instance
 
     def __call__(self, grid: Grid, block: Grid, *arguments: Any, shared: int = 0) -> None:
@@ -247,7 +252,7 @@ class _Slot(NamedTuple):
     number: np.dtype | None  # for a number
     members: tuple[str, ...] | None  # for a struct of ints; () for one that comes packed
     code: str  # struct format; "" for what comes packed
-    limits: tuple[int, int] = (0, 0)  # of an integer
+    limits: tuple[float, float] = (0, 0)  # of a number
 
 
 class Instance:
@@ -315,16 +320,21 @@ class Instance:
                     self._refuse(slot, argument, kind)
             elif slot.number is not None:
                 values.append(self._number(slot, argument))
-            elif isinstance(argument, Packed) and not slot.members:
+            elif slot.members:
+                values.extend(self._members(slot, argument))
+            elif isinstance(argument, Packed):
                 values.append(argument.data)
                 code = code.replace(_PACKED, f"0Q{len(argument.data)}s", 1)
             else:
-                values.extend(self._members(slot, argument))
+                raise ArgumentError(
+                    f"{self.kernel.name}: {slot.parameter.name} is a {slot.parameter.type} and must come packed; "
+                    f"got {type(argument).__name__}"
+                )
         buffer = _struct(code).pack(*values)
-        blocks, threads = _triple("grid", grid), _triple("block", block)
+        blocks, threads = self._triple("grid", grid), self._triple("block", block)
         if 0 in blocks:
             return None
-        self._check_sizes(blocks, threads)
+        self._check_sizes(blocks, threads, shared)
         return runtime.bind(handle, blocks, threads, shared, buffer, operands)
 
     def _understand(self) -> list[_Slot]:
@@ -347,7 +357,7 @@ class Instance:
         """The arrays among the arguments, of which there must be one at least."""
         found: list[Operand] = []
         for (parameter, dtype, *_), argument in zip(slots, arguments, strict=True):
-            if isinstance(argument, Packed):
+            if isinstance(argument, Packed) and dtype is None:
                 found += [Operand(f"{parameter.name}[{i}]", a, False) for i, a in enumerate(argument.arrays)]
             elif dtype is not None and argument is not None:
                 if not is_array(argument):
@@ -360,7 +370,10 @@ class Instance:
         return found
 
     def _load(self, kind: type, array: Any) -> tuple[Runtime, Any]:
-        runtime = runtime_of(array)
+        try:
+            runtime = runtime_of(array)
+        except DeviceError as error:
+            raise DeviceError(f"{self.kernel.name}: {error}") from None
         here, names = runtime.architecture(), self.kernel.architectures
         if not any(_runs_on(name, here) for name in names):
             raise BackendError(f"{self.kernel.name} is for {', '.join(names)}; this GPU is sm_{here}")
@@ -369,25 +382,32 @@ class Instance:
 
     def _members(self, slot: _Slot, argument: Any) -> list[int]:
         """The members of a struct of ints."""
+        members = slot.members or ()
         values = list(_flat(argument))
-        if len(values) != len(slot.members or ()):
+        if len(values) != len(members) or isinstance(argument, Packed):
             raise ArgumentError(
-                f"{self.kernel.name}: {slot.parameter.name} has members {', '.join(slot.members or ())}; "
-                f"got {len(values)} values"
+                f"{self.kernel.name}: {slot.parameter.name} has members {', '.join(members)}; got {argument!r}"
             )
+        for member, value in zip(members, values, strict=True):
+            if not isinstance(value, _INTEGERS) or not -(2**31) <= value < 2**31:
+                where = f"{self.kernel.name}: {slot.parameter.name}.{member}"
+                raise ArgumentError(f"{where} must be a number that fits int32; got {value!r}")
         return values
 
     def _number(self, slot: _Slot, argument: Any) -> Any:
-        """``argument`` as the number that the slot takes; nothing is cut off or rounded on the way."""
+        """``argument`` as the number that the slot takes; no integer is cut off, nothing finite becomes infinite."""
         dtype = slot.number
         assert dtype is not None
-        kind = dtype.kind
-        if kind == "f" and isinstance(argument, float | int | np.number):
-            return float(argument)
-        if kind == "b" and isinstance(argument, bool | np.bool_):
-            return bool(argument)
-        if kind in "iu" and isinstance(argument, int | np.integer) and slot.limits[0] <= argument <= slot.limits[1]:
+        kind, (smallest, largest) = dtype.kind, slot.limits
+        if kind == "b":
+            if isinstance(argument, bool | np.bool_):
+                return bool(argument)
+        elif isinstance(argument, _INTEGERS) and smallest <= argument <= largest:
             return int(argument)
+        elif kind == "f" and isinstance(argument, float | np.floating):
+            value = float(argument)
+            if smallest <= value <= largest or not math.isfinite(value):
+                return value
         raise ArgumentError(
             f"{self.kernel.name}: {slot.parameter.name} must be a number that fits {dtype}; got {argument!r}"
         )
@@ -403,15 +423,24 @@ class Instance:
             f"{where} must be C-contiguous; got strides {argument.strides} for shape {tuple(argument.shape)}"
         )
 
-    def _check_sizes(self, grid: tuple[int, ...], block: tuple[int, ...]) -> None:
-        for what, (x, y, z), limits in (
-            ("grid", grid, (2**31 - 1, 65535, 65535)),
-            ("block", block, (1024, 1024, 64)),
-        ):
-            if not (0 < x <= limits[0] and 0 < y <= limits[1] and 0 < z <= limits[2]):
-                raise LaunchError(f"{self.kernel.name}: {what} {(x, y, z)} exceeds {limits}")
+    def _triple(self, what: str, sizes: Grid) -> tuple[int, int, int]:
+        """(x, y, z) of a grid or a block."""
+        given = sizes if isinstance(sizes, tuple | list) else (sizes,)
+        if not 1 <= len(given) <= 3 or not all(isinstance(size, _INTEGERS) for size in given):
+            raise LaunchError(f"{self.kernel.name}: {what} must be one to three integers; got {sizes!r}")
+        x, y, z = (*map(int, given), 1, 1)[:3]
+        return x, y, z
+
+    def _check_sizes(self, grid: tuple[int, int, int], block: tuple[int, int, int], shared: int) -> None:
+        for what, sizes, limits in (("grid", grid, (2**31 - 1, 65535, 65535)), ("block", block, (1024, 1024, 64))):
+            (x, y, z), (xs, ys, zs) = sizes, limits
+            if not (0 < x <= xs and 0 < y <= ys and 0 < z <= zs):
+                wrong = f"exceeds {limits}" if min(sizes) > 0 else "must be positive"
+                raise LaunchError(f"{self.kernel.name}: {what} {sizes} {wrong}")
         if math.prod(block) > 1024:
             raise LaunchError(f"{self.kernel.name}: a block has at most 1024 threads; got {block}")
+        if not isinstance(shared, int) or shared < 0:
+            raise LaunchError(f"{self.kernel.name}: dynamic shared memory must be a number of bytes; got {shared!r}")
 
 
 def _runs_on(architecture: str, here: int) -> bool:
@@ -430,32 +459,32 @@ def _slot(parameter: Parameter, bound: dict[str, Any], source: Source) -> _Slot:
     if dtype is not None and parameter.pointer:
         return _Slot(parameter, dtype, None, None, "P")
     if dtype is not None:
-        limits = (int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)) if dtype.kind in "iu" else (0, 0)
-        return _Slot(parameter, None, dtype, None, _TYPES[_C_NAMES[dtype]][1], limits)
+        return _Slot(parameter, None, dtype, None, _TYPES[_C_NAMES[dtype]][1], _limits(dtype))
     if parameter.pointer:
         raise LaunchError(f"{source.path}: {parameter.name} points to {parameter.type!r}, which is no known type")
     members = source.structs.get(parameter.type, ())
     return _Slot(parameter, None, None, members, f"{len(members)}i" if members else _PACKED)
 
 
+def _limits(dtype: np.dtype) -> tuple[float, float]:
+    """The smallest and the largest number of ``dtype``."""
+    if dtype.kind == "b":
+        return 0, 1
+    about: Any = np.finfo(dtype) if dtype.kind == "f" else np.iinfo(dtype)
+    one = float if dtype.kind == "f" else int
+    return one(about.min), one(about.max)
+
+
 #: Stands in a struct format for what comes packed, until its size is known.
 _PACKED = "*"
 
 
-def _flat(values: Any) -> Iterator[int]:
-    for value in values:
+def _flat(values: Any) -> Iterator[Any]:
+    for value in values if isinstance(values, tuple | list) else (values,):
         if isinstance(value, tuple | list):
             yield from _flat(value)
         else:
-            yield int(value)
-
-
-def _triple(what: str, sizes: Grid) -> tuple[int, int, int]:
-    given = (sizes,) if isinstance(sizes, int) else tuple(sizes)
-    if not 1 <= len(given) <= 3:
-        raise LaunchError(f"{what} must have one to three dimensions; got {sizes!r}")
-    x, y, z = (*given, 1, 1)[:3]
-    return x, y, z
+            yield value
 
 
 _structs: dict[str, struct.Struct] = {}

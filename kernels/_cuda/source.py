@@ -8,6 +8,7 @@ a template, whose parameters are numbers, pointers, or structs of ``int``.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,10 +18,18 @@ from .._errors import LaunchError
 HEADERS = Path(__file__).parent
 
 _INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]+"([^"]+\.cuh)"[^\n]*$', re.MULTILINE)
-_COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
+#: A comment, or a string, in which there is none.
+_COMMENT = re.compile(r'"(?:\\.|[^"\\\n])*"|//[^\n]*|/\*.*?\*/', re.DOTALL)
+_DIRECTIVE = re.compile(r"^[ \t]*#(?:[^\n]*\\\n)*[^\n]*", re.MULTILINE)
 _STRUCT = re.compile(r"struct\s+(\w+)\s*\{([^{}]*)\}")
+#: A word of a declaration, as in ``extern "C" void``.
+_WORD = re.compile(r'\s*(?:"C"\s*)?(\w+)\s*')
+#: Attributes of a kernel that take arguments; a parenthesis follows them as it follows the kernel's name.
+_ATTRIBUTES = ("__launch_bounds__", "__cluster_dims__", "__block_size__", "__maxnreg__", "__attribute__")
 #: Words around a parameter that do not change its type.
 _QUALIFIERS = re.compile(r"\b(__restrict__|__restrict|__grid_constant__|const|volatile|struct)\b")
+#: Integer types are made of these, in any order.
+_INTEGER_WORDS = {"signed", "unsigned", "char", "short", "int", "long"}
 
 
 @dataclass(frozen=True)
@@ -83,14 +92,29 @@ def read_source(path: Path) -> Source:
 @lru_cache(maxsize=256)
 def _read(path: Path, _modified: int, _size: int) -> Source:
     text = _inlined(path, set())
-    plain = _COMMENT.sub(" ", text)
-    structs = {}
-    for name, body in _STRUCT.findall(plain):
-        members = [field.strip() for line in re.findall(r"\bint\s+([^;]+);", body) for field in line.split(",")]
-        if members and not re.sub(r"\bint\s+[^;]+;", "", body).strip():
-            structs[name] = tuple(members)
-    own = _COMMENT.sub(lambda comment: " " + "\n" * comment[0].count("\n"), path.read_text())
-    return Source(path, text, _signatures(own, path), structs)
+    structs = {name: _int_members(body) for name, body in _STRUCT.findall(_without_comments(text))}
+    own = _DIRECTIVE.sub("", _without_comments(path.read_text()))
+    return Source(path, text, _signatures(own, path), {name: members for name, members in structs.items() if members})
+
+
+def _without_comments(text: str) -> str:
+    """Without what stands in strings, too, but for the C of ``extern "C"``."""
+    return _COMMENT.sub(lambda found: found[0] if found[0] == '"C"' else '""' if found[0][0] == '"' else " ", text)
+
+
+def _int_members(body: str) -> tuple[str, ...]:
+    """The members of a struct, ``a`` or ``a[0]``; () if anything in it is not an int."""
+    members: list[str] = []
+    for declaration in re.sub(r"\bstatic\b[^;]*;", "", body).split(";"):
+        if not declaration.strip():
+            continue
+        ints = re.fullmatch(r"\s*(?:const\s+)?(?:int|int32_t)\s(.+)", declaration, re.DOTALL)
+        for field in ints[1].split(",") if ints else ("*",):
+            name = re.fullmatch(r"\s*(\w+)\s*(?:\[\s*(\d+)\s*\]\s*)?(?:=.*)?", field, re.DOTALL)
+            if name is None:
+                return ()
+            members += [f"{name[1]}[{i}]" for i in range(int(name[2]))] if name[2] else [name[1]]
+    return tuple(members)
 
 
 def _inlined(path: Path, seen: set[Path]) -> str:
@@ -113,38 +137,55 @@ def _inlined(path: Path, seen: set[Path]) -> str:
 
 
 def _signatures(text: str, path: Path) -> dict[str, Signature]:
-    found = {}
+    found: dict[str, Signature] = {}
     for match in re.finditer(r"\b__global__\b", text):
-        templates = _templates_before(text[: match.start()])
+        templates = _templates(re.split(r"[;{}]", text[: match.start()])[-1])
         rest = text[match.end() :]
-        # void, __launch_bounds__(...) and extern "C" may come in any order; the name is what the
-        # parameter list follows.
-        position = 0
-        while True:
-            word = re.compile(r"\s*(\w+)\s*").match(rest, position)
+        # void, attributes and extern "C" may come in any order; the name is what the parameter list follows.
+        position, name = 0, ""
+        while not (name and rest[position : position + 1] in ("(", "<")):
+            word = _WORD.match(rest, position)
             if word is None:
                 raise LaunchError(f"{path}: this kernel's declaration is not understood: {rest[:80].strip()!r}")
-            position = word.end()
-            if word[1] == "__launch_bounds__":
-                position = _closing(rest, position, path) + 1
-            elif word[1] != "void" and rest[position : position + 1] == "(":
-                break
+            position, name = word.end(), word[1]
+            if name in _ATTRIBUTES:
+                position, name = _closing(rest, position, path) + 1, ""
+        if rest[position] == "<":
+            continue  # a specialisation or an instantiation of what is declared elsewhere
         end = _closing(rest, position, path)
-        parameters = tuple(_parameter(p, path) for p in _split(rest[position + 1 : end]))
-        found[word[1]] = Signature(word[1], templates, parameters)
+        listed = rest[position + 1 : end].strip()
+        parameters = tuple(_parameter(p, path) for p in _split(listed)) if listed != "void" else ()
+        signature = found.setdefault(name, Signature(name, templates, parameters))
+        if _shape(signature) != _shape(Signature(name, templates, parameters)):
+            raise LaunchError(f"{path}: kernel {name!r} is declared twice, with different parameters")
     return found
 
 
-def _templates_before(text: str) -> tuple[str, ...]:
-    """The names of the template parameters, if ``text`` ends with ``template <...>``."""
-    if not text.rstrip().endswith(">"):
+def _shape(signature: Signature) -> object:
+    """What two declarations of one kernel agree in."""
+    return len(signature.templates), [(p.type, p.pointer, p.constant) for p in signature.parameters]
+
+
+def _templates(declaration: str) -> tuple[str, ...]:
+    """The names of the template parameters in what stands before ``__global__``."""
+    opening = re.search(r"\btemplate\s*<", declaration)
+    if opening is None:
         return ()
-    match = re.search(r"template\s*<([^;{}]*)>\s*$", text)
-    if match is None:
-        return ()
-    start = match[1].rfind("template")
-    inner = match[1] if start < 0 else match[1][start:].partition("<")[2]
-    return tuple(re.split(r"\s+", p.partition("=")[0].strip())[-1] for p in _split(inner))
+    inner = declaration[opening.end() :]
+    inner = inner[: next((position for position, _, level in _levels(inner) if level < 0), None)]
+    return tuple(re.split(r"[\s.]+", p.partition("=")[0].strip())[-1] for p in _split(inner))
+
+
+def _levels(text: str) -> Iterator[tuple[int, str, int]]:
+    """Each token with its position and how many brackets are open behind it; in ``(N > 2)`` and ``1 << 4`` are none."""
+    level = parentheses = 0
+    for token in re.finditer(r"<<|<=|>=|->|.", text, re.DOTALL):
+        change = (token[0] in "([{") - (token[0] in ")]}")
+        parentheses += change
+        level += change
+        if parentheses == 0:
+            level += (token[0] == "<") - (token[0] == ">")
+        yield token.start(), token[0], level
 
 
 def _closing(text: str, opening: int, path: Path) -> int:
@@ -159,19 +200,32 @@ def _closing(text: str, opening: int, path: Path) -> int:
 
 def _split(text: str) -> list[str]:
     """The parts of a list between commas, but not those inside brackets."""
-    parts, depth, start = [], 0, 0
-    for position, character in enumerate(text):
-        depth += (character in "(<[{") - (character in ")>]}")
-        if character == "," and depth == 0:
+    parts, start = [], 0
+    for position, token, level in _levels(text):
+        if token == "," and level == 0:
             parts.append(text[start:position])
             start = position + 1
     return [part.strip() for part in (*parts, text[start:]) if part.strip()]
 
 
 def _parameter(text: str, path: Path) -> Parameter:
+    text = text.partition("=")[0]  # a default argument is none for a launch
     constant = bool(re.search(r"\bconst\b", text.partition("*")[0]))
     words = _QUALIFIERS.sub(" ", text).replace("*", " * ").split()
-    if len(words) < 2 or words.count("*") > 1 or not re.fullmatch(r"\w+", words[-1]):
-        raise LaunchError(f"{path}: this parameter is not understood: {text!r}")
-    kind = " ".join(word for word in words[:-1] if word != "*")
-    return Parameter(words[-1], kind, "*" in words, constant)
+    name = words[-1] if words else ""
+    kind = [word for word in words[:-1] if word != "*"]
+    named = re.fullmatch(r"[A-Za-z_]\w*", name) and name not in _INTEGER_WORDS | {"float", "double", "bool"}
+    if not kind or not named or words.count("*") > 1 or re.search(r"[&(\[]", " ".join(kind)):
+        raise LaunchError(f"{path}: this parameter is not understood: {text.strip()!r}")
+    return Parameter(name, _one_spelling(kind), "*" in words, constant)
+
+
+def _one_spelling(kind: list[str]) -> str:
+    """A type under the name that :mod:`kernels._launch` knows: ``long unsigned int`` is ``unsigned long``."""
+    if not _INTEGER_WORDS.issuperset(kind):
+        return " ".join(kind)
+    size = (
+        "char" if "char" in kind else "short" if "short" in kind else " ".join(["long"] * kind.count("long")) or "int"
+    )
+    sign = "unsigned " if "unsigned" in kind else "signed " if size == "char" and "signed" in kind else ""
+    return sign + size
