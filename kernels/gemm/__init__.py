@@ -70,8 +70,10 @@ def geometry(
             f"gemm: a and b must have the same K; got K={K} in a of shape {tuple(a_shape)} and K={K_of_b} in b of "
             f"shape {tuple(b_shape)} with {flags}"
         )
+    batch, of_b = a_shape[:-2], b_shape[:-2]
     try:
-        batch = np.broadcast_shapes(a_shape[:-2], b_shape[:-2])
+        if batch != of_b:  # the usual case spares the question, which takes longer than a launch
+            batch = np.broadcast_shapes(batch, of_b)
     except ValueError:
         raise ShapeError(
             f"gemm: the batch dimensions of a and b must broadcast; got shapes {tuple(a_shape)} and {tuple(b_shape)}"
