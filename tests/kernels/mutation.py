@@ -231,7 +231,16 @@ def run_tests(mutant: Mutant, output: Path) -> int:
             source_module.HEADERS = build_module.HEADERS = headers
         place.write_text(mutated(mutant))
         tests = [str(ROOT / f"tests/kernels/test_{name}.py") for name in users_of(original)]
-        options = ["-W", "ignore::pytest.PytestAssertRewriteWarning", "-x", "-q", "-p", "no:cacheprovider"]
+        options = [
+            "-W",
+            "ignore::pytest.PytestAssertRewriteWarning",
+            "-x",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "--assert=plain",
+        ]
+        options += ["--hypothesis-profile=mutants"]
         options += [
             "-m",
             "not gpu",
@@ -244,7 +253,9 @@ def run_tests(mutant: Mutant, output: Path) -> int:
         said = io.StringIO()
         code = 5  # pytest's for: no test was selected
         # First the tests of the version that was mutated, which compile nothing else; then all.
+        # Comparisons with torch are left out: importing it takes longer than all the rest.
         for selected in filter(None, (mutant.version and f"emulated and {mutant.version}", "emulated")):
+            selected = f"{selected} and not torch"
             if code in (0, 5):
                 with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
                     code = int(pytest.main([*options, "-k", selected, *tests]))
@@ -310,8 +321,17 @@ def warm_up() -> None:
     sys.path.insert(0, str(ROOT / "tests/kernels"))
     import importlib
 
-    import hypothesis  # noqa: F401
-    import pytest  # noqa: F401
+    for name in ("hypothesis", "pytest", "scipy.special", "scipy.linalg", "scipy.signal", "_pytest.assertion.rewrite"):
+        importlib.import_module(name)
+    import hypothesis
+
+    # The first failing example is enough: none is made smaller.
+    phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
+    checks = (hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow)
+    hypothesis.settings.register_profile(
+        "mutants", deadline=None, max_examples=30, derandomize=True, database=None, phases=phases,
+        suppress_health_check=checks, report_multiple_bugs=False,
+    )  # fmt: skip
 
     for path in (ROOT / "kernels").glob("[a-z]*/cuda.py"):
         importlib.import_module(f"rawgrad.kernels.{path.parent.name}.cuda")
