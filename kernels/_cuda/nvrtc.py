@@ -18,6 +18,7 @@ import os
 import re
 import sys
 import tempfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -179,13 +180,14 @@ def compiled(nvrtc: Nvrtc, path: Path, expressions: Sequence[str], architecture:
     try:
         kept = json.loads(target.read_text())
         resources = {expression: Resources(**values) for expression, values in kept["resources"].items()}
-        return Compiled(base64.b64decode(kept["cubin"]), kept["names"], resources, tuple(kept["warnings"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        cubin = zlib.decompress(base64.b64decode(kept["cubin"]))
+        return Compiled(cubin, kept["names"], resources, tuple(kept["warnings"]))
+    except (OSError, ValueError, KeyError, TypeError, zlib.error):
         pass  # not there, or damaged: compile
     made = nvrtc.compile(path, expressions, architecture)
     text = json.dumps(
         {
-            "cubin": base64.b64encode(made.cubin).decode(),
+            "cubin": base64.b64encode(zlib.compress(made.cubin)).decode(),
             "names": made.names,
             "resources": {expression: asdict(values) for expression, values in made.resources.items()},
             "warnings": made.warnings,

@@ -1,0 +1,235 @@
+"""What every shipped kernel instance takes of a GPU, for each architecture: the compile table.
+
+``python -m rawgrad.kernels._cuda.table docs/compile-table.md`` writes it.  It needs NVRTC and no GPU.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from .._errors import BackendError
+from .._launch import KERNELS, Kernel, ceil_div
+from .nvrtc import Compiled, Nvrtc, Resources, compiled, required
+
+_FOLDER = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a multiprocessor (SM) has, and what one block may have of it.
+
+    Source: NVIDIA, *CUDA C++ Programming Guide*, "Technical Specifications per Compute Capability".
+    """
+
+    blocks: int
+    warps: int
+    shared_bytes: int
+    shared_bytes_of_block: int
+    registers: int = 65536
+
+
+LIMITS = {
+    "sm_80": Limits(32, 64, 164 * 1024, 163 * 1024),
+    "sm_86": Limits(16, 48, 100 * 1024, 99 * 1024),
+    "sm_89": Limits(24, 48, 100 * 1024, 99 * 1024),
+    "sm_90": Limits(32, 64, 228 * 1024, 227 * 1024),
+    "sm_100": Limits(32, 64, 228 * 1024, 227 * 1024),
+}
+# The same for all of these.  Sources: the same guide (32 threads; 1 KB that the system takes of each block's
+# shared memory), and the occupancy calculator's cuda_occupancy.h (units of allocation, four parts of an SM).
+_WARP = 32
+_PARTS = 4
+_REGISTER_UNIT = 256  # of a warp
+_SHARED_UNIT = 128
+_SHARED_OF_SYSTEM = 1024
+
+
+@dataclass(frozen=True)
+class Occupancy:
+    """How many blocks of one kernel an SM holds at once, how many warps, and which share of the most that is."""
+
+    blocks: int
+    warps: int
+    share: float
+
+
+def occupancy(resources: Resources, threads: int, architecture: str, dynamic_shared: int = 0) -> Occupancy:
+    """The occupancy of a kernel on an SM of ``architecture`` that runs nothing else.
+
+    Args:
+        resources: what ptxas reports of the kernel.
+        threads: in a block.
+        architecture: a key of :data:`LIMITS`, perhaps with an ``a`` at its end.
+        dynamic_shared: bytes that a launch adds.
+    """
+    limits = LIMITS[architecture.removesuffix("a")]
+    warps = ceil_div(threads, _WARP)
+    of_warp = ceil_div(max(1, resources.registers) * _WARP, _REGISTER_UNIT) * _REGISTER_UNIT
+    by_registers = limits.registers // _PARTS // of_warp * _PARTS // warps
+    shared = resources.shared_bytes + dynamic_shared + _SHARED_OF_SYSTEM
+    by_shared = limits.shared_bytes // (ceil_div(shared, _SHARED_UNIT) * _SHARED_UNIT)
+    blocks = min(limits.blocks, limits.warps // warps, by_registers, by_shared)
+    return Occupancy(blocks, blocks * warps, blocks * warps / limits.warps)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is compiled together: some instances of one kernel, for one architecture."""
+
+    kernel: Kernel
+    expressions: tuple[str, ...]
+    architecture: str
+
+
+def shipped_kernels() -> list[Kernel]:
+    """Every kernel that a launcher of ours declares."""
+    for launcher in sorted(_FOLDER.glob("*/cuda.py")):
+        importlib.import_module(f"{__package__.rpartition('.')[0]}.{launcher.parent.name}.cuda")
+    ours = [kernel for (path, _), kernel in KERNELS.items() if path.is_relative_to(_FOLDER)]
+    return sorted(ours, key=lambda kernel: (kernel.path, kernel.name))
+
+
+def versions_of(operation: str, function: str) -> list[str]:
+    """The names of the versions of a launcher's function, if it has several."""
+    launcher = importlib.import_module(f"{__package__.rpartition('.')[0]}.{operation}.cuda")
+    return list(getattr(launcher, "VERSIONS", {}).get(function, {}))
+
+
+def works(kernels: Iterable[Kernel]) -> Iterator[Work]:
+    """All that is to be compiled of ``kernels``, in the units in which launches compile it."""
+    for kernel in kernels:
+        units = dict.fromkeys(tuple(kernel.unit(instance.expression)) for instance in kernel.instances())
+        for architecture in kernel.architectures:
+            for unit in units:
+                yield Work(kernel, unit, architecture)
+
+
+def cores() -> int:
+    """How many of them this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def compile_all(nvrtc: Nvrtc, kernels: Sequence[Kernel]) -> dict[Work, Compiled]:
+    """Compile every instance of ``kernels`` for every architecture, on all cores; what was compiled before is kept."""
+    every = list(works(kernels))
+    with ThreadPoolExecutor(cores()) as pool:  # NVRTC runs outside of Python's lock
+        made = pool.map(lambda w: compiled(nvrtc, w.kernel.path, w.expressions, w.architecture), every)
+        return dict(zip(every, made, strict=True))
+
+
+_HEAD = """# What the kernels take of a GPU
+
+Every instance of every CUDA kernel, compiled by {nvrtc} for each architecture it is shipped for: threads of a block (as
+`__launch_bounds__` says), bytes of static shared memory of a block, and for each architecture
+
+`registers of a thread · blocks on an SM (share of the warps it can hold)`
+
+where the blocks follow from registers, shared memory and threads. A spill would stand beside them in bold; the test
+`tests/kernels/test_nvrtc.py` fails on any, and holds this page up to date. Written by
+
+```
+python -m rawgrad.kernels._cuda.table docs/compile-table.md
+```
+
+What an SM has (CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"); a block besides its own
+shared memory costs 1 KB, registers are given to warps in units of 256, from one of four parts of the SM:
+
+| | {architectures} |
+|---|{bars}|
+| blocks | {blocks} |
+| warps | {warps} |
+| shared memory, KB | {shared} |
+| of it for one block, KB | {of_block} |
+| registers | {registers} |
+
+{summary}
+"""
+
+
+def document(nvrtc: Nvrtc, made: dict[Work, Compiled]) -> str:
+    """The page, in Markdown."""
+    by_file: dict[Path, dict[str, dict[str, Resources]]] = {}
+    for work, result in made.items():
+        of_file = by_file.setdefault(work.kernel.path, {})
+        for expression, resources in result.resources.items():
+            of_file.setdefault(expression, {})[work.architecture] = resources
+    columns = list(dict.fromkeys(work.architecture for work in made))
+    limits = [LIMITS[name.removesuffix("a")] for name in columns]
+
+    def row(values: Iterable[object]) -> str:
+        return " | ".join(map(str, values))
+
+    instances = [of for of_file in by_file.values() for of in of_file.values()]
+    spilling = sum(any(r.spills for r in of.values()) for of in instances)
+    summary = (
+        f"{len({work.kernel.name for work in made})} kernels in {len(by_file)} files, {len(instances)} instances, "
+        f"{sum(map(len, instances))} compilations; {spilling or 'none'} of the instances spills. Most registers: "
+        f"{max(r.registers for of in instances for r in of.values())} of 255."
+    )
+    text = _HEAD.format(
+        nvrtc=nvrtc,
+        architectures=row(columns),
+        bars="|".join("---:" for _ in columns),
+        blocks=row(limit.blocks for limit in limits),
+        warps=row(limit.warps for limit in limits),
+        shared=row(limit.shared_bytes // 1024 for limit in limits),
+        of_block=row(limit.shared_bytes_of_block // 1024 for limit in limits),
+        registers=row(limit.registers for limit in limits),
+        summary=summary,
+    )
+    for path, of_file in by_file.items():
+        text += f"\n## {path.parent.name}\n\n| instance | threads | shared | {row(columns)} |\n"
+        text += f"|---|---:|---:|{'|'.join('---:' for _ in columns)}|\n"
+        for expression, of in of_file.items():
+            any_one = next(iter(of.values()))
+            shared = " / ".join(map(str, dict.fromkeys(r.shared_bytes for r in of.values())))
+            shared += " + dynamic" if any_one.dynamic_shared else ""
+            cells = [_cell(of[name], name) if name in of else "" for name in columns]
+            text += f"| `{expression}` | {any_one.max_threads or '–'} | {shared} | {row(cells)} |\n"
+    return text
+
+
+def _cell(resources: Resources, architecture: str) -> str:
+    text = str(resources.registers)
+    if resources.max_threads and not resources.dynamic_shared:
+        found = occupancy(resources, resources.max_threads, architecture)
+        text += f" · {found.blocks} ({100 * found.share:.0f} %)"
+    if resources.spills:
+        text += f" **spills {resources.spill_stores} + {resources.spill_loads}**"
+    return text
+
+
+@cache
+def version_in(document: str) -> str:
+    """The compiler that a page was written with: ``NVRTC 12.9``."""
+    found = re.search(r"NVRTC \d+\.\d+", document)
+    return found[0] if found else ""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Write the page."""
+    if len(arguments) != 1:
+        print("python -m rawgrad.kernels._cuda.table FILE.md", file=sys.stderr)
+        return 2
+    try:
+        nvrtc = required()
+    except BackendError as error:
+        print(error, file=sys.stderr)
+        return 1
+    made = compile_all(nvrtc, shipped_kernels())
+    Path(arguments[0]).write_text(document(nvrtc, made))
+    for text in sorted({f"{w.kernel.name} {w.architecture}: {text}" for w, c in made.items() for text in c.warnings}):
+        print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
