@@ -15,7 +15,7 @@ from typing import Any
 
 from ..kernels._dispatch import backends
 
-_PACKAGES = ("numpy", "scipy", "numba", "cupy", "torch", "threadpoolctl")
+_PACKAGES = ("numpy", "scipy", "numba", "cupy-cuda12x", "cupy-cuda13x", "torch", "threadpoolctl")
 
 
 def usable_cores() -> int:

@@ -32,8 +32,9 @@ class Library:
     Attributes:
         name: ``rawgrad`` or ``torch``.
         nn, functional, optim: its modules of these names.
-        tensor: a tensor of a NumPy array's values.
+        tensor: a tensor of a NumPy array's values, on ``device``.
         host: the NumPy array of a tensor's values.
+        device: where it works.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Library:
     optim: Any
     tensor: Callable[[np.ndarray], Any]
     host: Callable[[Any], np.ndarray]
+    device: str = "cpu"
 
 
 def problem(name: str) -> str | None:
@@ -70,21 +72,24 @@ def _root() -> Any:
 
 
 @cache
-def library(name: str) -> Library:
-    """rawgrad or a peer, imported.
+def library(name: str, device: str = "cpu") -> Library:
+    """rawgrad or a peer, imported, working on ``device``.
 
     Raises:
         BackendError: the peer is unknown or not installed; the message says what installs it.
     """
     if name == OURS:
         root = _root()
-        return Library(name, root.nn, root.functional, root.optim, root.tensor, lambda t: t.detach().numpy())
-    if reason := problem(name):
+        modules, tensor = (root.nn, root.functional, root.optim), root.tensor
+    elif reason := problem(name):
         raise BackendError(f"bench: peer {name!r} cannot run here: {reason}")
-    import torch
+    else:
+        import torch
 
-    nn = torch.nn
-    return Library(name, nn, nn.functional, torch.optim, torch.from_numpy, lambda t: t.detach().numpy())
+        modules, tensor = (torch.nn, torch.nn.functional, torch.optim), torch.from_numpy
+    if device == "cpu":
+        return Library(name, *modules, tensor, lambda t: t.detach().numpy())
+    return Library(name, *modules, lambda a: tensor(a).to(device), lambda t: t.detach().cpu().numpy(), device)
 
 
 def set_threads(count: int) -> None:

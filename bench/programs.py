@@ -145,7 +145,7 @@ class Training:
     ) -> None:
         self._lib = lib
         self._dtype = dtype
-        self._network = program.network(lib)
+        self._network = program.network(lib).to(lib.device)
         if dtype is np.float64:
             self._network.double()
         if deterministic:
@@ -217,7 +217,8 @@ def check(results: Sequence[Trace], reference: Trace) -> None:
             )
 
 
-def _contestant(lib: Library, program: Program, batch: int) -> Contestant:
+def contestant(lib: Library, program: Program, batch: int) -> Contestant:
+    """One library's training, from the same weights in each turn."""
     training = Training(lib, program)
 
     def reset() -> None:
@@ -234,14 +235,14 @@ def _contestant(lib: Library, program: Program, batch: int) -> Contestant:
     )
 
 
-def train_step(name: str, batch: int, contestants: Sequence[str]) -> Work:
+def train_step(name: str, batch: int, contestants: Sequence[str], device: str = "cpu") -> Work:
     """The row of one program at one batch."""
     program = PROGRAMS[name]
     step = program.step(batch)
     return Work(
         name=f"train_step_{name}_batch{batch}",
         description=f"{program.description}: forward, loss, backward, update at batch {batch}",
-        contestants=[_contestant(library(c), program, batch) for c in contestants],
+        contestants=[contestant(library(c, device), program, batch) for c in contestants],
         reference=lambda: _reference(program, batch),
         reference_name=f"rawgrad's NumPy reference in float64, {_PROVED_STEPS} steps"
         + (", dropout left out" if "dropout" in name else ""),

@@ -1,0 +1,307 @@
+"""The rows of the bench on an NVIDIA GPU, beside cuBLAS and cuDNN: through CuPy, PyTorch eager and PyTorch compiled.
+
+Single kernels are the works of :mod:`.kernels` with their inputs on the GPU, timed by CUDA events.  Before
+each turn a kernel that only waits holds the stream until the host has queued the turn's calls, so that the
+figure is the GPU's time and not the host's.  Training steps are timed as a user sees them: by the host's clock
+with the GPU waited for at the end of each turn.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..kernels._cuda.table import versions_of
+from ..kernels._devices import device_named
+from ..kernels._dispatch import backend, current_choice, precision
+from . import kernels, programs, shapes
+from .harness import OURS, Clock, Contestant, Work, WrongResult, assert_close, measure
+from .peers import library
+from .results import Row
+
+#: At most so many calls are queued at once; a stream takes about a thousand launches.
+_QUEUED = 100
+_ROUNDS = 10
+#: Seconds of a turn: by events, which resolve a microsecond, and by the host's clock.
+_MIN_ROUND, _MIN_ROUND_BY_CLOCK = 0.002, 0.05
+CUPY, TORCH, COMPILED = "cupy", "torch", "torch compiled"
+
+
+class Timer(Protocol):
+    """Times what is queued on the GPU's stream."""
+
+    def seconds(self, queue: Callable[[], None], host_seconds: float) -> float:
+        """The GPU's time for what ``queue()`` queues, which takes the host about ``host_seconds``."""
+        ...
+
+
+_HOLD = """
+extern "C" __global__ void hold(long long nanoseconds) {
+  long long start, now;
+  asm volatile("mov.u64 %0, %globaltimer;" : "=l"(start));
+  do asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now)); while (now - start < nanoseconds);
+}
+"""
+
+
+class EventTimer:
+    """CUDA events on CuPy's current stream, which is also PyTorch's unless one of them was told otherwise."""
+
+    def __init__(self) -> None:
+        cupy = device_named("cuda").array_module
+        self._hold = cupy.RawKernel(_HOLD, "hold")
+        self._events = [cupy.cuda.Event() for _ in range(2)]
+        self._between = cupy.cuda.get_elapsed_time
+
+    def seconds(self, queue: Callable[[], None], host_seconds: float) -> float:
+        start, end = self._events
+        self._hold((1,), (1,), (np.int64(1e9 * (1.5 * host_seconds + 1e-4)),))
+        start.record()
+        queue()
+        end.record()
+        end.synchronize()
+        return float(self._between(start, end)) / 1e3
+
+
+@dataclass
+class GpuContestant(Contestant):
+    """A contestant whose turns a :class:`Timer` times."""
+
+    timer: Timer | None = None
+    _host: float = field(default=1e-4, init=False, repr=False)  # seconds for queueing one call
+
+    def turn(self, calls: int, clock: Clock, settle: float) -> float:
+        """The GPU's seconds per call; as in the base class a tenth of the calls comes first, not timed."""
+        assert self.timer is not None
+        opening = 1 + calls // 10
+        sets = [self.inputs[(self._calls + i) % len(self.inputs)] for i in range(opening + calls)]
+        self._calls += len(sets)
+        start = clock()
+        for arguments in sets[:opening]:
+            self.call(*arguments)
+        self._host = (clock() - start) / opening / 1e9
+        total = 0.0
+        for first in range(opening, len(sets), _QUEUED):
+            some = sets[first : first + _QUEUED]
+            total += self.timer.seconds(partial(self._queue, some), self._host * len(some))
+        return total / calls
+
+    def _queue(self, sets: Sequence[tuple[Any, ...]]) -> None:
+        for arguments in sets:
+            self.call(*arguments)
+
+
+def _cache_of_gpu() -> int:
+    """Bytes of the GPU's L2 cache; 64 MiB where CuPy does not tell (the simulated GPU)."""
+    runtime = device_named("cuda").array_module.cuda.runtime
+    if not hasattr(runtime, "getDeviceProperties"):
+        return 64 * 2**20
+    return int(runtime.getDeviceProperties(runtime.getDevice())["l2CacheSize"])
+
+
+def on_gpu(work: Work, timer: Timer, versions: Sequence[tuple[str, str]] = (), compiled: bool = False) -> Work:
+    """``work`` with every contestant's inputs on the GPU, past its cache, and timed there.
+
+    Args:
+        work: for the CPU, from :mod:`.kernels`.
+        timer: times the turns.
+        versions: (operation, version) of ours that take part beside the default.
+        compiled: whether ``torch.compile`` takes part.
+    """
+    device = device_named("cuda")
+    contestants: list[Contestant] = []
+    for one in work.contestants:
+        if one.name == TORCH:
+            inputs = _past_cache([tuple(t.cuda() for t in arguments) for arguments in one.inputs], lambda t: t.clone())
+            host: Callable[[Any], np.ndarray] = lambda t: t.cpu().numpy()  # noqa: E731
+        else:
+            sets = [tuple(device.from_host(a) for a in arguments) for arguments in one.inputs]
+            inputs, host = _past_cache(sets, lambda a: a.copy()), device.to_host
+        name = CUPY if one.name == "numpy" else one.name
+        detail = one.detail if name == TORCH else f"backend {current_choice().for_device('cuda') or 'cuda'}"
+        calls = [(name, one.call, detail)]
+        if one.name == TORCH and compiled:
+            calls.append((COMPILED, _compiled(one.call), one.detail))
+        if one.name == OURS:
+            calls += [(f"{OURS} {version}", _pinned(one.call, op, version), version) for op, version in versions]
+        for called, call, said in calls:
+            result = partial(_result, call, inputs[0], host)
+            contestants.append(GpuContestant(called, call, inputs, said, result, timer=timer))
+    return replace(work, contestants=contestants)
+
+
+def _past_cache(sets: list[tuple[Any, ...]], copy: Callable[[Any], Any]) -> list[tuple[Any, ...]]:
+    """Copies of ``sets`` until they are together twice the GPU's cache."""
+    size = sum(int(np.prod(a.shape)) * 4 for arguments in sets for a in arguments)
+    missing = min(256, -(-2 * _cache_of_gpu() // max(1, size))) - 1
+    return sets + [tuple(map(copy, arguments)) for _ in range(missing) for arguments in sets]
+
+
+def _result(call: Callable[..., Any], arguments: tuple[Any, ...], host: Callable[[Any], np.ndarray]) -> list[Any]:
+    value = call(*arguments)
+    return [host(part) for part in (value if isinstance(value, tuple) else (value,))]
+
+
+def _pinned(call: Callable[..., Any], operation: str, version: str) -> Callable[..., Any]:
+    name = current_choice().for_device("cuda") or "cuda"
+
+    def pinned(*arguments: Any) -> Any:
+        with backend(name, **{operation: version}):
+            return call(*arguments)
+
+    return pinned
+
+
+def _compiled(call: Callable[..., Any]) -> Callable[..., Any]:
+    import torch
+
+    compiled: Callable[..., Any] = torch.compile(call)
+    return compiled
+
+
+def _versions(operation: str, function: str) -> list[tuple[str, str]]:
+    """The versions of ours that compute in float32 exactly."""
+    return [(operation, name) for name in versions_of(operation, function) if "tensor_core" not in name]
+
+
+@dataclass(frozen=True)
+class GpuRow:
+    """How a row is made, and how it is timed."""
+
+    name: str
+    build: Callable[[Timer, Sequence[str]], Work]
+    by_events: bool = True
+
+
+def _gemm(name: str, shape: shapes.Gemm, timer: Timer, peers: Sequence[str]) -> Work:
+    who = [OURS, *(["numpy"] if CUPY in peers else []), *([TORCH] if TORCH in peers else [])]
+    return on_gpu(kernels.gemm_work(name, shape, who), timer, _versions("gemm", "gemm"))
+
+
+def _gemm_tf32(name: str, shape: shapes.Gemm, timer: Timer, peers: Sequence[str]) -> Work:
+    """Both round the factors to 10 bits of fraction on the tensor cores."""
+    work = on_gpu(kernels.gemm_work(name, shape, [OURS, *([TORCH] if TORCH in peers else [])]), timer)
+    for one in work.contestants:
+        one.call = _torch_tf32(one.call) if one.name == TORCH else _our_tf32(one.call)
+        one.result = partial(_result, one.call, one.inputs[0], _host_of(one.name))
+    return replace(work, check=lambda result, right: assert_close(result, right, 2e-3))
+
+
+def _host_of(name: str) -> Callable[[Any], np.ndarray]:
+    return (lambda t: t.cpu().numpy()) if name == TORCH else device_named("cuda").to_host
+
+
+def _our_tf32(call: Callable[..., Any]) -> Callable[..., Any]:
+    def rounded(*arguments: Any) -> Any:
+        with precision("tf32"):
+            return call(*arguments)
+
+    return rounded
+
+
+def _torch_tf32(call: Callable[..., Any]) -> Callable[..., Any]:
+    def rounded(*arguments: Any) -> Any:
+        import torch
+
+        before, torch.backends.cuda.matmul.allow_tf32 = torch.backends.cuda.matmul.allow_tf32, True
+        try:
+            return call(*arguments)
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = before
+
+    return rounded
+
+
+def _with_torch(
+    work: Callable[[Sequence[str]], Work],
+    operation: str,
+    function: str,
+    timer: Timer,
+    peers: Sequence[str],
+    compiled: bool = False,
+) -> Work:
+    who = [OURS, *([TORCH] if TORCH in peers else [])]
+    return on_gpu(work(who), timer, _versions(operation, function), compiled and COMPILED in peers)
+
+
+def _conv2d(name: str, shape: shapes.Conv2d, gradient: bool, timer: Timer, peers: Sequence[str]) -> Work:
+    work = partial(kernels.conv2d_work, name, shape, gradient)
+    return _with_torch(work, "conv2d", "conv2d_forward", timer, peers)
+
+
+def _train_step(name: str, batch: int, timer: Timer, peers: Sequence[str]) -> Work:
+    who = [OURS, *([TORCH] if TORCH in peers else [])]
+    work = programs.train_step(name, batch, who, "cuda")
+    if COMPILED not in peers:
+        return work
+    program = programs.PROGRAMS[name]
+    compiled = replace(program, network=lambda lib: _compiled(program.network(lib)))
+    one = programs.contestant(library(TORCH, "cuda"), compiled, batch)
+    one.name, one.reset = COMPILED, None  # another network each turn would be compiled again
+    return replace(work, contestants=[*work.contestants, one])
+
+
+def _rows() -> Iterator[GpuRow]:
+    first, second = shapes.p5_convolutions(100)
+    general = shapes.Conv2d(16, 64, 32, 32, 64, 3, 3, 1, shapes.Pad(1, 1, 1, 1))
+    square = shapes.Gemm(4096, 4096, 4096)
+    pool, loss = shapes.p5_pools(100)[0], shapes.SoftmaxCrossEntropy
+    yield GpuRow("gemm_4096", partial(_gemm, "gemm_4096", square))
+    yield GpuRow("gemm_4096_tf32", partial(_gemm_tf32, "gemm_4096_tf32", square))
+    yield GpuRow("gemm_1024", partial(_gemm, "gemm_1024", shapes.Gemm(1024, 1024, 1024)))
+    yield GpuRow("gemm_100x980x10", partial(_gemm, "gemm_100x980x10", shapes.Gemm(100, 980, 10)))
+    for name, shape, gradient in (
+        ("conv2d_64x64_3x3_on_32", general, True),
+        ("conv2d_p5_layer2", second, True),
+        ("conv2d_p5_layer1", first, False),
+    ):
+        yield GpuRow(name, partial(_conv2d, name, shape, gradient))
+    work = partial(kernels.max_pool2d_work, "max_pool2d_p5_layer1", pool)
+    build = partial(_with_torch, work, "max_pool2d", "max_pool2d_forward")
+    yield GpuRow("max_pool2d_p5_layer1", build)
+    for N, C in ((256, 32000), (512, 10)):
+        name = f"softmax_cross_entropy_{N}x{C}"
+        of = partial(kernels.softmax_cross_entropy_work, name, loss(N, C))
+        function = "softmax_cross_entropy_forward"
+        yield GpuRow(name, partial(_with_torch, of, "softmax_cross_entropy", function, compiled=True))
+    for program, batch in (("p5", 100), ("p5", 512), ("p9", 100)):
+        name = f"train_step_{program}_batch{batch}"
+        yield GpuRow(name, partial(_train_step, program, batch), by_events=False)
+
+
+ROWS = {row.name: row for row in _rows()}
+
+
+def waiting_clock() -> int:
+    """Nanoseconds, when the GPU has finished its work."""
+    device_named("cuda").synchronize()
+    return time.perf_counter_ns()
+
+
+def measured(row: GpuRow, timer: Timer, peers: Sequence[str], say: Callable[[str], None]) -> Row:
+    """Measure ``row``; a contestant other than ours that is wrong or fails is named to ``say`` and left out.
+
+    Raises:
+        RawgradError: ours fails, or is wrong.
+    """
+    work = row.build(timer, peers)
+    reference = work.reference()
+    kept = []
+    for one in work.contestants:
+        try:
+            work.check(one.checked_result(), reference)
+            kept.append(one)
+        except (Exception, AssertionError) as error:
+            if one.name == OURS:
+                raise WrongResult(f"{work.name}: {one.name}: {error}") from error
+            say(f"{work.name}: without {one.name}: {type(error).__name__}: {str(error).splitlines()[0][:200]}")
+    # Checked already, each on its own; timing must not check again, which would take as long.
+    work = replace(work, contestants=kept, reference=lambda: None, check=lambda result, right: None)
+    if row.by_events:
+        return measure(work, rounds=_ROUNDS, min_round=_MIN_ROUND, settle=0.0)
+    return measure(work, rounds=_ROUNDS, min_round=_MIN_ROUND_BY_CLOCK, settle=0.0, clock=waiting_clock)

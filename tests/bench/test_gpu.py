@@ -1,0 +1,254 @@
+"""The GPU run without a GPU: its stages with stand-in commands, its rows and launches on the emulator."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from rawgrad.bench import gpu, gpu_rows, harness, kernels, programs, shapes, traffic
+from rawgrad.bench.gpu import Outcome, Stage
+from rawgrad.bench.harness import WrongResult
+from rawgrad.kernels._cuda import device as cuda_device
+from rawgrad.kernels._dispatch import BACKENDS, backend
+
+ROOT = Path(gpu.__file__).parents[1]
+
+
+@pytest.fixture
+def emulated() -> Iterator[None]:
+    if problem := BACKENDS["emulated"].problem():
+        pytest.skip(f"backend 'emulated' cannot run here: {problem}")
+    with backend("emulated"):
+        yield
+
+
+class HostTimer:
+    """In the place of CUDA events: the host's clock, and a note of what was asked."""
+
+    def __init__(self) -> None:
+        self.host_seconds: list[float] = []
+
+    def seconds(self, queue: Callable[[], None], host_seconds: float) -> float:
+        self.host_seconds.append(host_seconds)
+        start = time.perf_counter()
+        queue()
+        return time.perf_counter() - start
+
+
+def _python(code: str) -> list[str]:
+    return [sys.executable, "-c", code]
+
+
+@pytest.mark.parametrize(
+    ("code", "outcome", "note"),
+    [
+        ("print('one'); print('12 passed')", "passed", "12 passed"),
+        ("import sys; print('oh no'); sys.exit(3)", "failed", "exit code 3: oh no"),
+        ("raise SystemExit", "passed", ""),
+    ],
+)
+def test_a_stage_tells_by_its_exit_code_and_last_line(tmp_path: Path, code: str, outcome: str, note: str) -> None:
+    found = gpu.run(Stage("one", _python(code), 60), tmp_path, dict(os.environ))
+    assert (found.stage, found.outcome, found.note) == ("one", outcome, note)
+    assert (tmp_path / "one.log").exists()
+
+
+def test_a_stage_out_of_time_is_ended_with_its_children(tmp_path: Path) -> None:
+    code = (
+        "import subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(100)'])\n"
+        "print(child.pid, flush=True); time.sleep(100)\n"
+    )
+    found = gpu.run(Stage("slow", _python(code), 5), tmp_path, dict(os.environ))
+    assert found.outcome == "out of time" and 5 <= found.seconds < 60
+    child = Path(f"/proc/{found.note}")
+    for _ in range(100):  # it may stay a zombie until the system has cleaned up
+        if not child.exists() or "\nState:\tZ" in (child / "status").read_text():
+            return
+        time.sleep(0.05)
+    pytest.fail("the stage's child still runs")
+
+
+def test_all_stages_run_whatever_happens_and_the_table_comes_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = [
+        Stage("doctor", _python("print('fine')"), 60),
+        Stage("tests", _python("import sys; print('1 failed'); sys.exit(1)"), 60),
+        Stage("memcheck", ["none"], 60, "compute-sanitizer is not on the PATH"),
+        Stage("bench", _python("print('a table')"), 60),
+    ]
+    monkeypatch.setattr(gpu, "stages", lambda folder, share: made)
+    assert gpu.everything(tmp_path / "out", 1.0) == gpu.FAILED
+    last = capsys.readouterr().out.splitlines()[-5:]
+    assert [line.split()[:2] for line in last] == [
+        ["stage", "outcome"],
+        ["doctor", "passed"],
+        ["tests", "failed"],
+        ["memcheck", "skipped"],
+        ["bench", "passed"],
+    ]
+    kept = [Outcome(**one) for one in json.loads((tmp_path / "out" / "summary.json").read_text())]
+    assert [o.outcome for o in kept] == ["passed", "failed", "skipped", "passed"]
+    assert kept[2].note == "compute-sanitizer is not on the PATH"
+    made[1] = Stage("tests", _python("print('2 passed')"), 60)
+    assert gpu.everything(tmp_path / "out", 1.0) == gpu.OK
+
+
+def test_the_budgets_are_below_nine_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu.shutil, "which", lambda name: f"/somewhere/{name}")
+    found = gpu.stages(tmp_path)
+    assert sum(stage.seconds for stage in found) <= 9 * 60
+    assert [stage.name for stage in found] == "doctor load tests memcheck racecheck synccheck bench".split()
+    assert not any(stage.missing for stage in found)
+    monkeypatch.setattr(gpu.shutil, "which", lambda name: None)
+    assert [s.name for s in gpu.stages(tmp_path) if s.missing] == ["memcheck", "racecheck", "synccheck"]
+    assert sum(stage.seconds for stage in gpu.stages(tmp_path, 0.5)) == pytest.approx(
+        sum(stage.seconds for stage in found) / 2
+    )
+
+
+def test_without_a_gpu_it_says_so_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu, "problem", lambda: "CuPy is not installed")
+    for arguments in (["somewhere"], ["--only", "load"], ["--only", "launch"], ["--only", "bench", "somewhere"]):
+        assert gpu.main(arguments) == 2
+        assert capsys.readouterr().out == "no GPU: CuPy is not installed\n"
+    for arguments in ([], ["--only", "bench"]):
+        with pytest.raises(SystemExit):
+            gpu.main(arguments)
+        assert "name a folder" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(cuda_device.problem() is None, reason="there is a GPU here: the script would run for minutes")
+def test_the_script_finds_rawgrad_from_anywhere(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHON": sys.executable}
+    done = subprocess.run(
+        ["bash", str(ROOT / "tests/gpu.sh"), "out"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == gpu.NO_GPU and done.stdout.startswith("no GPU: ") and done.stdout.count("\n") == 1
+    assert done.stderr == "" and list(tmp_path.iterdir()) == []
+
+
+def test_every_version_is_launched_once(emulated: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = [case for case in traffic.cases() if case.function in ("activation_forward", "max_pool2d_forward")]
+    assert len(chosen) == 2
+    monkeypatch.setattr(traffic, "cases", lambda: chosen)
+    said: list[str] = []
+    assert gpu.launch(said.append, "emulated") == 0
+    count = sum(1 + len(gpu.table.versions_of(case.operation, case.function)) for case in chosen)
+    assert count > 3 and said == [f"{count} of {count} launches without an error"]
+
+    def broken(x: np.ndarray) -> np.ndarray:
+        raise gpu.RawgradError("no")
+
+    monkeypatch.setattr(traffic, "cases", lambda: [replace(chosen[0], call=broken), chosen[1]])
+    assert gpu.launch(said.append, "emulated") > 0
+    assert f"{chosen[0].function} default: no" in said
+
+
+def test_every_instance_is_loaded(emulated: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels_of_dropout = [kernel for kernel in gpu.table.shipped_kernels() if kernel.path.stem == "dropout"]
+    monkeypatch.setattr(gpu.table, "shipped_kernels", lambda: kernels_of_dropout)
+    said: list[str] = []
+    assert gpu.load(said.append, "emulated") == 0
+    count = sum(len(kernel.instances()) for kernel in kernels_of_dropout)
+    assert count > 1 and said == [f"{count} of {count} instances loaded for sm_80"]
+
+
+class TestRows:
+    """A row's work, put on the simulated GPU."""
+
+    @pytest.fixture
+    def row(self, monkeypatch: pytest.MonkeyPatch) -> gpu_rows.GpuRow:
+        monkeypatch.setattr(kernels, "sets_past_cache", lambda size: 2)
+        monkeypatch.setattr(gpu_rows, "_cache_of_gpu", lambda: 2000)
+        monkeypatch.setattr(gpu_rows, "_ROUNDS", 2)
+        monkeypatch.setattr(gpu_rows, "_MIN_ROUND", 1e-4)
+        shape = shapes.Gemm(17, 5, 9)
+        return gpu_rows.GpuRow("small", lambda timer, peers: gpu_rows._gemm("small", shape, timer, peers))
+
+    def test_ours_its_versions_and_cupy(self, emulated: None, row: gpu_rows.GpuRow) -> None:
+        timer, said = HostTimer(), list[str]()
+        found = gpu_rows.measured(row, timer, [gpu_rows.CUPY], said.append)
+        names = [entry.name for entry in found.entries]
+        assert names[0] == "rawgrad" and "cupy" in names and "rawgrad v1_plain" in names and len(names) >= 5
+        assert not any("tensor_core" in name for name in names) and said == []
+        assert {ratio.peer for ratio in found.ratios} == set(names[1:])
+        assert all(entry.seconds.median > 0 for entry in found.entries)
+        assert all(seconds > 0 for seconds in timer.host_seconds)
+
+    def test_inputs_are_past_the_cache(self, emulated: None, row: gpu_rows.GpuRow) -> None:
+        work = row.build(HostTimer(), [])
+        (ours, *_) = work.contestants
+        size = 4 * (17 * 5 + 5 * 9)
+        assert len(ours.inputs) * size >= 2 * 2000
+        assert len({id(a) for arguments in ours.inputs for a in arguments}) == 2 * len(ours.inputs)
+
+    def test_a_wrong_peer_is_named_and_left_out_but_not_ours(self, emulated: None, row: gpu_rows.GpuRow) -> None:
+        def spoiled(which: str) -> gpu_rows.GpuRow:
+            def build(timer: gpu_rows.Timer, peers: list[str]) -> harness.Work:
+                work = row.build(timer, peers)
+                (one,) = [c for c in work.contestants if c.name == which]
+                right = one.checked_result()
+                one.result = lambda: [right[0] + 1]
+                return work
+
+            return gpu_rows.GpuRow("small", build)  # type: ignore[arg-type]
+
+        said: list[str] = []
+        found = gpu_rows.measured(spoiled("rawgrad v1_plain"), HostTimer(), [], said.append)
+        assert "rawgrad v1_plain" not in [entry.name for entry in found.entries]
+        assert said[0].startswith("small: without rawgrad v1_plain: AssertionError: result[0]")
+        with pytest.raises(WrongResult, match="small: rawgrad: "):
+            gpu_rows.measured(spoiled("rawgrad"), HostTimer(), [], said.append)
+
+    def test_turns_queue_few_calls_at_once(self) -> None:
+        timer, calls = HostTimer(), list[int]()
+        one = gpu_rows.GpuContestant("x", calls.append, [(1,), (2,)], timer=timer)
+        one.turn(250, time.perf_counter_ns, 0.0)
+        assert len(timer.host_seconds) == 3 and len(calls) == 250 + 26
+        assert calls[:4] == [1, 2, 1, 2]
+
+    def test_a_training_step_is_right_on_the_device(self, emulated: None) -> None:
+        harness.validate(programs.train_step("p9", 2, ["rawgrad"], "cuda"))
+
+    def test_rows_have_the_names_of_their_works(self) -> None:
+        assert {"gemm_4096", "conv2d_p5_layer2", "train_step_p5_batch100"} <= set(gpu_rows.ROWS)
+        assert all(name == row.name for name, row in gpu_rows.ROWS.items())
+
+
+def test_the_stream_is_held_until_the_calls_are_queued(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for CuPy notes the order; the time is what its events say."""
+    happened: list[object] = []
+
+    class Event:
+        def record(self) -> None:
+            happened.append(("record", self))
+
+        def synchronize(self) -> None:
+            happened.append(("wait", self))
+
+    def raw_kernel(code: str, name: str) -> Callable[..., None]:
+        assert f"void {name}(long long" in code
+        return lambda grid, block, arguments: happened.append(arguments[0])
+
+    cuda = SimpleNamespace(Event=Event, get_elapsed_time=lambda start, end: 2.5)  # milliseconds
+    module = SimpleNamespace(cuda=cuda, RawKernel=raw_kernel)
+    monkeypatch.setattr(gpu_rows, "device_named", lambda name: SimpleNamespace(array_module=module))
+    timer = gpu_rows.EventTimer()
+    assert timer.seconds(lambda: happened.append("calls"), 0.01) == 0.0025
+    hold, start, calls, end, wait = happened
+    assert isinstance(hold, np.int64) and hold >= 15_000_000 and calls == "calls"
+    assert start == ("record", timer._events[0]) and end == ("record", timer._events[1]) and wait == ("wait", end[1])
