@@ -29,6 +29,7 @@ from .host_code import device_code, shared_names
 _HERE = Path(__file__).parent
 _RUNTIME_SOURCES = ("scheduler.cpp", "memory.cpp", "hooks.cpp")
 _RUNTIME_HEADERS = ("runtime.h", "state.h")
+_KERNEL_HEADERS = ("device.h", "intrinsics.h")
 _RUNTIME_FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared")
 _SANITIZERS = "thread,bounds-strict,alignment,integer-divide-by-zero,shift-exponent,float-cast-overflow"
 _FLAGS = (
@@ -137,7 +138,14 @@ def build(path: Path, expressions: Sequence[str]) -> Path:
     """Compile a unit into the cache, if it is not there; the library's path."""
     runtime = runtime_library()
     text = _translation_unit(path, expressions)
-    parts = (runtime.name, *_FLAGS, *_LINK_FLAGS, text, *_headers(path), (_HERE / "device.h").read_text())
+    parts = (
+        runtime.name,
+        *_FLAGS,
+        *_LINK_FLAGS,
+        text,
+        *_headers(path),
+        *((_HERE / name).read_text() for name in _KERNEL_HEADERS),
+    )
     target = cache_folder("emulator") / f"{path.stem}-{_digest(*parts)}.so"
     if target.exists():
         return target

@@ -156,11 +156,15 @@ UNWATCHED T update(T* place, F change) {
 }  // namespace rawgrad_emulator
 template <class T> struct RawgradSame { using type = T; };  // the second argument converts to the first's type
 template <class T> using RawgradValue = typename RawgradSame<T>::type;
-#define RAWGRAD_ATOMIC(name, expression)                                                    \
+#define RAWGRAD_ATOMIC_CALLED(name, expression)                                             \
   template <class T>                                                                        \
   __forceinline__ T name(T* place, RawgradValue<T> value) {                                 \
     return rawgrad_emulator::update(place, [=](T old) -> T { return expression; });         \
   }
+#define RAWGRAD_ATOMIC(name, expression)           \
+  RAWGRAD_ATOMIC_CALLED(name, expression)          \
+  RAWGRAD_ATOMIC_CALLED(name##_block, expression)  \
+  RAWGRAD_ATOMIC_CALLED(name##_system, expression)
 RAWGRAD_ATOMIC(atomicAdd, old + value)
 RAWGRAD_ATOMIC(atomicSub, old - value)
 RAWGRAD_ATOMIC(atomicExch, ((void)old, value))
@@ -172,6 +176,7 @@ RAWGRAD_ATOMIC(atomicXor, old ^ value)
 RAWGRAD_ATOMIC(atomicInc, old >= value ? T(0) : T(old + 1))
 RAWGRAD_ATOMIC(atomicDec, old == 0 || old > value ? value : T(old - 1))
 #undef RAWGRAD_ATOMIC
+#undef RAWGRAD_ATOMIC_CALLED
 template <class T>
 __forceinline__ T atomicCAS(T* place, RawgradValue<T> compare, RawgradValue<T> value) {
   return rawgrad_emulator::update(place, [=](T old) -> T { return old == compare ? value : old; });
@@ -229,6 +234,8 @@ inline long long __double_as_longlong(double x) { return rawgrad_emulator::same_
 inline double __longlong_as_double(long long x) { return rawgrad_emulator::same_bits<double>(x); }
 template <class T>
 __forceinline__ T __ldg(const T* place) { return *place; }
+
+#include "intrinsics.h"
 
 // ---- how a launch enters a kernel: its arguments lie in a buffer as the CUDA driver takes them
 

@@ -36,6 +36,8 @@ KINDS = (
 #: Not found by a launch but by comparing several: see orders.py.
 ORDER_KIND = "result that depends on the order of threads"
 
+#: Headers of the emulator: what is inlined from there is no place in a kernel.
+_OWN = ("/_emulator/device.h", "/_emulator/intrinsics.h")
 _DOES = ("reads", "writes", "updates atomically")
 _DID = ("read", "wrote", "updated atomically")
 _GLOBAL, _SHARED, _LOCAL, _NOWHERE = range(4)
@@ -291,6 +293,6 @@ def _frames(library: Path, offset: int) -> list[tuple[str, int]]:
     places = []
     for place in said:
         file, _, line = place.partition(" ")[0].rpartition(":")
-        if line.isdigit() and int(line) and not file.endswith("/_emulator/device.h") and Path(file).name != "entries":
+        if line.isdigit() and int(line) and not file.endswith(_OWN) and Path(file).name != "entries":
             places.append((file, int(line)))
     return places

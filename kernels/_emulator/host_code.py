@@ -43,7 +43,7 @@ def device_code(path: Path) -> str:
     bare = _without_words(text)
     items = list(_items(bare))
     cut: set[tuple[int, int]] = set()
-    names: set[str] = set()
+    uses: set[str] = set()  # of what was cut, as patterns
     while True:
         before = len(cut)
         for begin, end in items:
@@ -55,9 +55,9 @@ def device_code(path: Path) -> str:
                     line = bare.count("\n", 0, begin + item.index("<<<")) + 1
                     raise LaunchError(f"{path}:{line}: a kernel that launches another kernel cannot be emulated")
                 continue
-            if _RUNTIME.search(item) or any(name in names for name in re.findall(r"\b(\w+)\s*[(<{;]", item)):
+            if _RUNTIME.search(item) or any(re.search(use, item) for use in uses):
                 cut.add((begin, end))
-                names |= _defined(item)
+                uses |= _uses(item)
         if len(cut) == before:
             break
     for begin, end in cut:
@@ -119,10 +119,10 @@ def _items(bare: str) -> Iterator[tuple[int, int]]:
                 begin = match.end()
 
 
-def _defined(item: str) -> set[str]:
-    """The name of the function or class that ``item`` defines."""
+def _uses(item: str) -> set[str]:
+    """Patterns that find uses of the function or class that ``item`` defines."""
     head = item.partition("{")[0]
-    kind = re.search(r"\b(?:struct|class)\s+(\w+)", head)
+    if kind := re.search(r"\b(?:struct|class)\s+(\w+)", head):
+        return {rf"\b{kind[1]}\b"}
     function = re.search(r"(\w+)\s*\(", head)
-    found = {match[1] for match in (kind or function,) if match}
-    return found - {"if", "for", "while", "decltype", "sizeof"}
+    return {rf"\b{function[1]}\s*[(<]"} if function else set()

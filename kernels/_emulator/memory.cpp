@@ -548,6 +548,7 @@ void rawgrad_image(uintptr_t begin, uintptr_t end) {
   image_begin = begin;
   image_end = end;
   static_shared.clear();
+  buffers.clear();
 }
 void rawgrad_static_shared(uintptr_t begin, size_t bytes) { static_shared.push_back({begin, begin + bytes, UNUSED, 0}); }
 

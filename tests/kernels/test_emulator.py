@@ -26,6 +26,7 @@ from rawgrad.kernels._devices import Device, device_named
 from rawgrad.kernels._dispatch import BACKENDS
 from rawgrad.kernels._dispatch import backend as use_backend
 from rawgrad.kernels._emulator.findings import KINDS, ORDER_KIND, Finding
+from rawgrad.kernels._emulator.host_code import device_code, shared_names
 from rawgrad.kernels._emulator.orders import BACKWARD, FORWARD, SHUFFLED, compare_orders
 from rawgrad.kernels._emulator.runtime import EmulatedRuntime, record_launches
 from rawgrad.kernels._errors import LaunchError
@@ -885,3 +886,96 @@ def test_the_page_shows_each_kind_as_it_is_reported(one_order: Gpu) -> None:
     for kind in (*KINDS, ORDER_KIND):
         text = shown[kind[0].upper() + kind[1:]]
         assert text in reported[kind], f"the page shows\n{text}\nreported is\n" + "\n\n".join(reported[kind])
+
+
+# ---- functions of CUDA that no kernel of ours uses
+
+
+def test_intrinsic_functions(one_order: Gpu) -> None:
+    rng = np.random.default_rng(0)
+    a, b = (rng.integers(0, 2**32, 32, dtype=np.uint32) for _ in range(2))
+    y = one_order.empty((7, 32), np.uint32)
+    assert one_order.findings("intrinsics", "of_integers", 1, 32, one_order.array(a), one_order.array(b), y, 32) == ()
+    bits = [f"{v:032b}" for v in a]
+    wide = a.astype(np.uint64) * b
+    signed = a.view(np.int32).astype(np.int64) * b.view(np.int32)
+    expected = [
+        [int(t[::-1], 2) for t in bits],
+        [t.count("1") + 100 * t.index("1") + 10000 * (t[::-1].index("1") + 1) for t in bits],
+        wide >> 32,
+        (signed >> 32) % 2**32,
+        (b << 5) | (a >> 27),
+        (a >> 16 & 255) | (a >> 8 & 255) << 8 | (b >> 16 & 255) << 16 | (b >> 24) << 24,
+        ((a & 0xFFFFFF).astype(np.uint64) * (b & 0xFFFFFF)) % 2**32,
+    ]
+    np.testing.assert_array_equal(y.get(), np.array(expected, dtype=np.uint64).astype(np.uint32))
+
+    x = (rng.standard_normal(32) * 3).astype(np.float32)
+    y, z = one_order.empty((5, 32)), one_order.empty((2, 32), np.int32)
+    assert one_order.findings("intrinsics", "of_floats", 1, 32, one_order.array(x), y, z, 32) == ()
+    wide_x = x.astype(np.float64)
+    reals = [
+        np.sin(wide_x) + np.cos(wide_x), 1 / np.sqrt(abs(wide_x) + 1), np.sin(np.pi * wide_x), np.clip(wide_x, 0, 1),
+        wide_x + np.pi,
+    ]  # fmt: skip
+    np.testing.assert_allclose(y.get(), reals, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(z.get()[0], np.rint(x) + 100 * np.floor(x) + 10000 * np.ceil(x))
+    np.testing.assert_array_equal(z.get()[1], np.trunc(x))
+
+    whole = rng.integers(-1000, 1000, 32).astype(np.int32)
+    y = one_order.empty((5, 32), np.int32)
+    assert one_order.findings("intrinsics", "of_warps", 1, 32, one_order.array(whole), y, 32) == ()
+    rest = np.fmod(whole, 3)
+    same = [sum(1 << j for j in range(32) if rest[j] == r) for r in rest]
+    expected = [[whole.sum()] * 32, [whole.min()] * 32, np.array(same, np.uint32).view(np.int32), [1] * 32, whole]
+    np.testing.assert_array_equal(y.get(), expected)
+
+
+@pytest.mark.parametrize(
+    ("host", "kept"),
+    [
+        ("int main() { return 0; }", ""),
+        ("int main() {\n  k<<<1, 1>>>(y);\n}", "\n\n"),
+        ("void run(float* y) { k<<<1, 1>>>(y); }\nvoid again(float* y) { run(y); }", "\n"),
+        ("template <class T>\nvoid run(T* y) { k<<<1, 1>>>(y); }", "\n"),
+        ('extern "C" {\nvoid run(float* y) { cudaFree(y); }\n}', 'extern "C" {\n\n}'),
+        ("namespace a { namespace b {\nvoid run() { cudaDeviceSynchronize(); }\nconstexpr int N = 3;\n} }",
+         "namespace a { namespace b {\n\nconstexpr int N = 3;\n} }"),
+        ("struct Event { cudaEvent_t e; };\nEvent now() { return {}; }", "\n"),
+        ("struct Pair { int a, b; };", "struct Pair { int a, b; };"),
+        ("constexpr int blocks(int n) { return (n + 255) / 256; }",) * 2,
+        ("static void cpu(const float* x) { for (int i = 0; i < 3; ++i) { if (x[i] < 2) return; } }",) * 2,
+        ("// main() { <<<\n/* cudaMalloc( */ const char* text = \"main( <<<\";",) * 2,
+        ("#define CHECK(x) if ((x) != cudaSuccess) \\\n  exit(1)\n#include <vector>",) * 2,
+        ("#include <cuda_runtime.h>\n#include \"device_launch_parameters.h\"", "//\n//"),
+    ],
+)  # fmt: skip
+def test_host_code_is_cut_and_nothing_else(tmp_path: Path, host: str, kept: str) -> None:
+    kernel = "\n__global__ void k(float* y) { y[0] = 1; }\n"
+    path = tmp_path / "file.cu"
+    path.write_text(host + kernel + host)
+
+    def lines(
+        text: str,
+    ) -> list[str]:  # without what stays of a line that is cut: blanks, a semicolon, an include's end
+        return [" ".join(line.split()).rstrip(' ;>"') for line in text.split("\n")]
+
+    assert lines(device_code(path)) == lines(kept + kernel + kept)
+
+
+def test_dynamic_shared_memory_becomes_a_pointer(tmp_path: Path) -> None:
+    path = tmp_path / "file.cu"
+    for declared, pointer in (
+        ("extern __shared__ float s[];", "float (* const s) = reinterpret_cast<float (*)>"),
+        ("extern __shared__ __align__(sizeof(T) * (2)) unsigned char s[ ];", "unsigned char (* const s) = "),
+        ("extern volatile __shared__ int s[];", "int (* const s) = reinterpret_cast<int (*)>"),
+        ("extern __shared__ T rows[][33];", "T (* const rows)[33] = reinterpret_cast<T (*)[33]>"),
+        ("__shared__ extern alignas(16) double\n  s[];", "double (* const s) = "),
+    ):
+        path.write_text(f"__global__ void k() {{ {declared} }}\n")
+        code = device_code(path)
+        assert pointer in code
+        assert "rawgrad_emulator::dynamic_shared()" in code
+        assert code.count("\n") == path.read_text().count("\n")
+    declared = "__shared__ float a[3][TILE + 1], b; __shared__ Pair<int, f(2)> c[4]; // __shared__ int d;"
+    assert shared_names(declared) == {"a", "b", "c"}
