@@ -37,6 +37,9 @@ ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100")
 
 Grid = int | tuple[int, ...]
 _INTEGERS = (int, np.integer)
+_LISTS = (list, tuple)
+#: What CUDA takes: blocks of a grid, and threads of a block along x, y, z and in all.
+_GRID, _BLOCK, _MOST_THREADS = (2**31 - 1, 65535, 65535), (1024, 1024, 64), 1024
 
 #: C type -> (NumPy dtype, struct format)
 _TYPES: dict[str, tuple[np.dtype, str]] = {
@@ -255,6 +258,20 @@ class _Slot(NamedTuple):
     limits: tuple[float, float] = (0, 0)  # of a number
 
 
+class _Plan(NamedTuple):
+    """How all arguments are checked and packed; made once, so that a launch does little more than compare.
+
+    Places are positions among the arguments.
+    """
+
+    slots: list[_Slot]
+    pointers: list[tuple[int, str, bool, np.dtype]]  # place, name, constant, dtype
+    numbers: list[tuple[int, Any, float, float]]  # place, the type that it has nearly always, smallest, largest
+    structs: list[int]  # places, from the last to the first
+    code: str  # struct format, with _PACKED for each struct that comes packed
+    packing: struct.Struct | None  # of `code`, if each value is one argument
+
+
 class Instance:
     """One instance of a kernel: callable with ``(grid, block, *arguments)``.
 
@@ -268,8 +285,7 @@ class Instance:
         self.values = values
         arguments = ", ".join(map(_spelled, values))
         self.expression = f"{kernel.name}<{arguments}>" if values else kernel.name
-        self._slots: list[_Slot] | None = None
-        self._code = ""
+        self._plan: _Plan | None = None
         self._handles: dict[type, tuple[Runtime, Any]] = {}
 
     def __repr__(self) -> str:
@@ -278,7 +294,7 @@ class Instance:
     @property
     def slots(self) -> Sequence[_Slot]:
         """What each argument must be."""
-        return self._slots or self._understand()
+        return (self._plan or self._understand()).slots
 
     def __call__(self, grid: Grid, block: Grid, *arguments: Any, shared: int = 0) -> None:
         """Launch.
@@ -301,43 +317,43 @@ class Instance:
 
         None if the grid has no blocks: there is nothing to do.
         """
-        slots = self._slots or self._understand()
-        if len(arguments) != len(slots):
-            names = ", ".join(slot.parameter.name for slot in slots)
-            raise ArgumentError(f"{self.kernel.name} takes {len(slots)} arguments ({names}); got {len(arguments)}")
-        operands = self._operands(slots, arguments)
+        plan = self._plan or self._understand()
+        if len(arguments) != len(plan.slots):
+            names = ", ".join(slot.parameter.name for slot in plan.slots)
+            raise ArgumentError(f"{self.kernel.name} takes {len(plan.slots)} arguments ({names}); got {len(arguments)}")
+        operands = [
+            Operand(name, arguments[place], constant)
+            for place, name, constant, _ in plan.pointers
+            if arguments[place] is not None
+        ]
+        if plan.structs:
+            operands = self._with_packed(plan, arguments)
+        if not operands:
+            raise ArgumentError(f"{self.kernel.name}: no array given, so there is no device to run on")
         kind = type(operands[0].array)
-        runtime, handle = self._handles.get(kind) or self._load(kind, operands[0].array)
-        values = list[Any]()
-        code = self._code
-        for slot, argument in zip(slots, arguments, strict=True):
-            if slot.dtype is not None:
-                if argument is None:
-                    values.append(0)
-                elif type(argument) is kind and argument.dtype == slot.dtype and argument.flags.c_contiguous:
-                    values.append(runtime.address(argument))
-                else:
-                    self._refuse(slot, argument, kind)
-            elif slot.number is not None:
-                values.append(self._number(slot, argument))
-            elif slot.members:
-                values.extend(self._members(slot, argument))
-            elif isinstance(argument, Packed):
-                values.append(argument.data)
-                code = code.replace(_PACKED, f"0Q{len(argument.data)}s", 1)
+        runtime, handle = self._handles.get(kind) or self._load(kind, operands[0])
+
+        values: list[Any] = list(arguments)
+        for place, _, _, dtype in plan.pointers:
+            argument = arguments[place]
+            if argument is None:
+                values[place] = 0
+            elif type(argument) is kind and argument.dtype == dtype and argument.flags.c_contiguous:
+                values[place] = runtime.address(argument)
             else:
-                raise ArgumentError(
-                    f"{self.kernel.name}: {slot.parameter.name} is a {slot.parameter.type} and must come packed; "
-                    f"got {type(argument).__name__}"
-                )
-        buffer = _struct(code).pack(*values)
+                self._refuse(plan.slots[place], argument, kind)
+        for place, usual, smallest, largest in plan.numbers:
+            argument = values[place]
+            if type(argument) is not usual or not smallest <= argument <= largest:
+                values[place] = self._number(plan.slots[place], argument)
+        packing = plan.packing or self._spread(plan, values)
         blocks, threads = self._triple("grid", grid), self._triple("block", block)
         if 0 in blocks:
             return None
         self._check_sizes(blocks, threads, shared)
-        return runtime.bind(handle, blocks, threads, shared, buffer, operands)
+        return runtime.bind(handle, blocks, threads, shared, packing.pack(*values), operands)
 
-    def _understand(self) -> list[_Slot]:
+    def _understand(self) -> _Plan:
         source = self.kernel.source
         name = self.kernel.name
         if name not in source.signatures:
@@ -349,29 +365,43 @@ class Instance:
                 f"{tuple(self.kernel.templates)}"
             )
         bound = dict(zip(signature.templates, self.values, strict=True))
-        self._slots = [_slot(parameter, bound, source) for parameter in signature.parameters]
-        self._code = "@" + "".join(slot.code for slot in self._slots)
-        return self._slots
+        self._plan = _plan([_slot(parameter, bound, source) for parameter in signature.parameters])
+        return self._plan
 
-    def _operands(self, slots: list[_Slot], arguments: tuple[Any, ...]) -> list[Operand]:
-        """The arrays among the arguments, of which there must be one at least."""
+    def _with_packed(self, plan: _Plan, arguments: tuple[Any, ...]) -> list[Operand]:
+        """The arrays among the arguments, those of packed structs included, in the order of the parameters."""
         found: list[Operand] = []
-        for (parameter, dtype, *_), argument in zip(slots, arguments, strict=True):
-            if isinstance(argument, Packed) and dtype is None:
-                found += [Operand(f"{parameter.name}[{i}]", a, False) for i, a in enumerate(argument.arrays)]
-            elif dtype is not None and argument is not None:
-                if not is_array(argument):
-                    raise DtypeError(
-                        f"{self.kernel.name}: {parameter.name} must be an array; got {type(argument).__name__}"
-                    )
+        for slot, argument in zip(plan.slots, arguments, strict=True):
+            parameter = slot.parameter
+            if slot.dtype is not None and argument is not None:
                 found.append(Operand(parameter.name, argument, parameter.constant))
-        if not found:
-            raise ArgumentError(f"{self.kernel.name}: no array given, so there is no device to run on")
+            elif slot.dtype is None and isinstance(argument, Packed):
+                found += [Operand(f"{parameter.name}[{i}]", a, False) for i, a in enumerate(argument.arrays)]
         return found
 
-    def _load(self, kind: type, array: Any) -> tuple[Runtime, Any]:
+    def _spread(self, plan: _Plan, values: list[Any]) -> struct.Struct:
+        """Put in the place of each struct its members, or its bytes; gives the format of them all."""
+        code = plan.code
+        for place in plan.structs:  # from the last, so that the places before it stay
+            slot, argument = plan.slots[place], values[place]
+            if slot.members:
+                values[place : place + 1] = self._members(slot, argument)
+            elif isinstance(argument, Packed):
+                values[place] = argument.data
+                before, _, after = code.rpartition(_PACKED)
+                code = f"{before}0Q{len(argument.data)}s{after}"
+            else:
+                raise ArgumentError(
+                    f"{self.kernel.name}: {slot.parameter.name} is a {slot.parameter.type} and must come packed; "
+                    f"got {type(argument).__name__}"
+                )
+        return _struct(code)
+
+    def _load(self, kind: type, first: Operand) -> tuple[Runtime, Any]:
+        if not is_array(first.array):
+            raise DtypeError(f"{self.kernel.name}: {first.name} must be an array; got {kind.__name__}")
         try:
-            runtime = runtime_of(array)
+            runtime = runtime_of(first.array)
         except DeviceError as error:
             raise DeviceError(f"{self.kernel.name}: {error}") from None
         here, names = runtime.architecture(), self.kernel.architectures
@@ -415,7 +445,9 @@ class Instance:
     def _refuse(self, slot: _Slot, argument: Any, kind: type[Any]) -> NoReturn:
         where = f"{self.kernel.name}: {slot.parameter.name}"
         came = type(argument).__name__
-        if came != kind.__name__:
+        if not is_array(argument):
+            raise DtypeError(f"{where} must be an array; got {came}")
+        if type(argument) is not kind:
             raise DeviceError(f"{where} is a {came} where the other arrays are {kind.__name__}s")
         if argument.dtype != slot.dtype:
             raise DtypeError(f"{where} must be {slot.dtype}; got {argument.dtype}")
@@ -425,22 +457,30 @@ class Instance:
 
     def _triple(self, what: str, sizes: Grid) -> tuple[int, int, int]:
         """(x, y, z) of a grid or a block."""
-        given = sizes if isinstance(sizes, tuple | list) else (sizes,)
-        if not 1 <= len(given) <= 3 or not all(isinstance(size, _INTEGERS) for size in given):
-            raise LaunchError(f"{self.kernel.name}: {what} must be one to three integers; got {sizes!r}")
-        x, y, z = (*map(int, given), 1, 1)[:3]
-        return x, y, z
+        given = sizes if isinstance(sizes, _LISTS) else (sizes,)
+        if 1 <= len(given) <= 3:
+            x, y, z = (*given, 1, 1)[:3]
+            if type(x) is type(y) is type(z) is int:
+                return x, y, z
+            if isinstance(x, _INTEGERS) and isinstance(y, _INTEGERS) and isinstance(z, _INTEGERS):
+                return int(x), int(y), int(z)
+        raise LaunchError(f"{self.kernel.name}: {what} must be one to three integers; got {sizes!r}")
 
     def _check_sizes(self, grid: tuple[int, int, int], block: tuple[int, int, int], shared: int) -> None:
-        for what, sizes, limits in (("grid", grid, (2**31 - 1, 65535, 65535)), ("block", block, (1024, 1024, 64))):
-            (x, y, z), (xs, ys, zs) = sizes, limits
-            if not (0 < x <= xs and 0 < y <= ys and 0 < z <= zs):
+        (x, y, z), (i, j, k) = grid, block
+        if (
+            0 < x <= _GRID[0] and 0 < y <= _GRID[1] and 0 < z <= _GRID[2]
+            and 0 < i and 0 < j and 0 < k <= _BLOCK[2] and i * j * k <= _MOST_THREADS
+            and isinstance(shared, int) and shared >= 0
+        ):  # fmt: skip
+            return
+        for what, sizes, limits in (("grid", grid, _GRID), ("block", block, _BLOCK)):
+            if any(not 0 < size <= limit for size, limit in zip(sizes, limits, strict=True)):
                 wrong = f"exceeds {limits}" if min(sizes) > 0 else "must be positive"
                 raise LaunchError(f"{self.kernel.name}: {what} {sizes} {wrong}")
-        if math.prod(block) > 1024:
-            raise LaunchError(f"{self.kernel.name}: a block has at most 1024 threads; got {block}")
-        if not isinstance(shared, int) or shared < 0:
-            raise LaunchError(f"{self.kernel.name}: dynamic shared memory must be a number of bytes; got {shared!r}")
+        if i * j * k > _MOST_THREADS:
+            raise LaunchError(f"{self.kernel.name}: a block has at most {_MOST_THREADS} threads; got {block}")
+        raise LaunchError(f"{self.kernel.name}: dynamic shared memory must be a number of bytes; got {shared!r}")
 
 
 def _runs_on(architecture: str, here: int) -> bool:
@@ -464,6 +504,25 @@ def _slot(parameter: Parameter, bound: dict[str, Any], source: Source) -> _Slot:
         raise LaunchError(f"{source.path}: {parameter.name} points to {parameter.type!r}, which is no known type")
     members = source.structs.get(parameter.type, ())
     return _Slot(parameter, None, None, members, f"{len(members)}i" if members else _PACKED)
+
+
+def _plan(slots: list[_Slot]) -> _Plan:
+    pointers: list[tuple[int, str, bool, np.dtype]] = []
+    numbers: list[tuple[int, Any, float, float]] = []
+    structs: list[int] = []
+    for place, slot in enumerate(slots):
+        if slot.dtype is not None:
+            pointers.append((place, slot.parameter.name, slot.parameter.constant, slot.dtype))
+        elif slot.number is not None:
+            numbers.append((place, _USUAL[slot.number.kind], *slot.limits))
+        else:
+            structs.insert(0, place)
+    code = "@" + "".join(slot.code for slot in slots)
+    return _Plan(slots, pointers, numbers, structs, code, None if structs else _struct(code))
+
+
+#: The type of Python's numbers for each kind of dtype.
+_USUAL: dict[str, type] = {"f": float, "b": bool, "i": int, "u": int}
 
 
 def _limits(dtype: np.dtype) -> tuple[float, float]:
