@@ -354,9 +354,10 @@ def run(results: Path, jobs: int, only: str, limit: int | None) -> None:
             print(f"{number}/{len(waiting)} {entry['verdict']:24} {entry['seconds']:6} s  {entry['key']}", flush=True)
 
 
-def turn(mutant: Mutant) -> str:
-    """What the mutants are sorted by: the many indices last, in an order of chance, so that a part is a sample."""
-    return hashlib.sha256(mutant.key.encode()).hexdigest() if mutant.kind == "index off by one" else ""
+def turn(mutant: Mutant) -> tuple[int, str]:
+    """What the mutants are sorted by: the kinds by weight, and each in an order of chance, so that a part is a sample."""
+    kinds = ("barrier removed", "initialisation removed", "guard removed", "comparison off by one", "index off by one")
+    return kinds.index(mutant.kind), hashlib.sha256(mutant.key.encode()).hexdigest()
 
 
 def read(results: Path) -> list[dict]:
