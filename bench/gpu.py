@@ -32,6 +32,8 @@ from . import gpu_rows, machine, peers, results, traffic
 
 _ROOT = Path(__file__).parents[1]
 _ME = [sys.executable, "-m", "rawgrad.bench.gpu"]
+#: So many lines of the log of a stage that failed are printed.
+_SHOWN = 30
 #: Exit codes: nothing failed, something did, there is no GPU.
 OK, FAILED, NO_GPU = 0, 1, 2
 
@@ -74,14 +76,18 @@ def stages(folder: Path, share: float = 1.0) -> list[Stage]:
     without = None if sanitizer else "compute-sanitizer is not on the PATH; it comes with the CUDA toolkit"
     pytest_missing = None if importlib.util.find_spec("pytest") else "pytest is not installed"
     tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--require-gpu", "-m", "gpu"]
+    tests += ["-W", "default"]  # what another CuPy or NumPy warns of is no failure here
     tests += [str(_ROOT / "tests" / room) for room in ("kernels", "autograd")]
     found = [
-        Stage("doctor", [sys.executable, "-m", "rawgrad", "doctor"], 20),
+        Stage("doctor", [sys.executable, "-m", "rawgrad", "doctor"], 30),
         Stage("load", [*_ME, "--only", "load"], 60),
         Stage("tests", tests, 180, pytest_missing),
     ]
     for tool, seconds in (("memcheck", 45), ("racecheck", 45), ("synccheck", 30)):
-        command = [str(sanitizer), "--tool", tool, "--error-exitcode", "9", *_ME, "--only", "launch"]
+        command = [str(sanitizer), "--tool", tool, "--error-exitcode", "9"]
+        if tool == "memcheck":  # calls of libraries that look whether something is there, and it is not
+            command += ["--report-api-errors", "no"]
+        command += [*_ME, "--only", "launch"]
         found.append(Stage(tool, command, seconds, without))
     limit = 140 * share
     found.append(Stage("bench", [*_ME, "--only", "bench", "--seconds", f"{limit - 15:.0f}", str(folder)], 140))
@@ -89,7 +95,7 @@ def stages(folder: Path, share: float = 1.0) -> list[Stage]:
 
 
 def run(stage: Stage, folder: Path, environment: dict[str, str]) -> Outcome:
-    """Run a stage; what it prints goes to the terminal and to ``<folder>/<stage>.log``."""
+    """Run a stage; what it prints goes to ``<folder>/<stage>.log``."""
     if stage.missing:
         return Outcome(stage.name, "skipped", 0.0, stage.missing)
     start, log = time.monotonic(), folder / f"{stage.name}.log"
@@ -189,10 +195,13 @@ def bench(folder: Path, seconds: float, say: Callable[[str], None] = print) -> i
         if not torch.cuda.is_available():
             say("without torch: it was built without CUDA, or for another driver")
             who.remove(gpu_rows.TORCH)
-        elif importlib.util.find_spec("triton") is None:
-            say(f"without {gpu_rows.COMPILED}: triton is not installed")
         else:
-            who.append(gpu_rows.COMPILED)
+            # The peer at its best in float32: no rounding for tensor cores, the fastest algorithm tried out.
+            torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = False, True
+            if importlib.util.find_spec("triton") is None:
+                say(f"without {gpu_rows.COMPILED}: triton is not installed")
+            else:
+                who.append(gpu_rows.COMPILED)
     timer = gpu_rows.EventTimer()
     rows: list[results.Row] = []
     failed = 0
@@ -259,6 +268,9 @@ def everything(folder: Path, share: float) -> int:
         print(f"{stage.name} … ({stage.seconds:.0f} s at most)", flush=True)
         outcomes.append(run(stage, folder.resolve(), environment))
         print(_line(outcomes[-1]), flush=True)
+        if outcomes[-1].outcome in ("failed", "out of time"):
+            lines = (folder / f"{stage.name}.log").read_text(errors="replace").splitlines()[-_SHOWN:]
+            print("\n".join(f"  {line[:200]}" for line in lines), flush=True)
         (folder / "summary.json").write_text(json.dumps([asdict(o) for o in outcomes], indent=1) + "\n")
     for path in sorted(folder.glob("bench.log")):
         print(path.read_text(errors="replace"))

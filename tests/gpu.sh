@@ -6,5 +6,6 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 links=$(mktemp -d)
 trap 'rm -rf "$links"' EXIT
 ln -s "$root" "$links/rawgrad"
+unset RAWGRAD_BACKEND RAWGRAD_DEBUG
 export PYTHONPATH="$links${PYTHONPATH:+:$PYTHONPATH}"
 "${PYTHON:-python3}" -m rawgrad.bench.gpu "$@"

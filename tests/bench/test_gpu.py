@@ -19,6 +19,7 @@ from rawgrad.bench import gpu, gpu_rows, harness, kernels, programs, shapes, tra
 from rawgrad.bench.gpu import Outcome, Stage
 from rawgrad.bench.harness import WrongResult
 from rawgrad.kernels._cuda import device as cuda_device
+from rawgrad.kernels._cuda import nvrtc
 from rawgrad.kernels._dispatch import BACKENDS, backend
 
 ROOT = Path(gpu.__file__).parents[1]
@@ -90,7 +91,9 @@ def test_all_stages_run_whatever_happens_and_the_table_comes_last(
     ]
     monkeypatch.setattr(gpu, "stages", lambda folder, share: made)
     assert gpu.everything(tmp_path / "out", 1.0) == gpu.FAILED
-    last = capsys.readouterr().out.splitlines()[-5:]
+    said = capsys.readouterr().out
+    last = said.splitlines()[-5:]
+    assert "\n  1 failed\n" in said and "\na table\n" in said and "\n  fine\n" not in said
     assert [line.split()[:2] for line in last] == [
         ["stage", "outcome"],
         ["doctor", "passed"],
@@ -229,7 +232,7 @@ class TestRows:
         assert all(name == row.name for name, row in gpu_rows.ROWS.items())
 
 
-def test_the_stream_is_held_until_the_calls_are_queued(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_stream_is_held_until_the_calls_are_queued(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A stand-in for CuPy notes the order; the time is what its events say."""
     happened: list[object] = []
 
@@ -250,5 +253,8 @@ def test_the_stream_is_held_until_the_calls_are_queued(monkeypatch: pytest.Monke
     timer = gpu_rows.EventTimer()
     assert timer.seconds(lambda: happened.append("calls"), 0.01) == 0.0025
     hold, start, calls, end, wait = happened
+    if nvrtc.find() is not None:  # the waiting kernel itself
+        (tmp_path / "hold.cu").write_text(gpu_rows._HOLD)
+        assert nvrtc.required().compile(tmp_path / "hold.cu", ["hold"], "sm_90").names == {"hold": "hold"}
     assert isinstance(hold, np.int64) and hold >= 15_000_000 and calls == "calls"
     assert start == ("record", timer._events[0]) and end == ("record", timer._events[1]) and wait == ("wait", end[1])
