@@ -34,10 +34,13 @@ _RUNTIME_FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared")
 _SANITIZERS = "thread,bounds-strict,alignment,integer-divide-by-zero,shift-exponent,float-cast-overflow"
 _FLAGS = (
     *("-std=c++17", "-O1", "-g1", "-gdwarf-4", "-fPIC", "-w", "-DRAWGRAD_EMULATED", f"-fsanitize={_SANITIZERS}"),
-    "--param=tsan-instrument-func-entry-exit=0",
-    "-ftrivial-auto-var-init=pattern",  # a variable that nothing set holds the same nonsense every time
     "-fstack-clash-protection",  # a stack that overflows meets its guard page
 )
+#: What GCC has only from this version on, and what can be done without.
+_NEWER_FLAGS = {
+    "--param=tsan-instrument-func-entry-exit=0": 11,  # saves calls that mean nothing here
+    "-ftrivial-auto-var-init=pattern": 12,  # a variable that nothing set holds the same nonsense every time
+}
 #: Without -fsanitize: the sanitizers' own runtimes stay out.  What is missing is an error now, not at loading.
 _LINK_FLAGS = ("-shared", "-Wl,-z,defs", *(f"-Wl,--wrap={f}" for f in ("memcpy", "memmove", "memset", "__assert_fail")))
 _INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*"([^"]+)"', re.MULTILINE)
@@ -69,6 +72,14 @@ def problem() -> str | None:
 @cache
 def _compiler_version() -> str:
     return subprocess.run([str(compiler()), "--version"], capture_output=True, text=True, check=True).stdout
+
+
+@cache
+def _flags() -> tuple[str, ...]:
+    """How kernels are compiled."""
+    version = re.search(r"\) (\d+)\.\d+", _compiler_version())
+    major = int(version[1]) if version else 0
+    return (*_FLAGS, *(flag for flag, since in _NEWER_FLAGS.items() if major >= since))
 
 
 def _digest(*parts: str) -> str:
@@ -140,7 +151,7 @@ def build(path: Path, expressions: Sequence[str]) -> Path:
     text = _translation_unit(path, expressions)
     parts = (
         runtime.name,
-        *_FLAGS,
+        *_flags(),
         *_LINK_FLAGS,
         text,
         *_headers(path),
@@ -152,7 +163,7 @@ def build(path: Path, expressions: Sequence[str]) -> Path:
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         source, compiled, made = (Path(folder) / f"{path.stem}{suffix}" for suffix in (".cpp", ".o", ".so"))
         source.write_text(text)
-        command = [str(compiler()), *_FLAGS, "-I", str(_HERE), "-I", str(HEADERS), "-I", str(path.parent.resolve())]
+        command = [str(compiler()), *_flags(), "-I", str(_HERE), "-I", str(HEADERS), "-I", str(path.parent.resolve())]
         _run([*command, "-c", str(source), "-o", str(compiled)], str(path))
         link = [str(compiler()), *_LINK_FLAGS, "-o", str(made), str(compiled), str(runtime)]
         _run([*link, f"-Wl,-rpath,{runtime.parent}"], str(path))

@@ -25,6 +25,7 @@ from rawgrad.kernels import _launch
 from rawgrad.kernels._devices import Device, device_named
 from rawgrad.kernels._dispatch import BACKENDS
 from rawgrad.kernels._dispatch import backend as use_backend
+from rawgrad.kernels._emulator import build
 from rawgrad.kernels._emulator.findings import KINDS, ORDER_KIND, Finding
 from rawgrad.kernels._emulator.host_code import device_code, shared_names
 from rawgrad.kernels._emulator.orders import BACKWARD, FORWARD, SHUFFLED, compare_orders
@@ -712,6 +713,24 @@ def test_a_source_that_does_not_compile_is_shown_with_its_line(one_order: Gpu, t
         Kernel(path, "calls")[()](1, 1, one_order.empty(1))
     for name in ("wrong", "calls"):
         _launch.KERNELS.pop((path.with_name("wrong.cu" if name == "wrong" else "foreign.cu"), name))
+
+
+def test_flags_that_an_older_compiler_lacks_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    for said, newest in (
+        ("g++ (Ubuntu 11.4.0-1ubuntu1~22.04) 11.4.0", False),
+        ("g++-12 (Debian 12.2.0-14+deb12u1) 12.2.0", True),
+        ("g++ (GCC) 15.1.1 20250425 (Red Hat 15.1.1-1)", True),
+        ("c++ (GCC) 9.3.0", False),
+    ):
+        monkeypatch.setattr(build, "_compiler_version", lambda said=said: f"{said}\nCopyright Free Software Foundation")
+        flags = build._flags.__wrapped__()
+        assert ("-ftrivial-auto-var-init=pattern" in flags) == newest, said
+        assert "-O1" in flags
+
+
+def test_a_grid_that_is_too_large_is_refused(one_order: Gpu) -> None:
+    with pytest.raises(LaunchError, match="the emulator runs at most 2147483647 blocks; got a grid of"):
+        planted("races", "all_atomic")((2**31 - 1, 2, 1), 1, one_order.array([0], np.int32))
 
 
 def test_a_changed_header_compiles_anew(one_order: Gpu, tmp_path: Path) -> None:
