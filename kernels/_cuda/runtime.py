@@ -15,6 +15,7 @@ import os
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from .._errors import DeviceError, LaunchError
@@ -33,7 +34,15 @@ _MAX_DYNAMIC_SHARED = 8
 #: More dynamic shared memory than this must be asked for, once per function.
 _SHARED_WITHOUT_ASKING = 48 * 1024
 #: CU_LAUNCH_PARAM_BUFFER_POINTER, its value, CU_LAUNCH_PARAM_BUFFER_SIZE, where its value stands, END; the size.
-_EXTRA = struct.Struct("PPPPPN")
+_EXTRA = "PPPPPN"
+_SIZE_AT, _ARGUMENTS_AT = 5 * struct.calcsize("P"), struct.calcsize(_EXTRA)
+
+
+@cache
+def _buffer_of(size: int) -> tuple[Callable[[], Any], struct.Struct]:
+    """For ``size`` bytes of arguments: what makes a buffer for all of the above, and its format."""
+    whole = struct.Struct(f"{_EXTRA}{size}s")
+    return ctypes.c_char * whole.size, whole
 
 
 @dataclass
@@ -119,10 +128,10 @@ class CudaRuntime:
 
         # One buffer: what cuLaunchKernel reads as `extra`, then the size, then the arguments.
         size = len(arguments)
-        buffer = ctypes.create_string_buffer(_EXTRA.size + size)
+        make, whole = _buffer_of(size)
+        buffer = make()
         base = ctypes.addressof(buffer)
-        _EXTRA.pack_into(buffer, 0, 1, base + _EXTRA.size, 2, base + 5 * ctypes.sizeof(ctypes.c_void_p), 0, size)
-        ctypes.memmove(base + _EXTRA.size, arguments, size)
+        whole.pack_into(buffer, 0, 1, base + _ARGUMENTS_AT, 2, base + _SIZE_AT, 0, size, arguments)
         dimensions = (function.pointer, *grid, *block, shared)
         start, refused, current_stream = self._driver.launchKernel, self._driver.CUDADriverError, self._current_stream
         wait = self._cupy.cuda.runtime.streamSynchronize if self._wait else None
