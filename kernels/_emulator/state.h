@@ -112,6 +112,10 @@ Party party_now(Access access, const void* caller);
 Finding& report(FindingKind kind, const void* caller);  // a new finding by the current thread, to be completed
 std::vector<Finding>& all_findings();
 
+// The current thread waits for all lanes of `mask` to come to the same operation at the same place.
+void wait_in_warp(unsigned mask, const char* operation, Place place, const void* caller);
+void check_copies_finished();  // at the current thread's end
+
 // ---- the checks of memory.cpp
 
 void memory_begin_launch(unsigned dynamic_bytes, bool serials_start_again);

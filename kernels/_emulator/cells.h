@@ -1,0 +1,122 @@
+// What a piece of memory remembers, and which accesses are ordered.
+//
+// A cell remembers who wrote it last and who has read it since.  Two accesses of which one writes are a race
+// unless they are ordered:
+//
+//   by a barrier of the block        - their barrier epochs differ;
+//   by __syncwarp between two lanes  - the later lane's vector clock has seen the earlier access;
+//   both are atomic.
+//
+// Nothing orders two blocks of a grid.  Method: Flanagan and Freund, "FastTrack", 2009, with barriers in
+// the place of most of its clocks.
+#pragma once
+#include <algorithm>
+
+#include "state.h"
+
+namespace rawgrad_emulator {
+
+constexpr uint32_t NOBODY = 0;
+
+struct Writer {
+  uint32_t block;  // serial number; NOBODY if nothing was written in this launch
+  uint32_t epoch, clock, code;
+  uint16_t thread;
+  bool atomic;
+};
+// Those who have read since the last barrier.  Lanes are kept apart, but not their times: a lane counts as
+// having read at the time of the last reader.  That is exact unless lanes that synchronise in different groups
+// read the same place.
+struct Readers {
+  uint32_t block;  // of the last one; NOBODY if nobody has read
+  uint32_t epoch, clock, lanes, code;
+  uint32_t other_code;
+  uint16_t thread, other;  // the last one, and the last one of another warp
+  bool many_blocks, many_warps, atomic;
+};
+struct Cell {
+  Writer writer;
+  Readers readers;
+};
+
+extern uintptr_t image_begin, image_end;  // the kernels' own code, constants and static variables
+
+inline uint32_t code_of(const void* caller) { return reinterpret_cast<uintptr_t>(caller) - image_begin; }
+
+inline Party party_of(uint32_t block, int thread, Access access, uint32_t code) {
+  const Index b = block_of_serial(block), t = thread_of_id(thread);
+  const void* caller = reinterpret_cast<const void*>(image_begin + code);
+  return {{b.x, b.y, b.z}, {t.x, t.y, t.z}, access, 0, nullptr, caller};
+}
+
+// Whether what lane `lane` of the current warp did at its time `clock` was before now.
+inline bool seen(int lane, uint32_t clock) { return lane == current->lane || current->clock[lane] >= clock; }
+
+inline bool after_writer(const Writer& w, Access access) {
+  if (w.block == NOBODY || (w.atomic && access == ATOMIC)) return true;
+  if (w.block != block_serial) return false;
+  if (w.epoch != barrier_epoch) return true;
+  return w.thread / WARP_SIZE == current->warp && seen(w.thread % WARP_SIZE, w.clock);
+}
+
+// Whether all readers came before this access or do not mind it; if not, one who minds.  An atomic access counts
+// as a reader, so among those who mind a plain read there are all earlier atomic ones, not the last alone.
+inline bool after_readers(const Readers& r, Access access, Party& who, int& known) {
+  if (r.block == NOBODY || (access == ATOMIC && r.atomic) || (access == READ && !r.atomic)) return true;
+  int thread = -1;
+  uint32_t code = r.code;
+  known = 1;
+  if (r.block != block_serial) {
+    thread = r.thread;
+  } else if (r.many_blocks) {  // some are of other blocks, the last one is not
+    thread = r.thread;
+    known = 2;
+  } else if (r.epoch != barrier_epoch) {
+    return true;
+  } else if (r.thread / WARP_SIZE != current->warp) {
+    thread = r.thread;
+  } else if (r.many_warps) {
+    thread = r.other;
+    code = r.other_code;
+  } else {
+    for (int l = 0; l < WARP_SIZE; ++l)
+      if (r.lanes >> l & 1 && !seen(l, r.clock)) thread = current->warp * WARP_SIZE + l;
+    if (thread < 0) return true;
+  }
+  who = party_of(r.block, thread, r.atomic ? ATOMIC : READ, code);
+  return false;
+}
+
+inline void remember(Cell& cell, Access access, const void* caller) {
+  const uint32_t clock = current->clock[current->lane];
+  if (access != READ) {
+    Writer& w = cell.writer;
+    w.block = block_serial;
+    w.thread = current->id;
+    w.atomic = access == ATOMIC;
+    w.epoch = barrier_epoch;
+    w.clock = clock;
+    w.code = code_of(caller);
+  }
+  if (access == WRITE) return;
+  Readers& r = cell.readers;
+  if (r.block == NOBODY || (r.block == block_serial && !r.many_blocks && r.epoch != barrier_epoch)) {
+    r = Readers();  // none, or a barrier has passed since
+    r.atomic = true;
+  } else if (r.block != block_serial) {
+    r.many_blocks = true;
+  } else if (r.thread / WARP_SIZE != current->warp) {
+    r.many_warps = true;
+    r.other = r.thread;
+    r.other_code = r.code;
+  }
+  r.block = block_serial;
+  r.epoch = barrier_epoch;
+  r.thread = current->id;
+  r.atomic = r.atomic && access == ATOMIC;
+  r.lanes |= 1u << current->lane;
+  r.clock = std::max(r.clock, clock);
+  r.code = code_of(caller);
+}
+
+}  // namespace rawgrad_emulator
