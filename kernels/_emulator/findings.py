@@ -210,10 +210,13 @@ def describe(raw: RawFinding, symbols: Symbols) -> Finding:
     elif kind == "local variables that overflow the stack":
         lines.append(f"{first.who} needs more than the {raw.limit:,} bytes that the emulator has, at {first.where}")
     elif kind == "thread that does not end":
-        lines.append(
-            f"{first.who} has made {raw.limit:,} accesses without a barrier or a warp operation, at {first.where}"
-        )
-        lines.append("does it wait for another thread in a loop?  Threads run one after the other here")
+        if raw.limit:
+            lines.append(
+                f"{first.who} has made {raw.limit:,} accesses without a barrier or a warp operation, at {first.where}"
+            )
+            lines.append("does it wait for another thread in a loop?  Threads run one after the other here")
+        else:
+            lines.append(f"{first.who} computes for seconds without any access, at {first.where}")
     elif raw.space == _NOWHERE and raw.address == 0 and kind != "access outside every buffer":
         lines.append(f"{first.who} at {first.where}")
     else:

@@ -14,6 +14,7 @@
 namespace rawgrad_emulator {
 
 uintptr_t image_begin, image_end;
+const void* last_access;
 
 alignas(1024) unsigned char arena[ARENA_BYTES];
 
@@ -57,8 +58,6 @@ struct Buffer {
 std::vector<Buffer> buffers;  // in order of address
 std::vector<std::unique_ptr<Page>> free_pages;
 
-
-const void* last_access;  // the instruction
 
 uint64_t traffic[8];
 enum Traffic { GLOBAL_READ, GLOBAL_WRITTEN, SHARED_READ, SHARED_WRITTEN, ATOMICS, DISTINCT_READ, DISTINCT_WRITTEN };
@@ -329,9 +328,9 @@ void access_memory(const void* place, size_t bytes, Access access, const void* c
   abandon();
 }
 
-const void* in_kernel(const void* code) {
-  const uintptr_t address = reinterpret_cast<uintptr_t>(code);
-  return address >= image_begin && address < image_end ? code : last_access;
+bool is_kernel_code(const void* place) {
+  const uintptr_t address = reinterpret_cast<uintptr_t>(place);
+  return address >= image_begin && address < image_end;
 }
 
 void misaligned(const void* place, size_t bytes, size_t alignment, Access access, const void* caller) {

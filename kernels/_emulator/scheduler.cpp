@@ -15,7 +15,9 @@
 #include <numeric>
 #include <random>
 
+#include <pthread.h>
 #include <sys/mman.h>
+#include <sys/time.h>
 #include <ucontext.h>
 
 #include "state.h"
@@ -317,12 +319,28 @@ void trap(Place place) {
   abandon();
 }
 
-// ---- signals: a stack that is full, and the user's interrupt
+// ---- signals: a stack that is full, the user's interrupt, a loop that touches nothing
 
 namespace {
 
-struct sigaction fault_before, interrupt_before;
+constexpr int STUCK_SECONDS = 3;  // of computing without an access, before a thread counts as endless
+struct sigaction fault_before, interrupt_before, clock_before;
 alignas(16) unsigned char signal_stack[32 << 10];
+pthread_t launcher;
+uint64_t steps_at_tick;
+const Thread* thread_at_tick;
+int ticks_stuck;
+
+const void* instruction_of(void* context) {
+  const mcontext_t& machine = static_cast<ucontext_t*>(context)->uc_mcontext;
+#if defined(__x86_64__)
+  return reinterpret_cast<const char*>(machine.gregs[REG_RIP]) + 1;
+#elif defined(__aarch64__)
+  return reinterpret_cast<const char*>(machine.pc) + 1;
+#else
+  return nullptr;
+#endif
+}
 
 void on_fault(int, siginfo_t* info, void* context) {
   const int owner = current ? owner_of_stack(info->si_addr) : -1;
@@ -331,49 +349,70 @@ void on_fault(int, siginfo_t* info, void* context) {
     sigaction(SIGSEGV, &fault_before, nullptr);
     return;
   }
-  const void* place = nullptr;
-  const mcontext_t& machine = static_cast<ucontext_t*>(context)->uc_mcontext;
-#if defined(__x86_64__)
-  place = reinterpret_cast<const char*>(machine.gregs[REG_RIP]) + 1;
-#elif defined(__aarch64__)
-  place = reinterpret_cast<const char*>(machine.pc) + 1;
-#endif
-  report(STACK, in_kernel(place)).limit = STACK_BYTES - GUARD_BYTES;
+  const void* place = instruction_of(context);
+  report(STACK, is_kernel_code(place) ? place : last_access).limit = STACK_BYTES - GUARD_BYTES;
   abandon();
 }
 
-void on_interrupt(int number) {
+// Code of the kernel itself can be left at any moment, the runtime's own cannot.
+void on_interrupt(int number, siginfo_t*, void* context) {
   interrupted = 1;
   steps_allowed = 0;
   if (interrupt_before.sa_handler != SIG_DFL && interrupt_before.sa_handler != SIG_IGN)
     interrupt_before.sa_handler(number);
+  if (pthread_self() == launcher && current && is_kernel_code(instruction_of(context))) abandon();
+}
+
+// After each second of computing: has anything happened?
+void on_tick(int number, siginfo_t*, void* context) {
+  if (pthread_self() != launcher) {
+    pthread_kill(launcher, number);
+    return;
+  }
+  const bool moved = current == nullptr || current != thread_at_tick || steps != steps_at_tick;
+  ticks_stuck = moved ? 0 : ticks_stuck + 1;
+  thread_at_tick = current;
+  steps_at_tick = steps;
+  const void* place = instruction_of(context);
+  if (ticks_stuck < STUCK_SECONDS || !is_kernel_code(place)) return;
+  report(ENDLESS, place);
+  abandon();
 }
 
 // Ours while a launch is under way, the process's own before and after.
 class Signals {
  public:
   Signals() {
+    launcher = pthread_self();
+    interrupted = 0;
+    ticks_stuck = 0;
     stack_t own = {};
     own.ss_sp = signal_stack;
     own.ss_size = sizeof signal_stack;
     sigaltstack(&own, &stack_before_);
-    struct sigaction fault = {}, interrupt = {};
-    fault.sa_sigaction = on_fault;
-    fault.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
-    sigaction(SIGSEGV, &fault, &fault_before);
-    interrupt.sa_handler = on_interrupt;
-    interrupt.sa_flags = SA_ONSTACK;
-    sigaction(SIGINT, &interrupt, &interrupt_before);
-    interrupted = 0;
+    handle(SIGSEGV, on_fault, &fault_before);
+    handle(SIGINT, on_interrupt, &interrupt_before);
+    handle(SIGVTALRM, on_tick, &clock_before);
+    const itimerval seconds = {{1, 0}, {1, 0}};
+    setitimer(ITIMER_VIRTUAL, &seconds, &timer_before_);
   }
   ~Signals() {
+    setitimer(ITIMER_VIRTUAL, &timer_before_, nullptr);
+    sigaction(SIGVTALRM, &clock_before, nullptr);
     sigaction(SIGSEGV, &fault_before, nullptr);
     sigaction(SIGINT, &interrupt_before, nullptr);
     sigaltstack(&stack_before_, nullptr);
   }
 
  private:
+  static void handle(int signal, void (*handler)(int, siginfo_t*, void*), struct sigaction* before) {
+    struct sigaction action = {};
+    action.sa_sigaction = handler;
+    action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER | SA_RESTART;  // a handler may be left by longjmp
+    sigaction(signal, &action, before);
+  }
   stack_t stack_before_;
+  itimerval timer_before_;
 };
 
 // Room for the stacks of `count` threads.

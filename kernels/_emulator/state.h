@@ -127,7 +127,8 @@ void check_in_shared(const void* place, size_t bytes, Access access, const void*
 void misaligned(const void* place, size_t bytes, size_t alignment, Access access, const void* caller);
 void begin_async(const AsyncCopy& copy);    // the destination is in flight
 void deliver_async(const AsyncCopy& copy);  // and there
-const void* in_kernel(const void* code);  // `code`, or if that is none of the kernel's its last access
+bool is_kernel_code(const void* place);  // and not the runtime's own
+extern const void* last_access;          // the instruction that made it
 extern unsigned char arena[ARENA_BYTES];
 
 }  // namespace rawgrad_emulator

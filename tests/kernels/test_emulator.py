@@ -527,6 +527,17 @@ def test_a_thread_that_waits_in_a_loop(gpu: Gpu) -> None:
     assert y.get().tolist() == [1] * 32
 
 
+def test_a_loop_that_touches_nothing(one_order: Gpu) -> None:
+    before = signal.getsignal(signal.SIGVTALRM), signal.getitimer(signal.ITIMER_VIRTUAL)
+    y = one_order.empty(32, np.int32)
+    (finding,) = one_order.findings("memory", "turns_in_circles", 1, 32, y, 0)
+    assert (finding.kind, finding.places) == (KINDS[16], (line("memory", "CIRCLE"),))
+    assert "computes for seconds without any access" in finding.text
+    assert one_order.findings("memory", "turns_in_circles", 1, 32, y, 1) == ()
+    assert y.get().tolist() == [1000] * 32
+    assert (signal.getsignal(signal.SIGVTALRM), signal.getitimer(signal.ITIMER_VIRTUAL)) == before
+
+
 def test_counting_barriers(gpu: Gpu) -> None:
     y = gpu.empty((51, 3), np.int32)
     assert gpu.findings("meetings", "counted", 1, 51, y) == ()
@@ -774,7 +785,9 @@ def test_the_stack_is_whole_again_after_an_overflow(one_order: Gpu) -> None:
         assert one_order.findings("memory", "recursive", 1, 32, y, 1) == ()
 
 
-def test_an_interrupt_ends_a_launch(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["waits_for_another", "turns_in_circles"])
+def test_an_interrupt_ends_a_launch(name: str) -> None:
+    arguments = "flag, y" if name == "waits_for_another" else "y"
     program = f"""
 import sys
 sys.path[:0] = {sys.path!r}
@@ -785,11 +798,11 @@ from rawgrad.kernels._launch import Kernel, runtime_of
 with backend("emulated"):
     module = device_named("cuda").array_module
     flag, y = module.zeros(2, "int32"), module.zeros(32, "int32")
-    kernel = Kernel(Path({str(PLANTED / "memory.cu")!r}), "waits_for_another")[()]
-    kernel(1, 32, flag, y, 1)
+    kernel = Kernel(Path({str(PLANTED / "memory.cu")!r}), {name!r})
+    kernel(1, 32, {arguments}, 1)
     runtime_of(y).patience = 2**60
     print("ready", flush=True)
-    kernel(1, 32, flag, y, 0)
+    kernel(1, 32, {arguments}, 0)
 """
     process = subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -143,6 +143,12 @@ __global__ void waits_for_another(volatile int* flag, int* y, int mended) {
   y[threadIdx.x] = flag[0];
 }
 
+__global__ void turns_in_circles(int* y, int mended) {
+  int i = threadIdx.x;
+  while (i != 1000) i = mended ? 1000 : (i + 1) & 127;  // CIRCLE
+  y[threadIdx.x] = i;
+}
+
 // Dynamic shared memory: 4 bytes for each thread.
 extern __shared__ __align__(16) unsigned char anything[];
 __global__ void dynamic(int* y) {
