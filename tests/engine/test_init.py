@@ -64,6 +64,7 @@ def test_default_initialisations(layer, bound):
 def test_defaults_have_torchs_moments():
     torch = pytest.importorskip("torch")
     torch.manual_seed(0)
+    rg.manual_seed(0)  # the tolerances are for draws that do not change
     for make in (
         lambda lib: lib.Linear(300, 500),
         lambda lib: lib.Conv2d(20, 60, 5),
@@ -74,7 +75,8 @@ def test_defaults_have_torchs_moments():
             assert a.shape == b.shape
             tolerance = 6 * b.std() / math.sqrt(b.size)
             assert abs(a.std() - b.std()) < tolerance and abs(a.mean() - b.mean()) < 2 * tolerance
-            assert np.abs(a).max() == pytest.approx(np.abs(b).max(), rel=0.02 if b.std() < 0.9 else 0.2)
+            # The largest of n uniform numbers misses the bound by a share of 10/n once in 20,000 draws.
+            assert np.abs(a).max() == pytest.approx(np.abs(b).max(), rel=10 / b.size if b.std() < 0.9 else 0.2)
 
 
 def test_constants():
