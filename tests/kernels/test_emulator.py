@@ -789,7 +789,8 @@ def test_the_stack_is_whole_again_after_an_overflow(one_order: Gpu) -> None:
 def test_an_interrupt_ends_a_launch(name: str) -> None:
     arguments = "flag, y" if name == "waits_for_another" else "y"
     program = f"""
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background starts with Ctrl-C ignored
 sys.path[:0] = {sys.path!r}
 from pathlib import Path
 from rawgrad.kernels._dispatch import backend
