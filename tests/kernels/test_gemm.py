@@ -206,6 +206,7 @@ def test_tensor_cores_refuse_float64(backend):
 def test_nan_and_infinity_reach_the_tensor_cores(backend):
     skip_unless_there(backend.name, "gemm", "gemm", "v4_tensor_core_tf32")
     a = np.array([[1, 2], [np.nan, 1], [np.inf, 1], [-np.inf, 1], [1e30, 1]], np.float32)
+    a.view(np.uint32)[1, 0] = 0x7F800001  # a NaN that rounding, taken for a number's, would make infinite
     b = np.ones((2, 3), np.float32)
     for name in ("tf32", "bf16", "fp16"):
         y = backend.get(gemm(backend.put(a), backend.put(b), version=f"v4_tensor_core_{name}"))
