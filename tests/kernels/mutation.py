@@ -8,11 +8,12 @@ there are marked.
 
 Run it as a program, from the root of a checkout::
 
-    python tests/kernels/mutation.py run results.jsonl [--jobs 2] [--only conv2d.cu] [--limit N]
-    python tests/kernels/mutation.py report results.jsonl docs/mutation-table.md
+    python tests/kernels/mutation.py run [--jobs 2] [--only conv2d.cu] [--limit N]
+    python tests/kernels/mutation.py report
 
-``run`` goes on where an earlier one stopped.  Each mutant runs in a forked child of one warm process,
-with the mutated source in the place of the real one.
+``run`` adds to ``mutation_results.jsonl`` and tries only what is not in it: mutants are named by what their
+line says, so a source that changed has new ones.  ``report`` writes ``docs/mutation-table.md``.  Each
+mutant runs in a forked child of one warm process, with the mutated source in the place of the real one.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+RESULTS = Path(__file__).with_name("mutation_results.jsonl")
 REASONS = Path(__file__).with_name("mutation_reasons.json")
+TABLE = ROOT / "docs/mutation-table.md"
 TIME_LIMIT = 240  # seconds: a mutant that loops for ever is caught
 
 _DECLARED = re.compile(  # a declaration: its brackets hold sizes, not indices
@@ -307,12 +310,11 @@ def try_mutant(mutant: Mutant) -> dict[str, object]:
     failed = re.search(r"^(?:FAILED|ERROR) \S*?::(\S+)", said, re.MULTILINE)
     finding = re.search(r"of the emulator\n(?:E\s+)?1\. ([^:\n]+)", said)
     return {
-        **asdict(mutant),
+        "key": mutant.key,
         "verdict": judge(ended, said),
         "test": failed[1] if failed else "",
         "finding": finding[1].strip() if finding else "",
-        "said": said[-2000:] if ended not in (0, 1) else "",
-        "seconds": round(time.perf_counter() - start, 1),
+        "seconds": round(time.perf_counter() - start),
     }
 
 
@@ -348,7 +350,7 @@ def run(results: Path, jobs: int, only: str, limit: int | None) -> None:
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool, results.open("a") as file:
         futures = {pool.submit(try_mutant, m): m for m in waiting}
         for number, future in enumerate(concurrent.futures.as_completed(futures), 1):
-            entry = {"key": futures[future].key, **future.result()}
+            entry = future.result()
             file.write(json.dumps(entry) + "\n")
             file.flush()
             print(f"{number}/{len(waiting)} {entry['verdict']:24} {entry['seconds']:6} s  {entry['key']}", flush=True)
@@ -370,9 +372,9 @@ def read(results: Path) -> list[dict]:
 def report(results: Path, target: Path) -> None:
     """Write the table."""
     every = {m.key: m for path in sources() for m in mutants_of(path)}
-    entries = list({e["key"]: e for e in read(results) if e["key"] in every and e["verdict"] != "stillborn"}.values())
-    tried = {e["key"] for e in read(results)} & every.keys()
-    kinds_left = Counter(every[key].kind for key in every.keys() - tried)
+    latest = {e["key"]: e for e in read(results) if e["key"] in every}
+    entries = [{**asdict(every[key]), **e} for key, e in latest.items() if e["verdict"] != "stillborn"]
+    kinds_left = Counter(every[key].kind for key in every.keys() - latest.keys())
     left = ", ".join(f"{count} of the kind {kind}" for kind, count in kinds_left.items())
     reasons = json.loads(REASONS.read_text()) if REASONS.exists() else {}
     by_file: dict[str, Counter] = defaultdict(Counter)
@@ -389,16 +391,13 @@ def report(results: Path, target: Path) -> None:
     lines = [
         "# Mutants of the CUDA kernels",
         "",
-        "Written by `python tests/kernels/mutation.py report`, after `python tests/kernels/mutation.py run`.",
+        "Written by `python tests/kernels/mutation.py report`, after `python tests/kernels/mutation.py run`; what was",
+        "found is kept in `tests/kernels/mutation_results.jsonl`.",
         "Each mutant is one change of one source: a barrier, a guard or an initialisation taken away, a comparison",
         "or an index off by one. The operation's tests run on the emulator until one fails. Changes that do not",
         "compile are not counted.",
         "",
-        *(
-            [f"{len(every) - len(tried)} of {len(every)} mutants were not tried: {left}.", ""]
-            if len(tried) < len(every)
-            else []
-        ),
+        *([f"{sum(kinds_left.values())} of {len(every)} have not been tried yet: {left}.", ""] if left else []),
         f"**{caught} of {count} mutants are caught, {100 * caught / max(count, 1):.1f} %;** "
         f"of the {real} that change what a kernel does, {100 * caught / max(real, 1):.1f} %.",
         "",
@@ -427,8 +426,7 @@ def _table(name: str, counts: dict[str, Counter]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("action", choices=("list", "run", "report"))
-    parser.add_argument("results", type=Path, nargs="?", default=Path("results.jsonl"))
-    parser.add_argument("target", type=Path, nargs="?", default=Path("docs/mutation-table.md"))
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the file of results")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--only", default="", help="sources whose names contain this")
     parser.add_argument("--limit", type=int)
@@ -441,7 +439,7 @@ def main() -> None:
     elif options.action == "run":
         run(options.results, options.jobs, options.only, options.limit)
     else:
-        report(options.results, options.target)
+        report(options.results, TABLE)
 
 
 if __name__ == "__main__":
