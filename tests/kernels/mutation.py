@@ -358,7 +358,7 @@ def run(results: Path, jobs: int, only: str, limit: int | None) -> None:
 
 def turn(mutant: Mutant) -> tuple[int, str]:
     """What the mutants are sorted by: kinds by weight, each in an order of chance, so that a part is a sample."""
-    kinds = ("barrier removed", "initialisation removed", "guard removed", "comparison off by one", "index off by one")
+    kinds = ("barrier removed", "initialisation removed", "guard removed", "index off by one", "comparison off by one")
     return kinds.index(mutant.kind), hashlib.sha256(mutant.key.encode()).hexdigest()
 
 
