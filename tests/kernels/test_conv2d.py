@@ -176,6 +176,7 @@ def options(g):
         ((2, 11, 2, 2), (33, 11, 1, 3), (0, 1)),
         ((1, 64, 1, 3), (65, 64, 1, 2), 0),
         ((2, 65, 1, 1), (64, 65, 1, 2), (0, 1)),
+        ((1, 2, 6, 6), (8, 2, 3, 3), 1),  # v2: 36 positions leave threads for 7 channels, the eighth is alone
     ],
 )
 def test_sizes_at_the_edges_of_tiles(backend, version, dtype, x_shape, weight_shape, padding):
