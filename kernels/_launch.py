@@ -168,7 +168,7 @@ class Kernel:
     """A ``__global__`` function of a ``.cu`` file, with the template arguments that are shipped.
 
     Args:
-        launcher: a ``.cu`` file; or ``__file__`` of a launcher, whose source is ``<folder>/<folder>.cu`` beside it.
+        launcher: a source; or ``__file__`` of a Python launcher, whose source is ``<folder>/<folder>.cu`` beside it.
         name: the function.
         architectures: for which it is compiled.
         templates: for each template parameter, in the order of the source, the values that it may
@@ -182,7 +182,7 @@ class Kernel:
         self, launcher: str | Path, name: str, architectures: tuple[str, ...] = ARCHITECTURES, **templates: Any
     ) -> None:
         path = Path(launcher).absolute()
-        if path.suffix != ".cu":
+        if path.suffix in (".py", ".pyc"):
             path = path.parent / f"{path.parent.name}.cu"
         self.path = path
         self.name = name

@@ -867,3 +867,10 @@ def test_unchecked_launches_do_not_pile_up(runtime: FakeRuntime) -> None:
     assert runtime.waits == 0
     with pytest.raises(Told, match="first at 5"):
         watch(fault_flag(like), told("last"))
+
+
+def test_a_source_may_have_any_suffix_but_python_s(tmp_path: Path) -> None:
+    source = tmp_path / "kernel.cuda"
+    source.write_text("__global__ void f(float* x) {}")
+    assert Kernel(source, "f").source.signatures.keys() == {"f"}
+    assert Kernel(tmp_path / "cuda.py", "f").path == tmp_path / f"{tmp_path.name}.cu"
