@@ -869,8 +869,7 @@ def test_unchecked_launches_do_not_pile_up(runtime: FakeRuntime) -> None:
         watch(fault_flag(like), told("last"))
 
 
-def test_a_source_may_have_any_suffix_but_python_s(tmp_path: Path) -> None:
-    source = tmp_path / "kernel.cuda"
-    source.write_text("__global__ void f(float* x) {}")
+def test_a_source_may_have_any_suffix_but_python_s(write: Callable[..., Path], tmp_path: Path) -> None:
+    source = write("__global__ void f(float* x) {}", "kernel.cuda")
     assert Kernel(source, "f").source.signatures.keys() == {"f"}
     assert Kernel(tmp_path / "cuda.py", "f").path == tmp_path / f"{tmp_path.name}.cu"
