@@ -41,13 +41,17 @@ def group_norm_backward(
         g = _grouped(grad, groups)
         xhat = _grouped(x, groups) - mean[:, :, None, None]
         xhat *= rstd
-        dweight = (g * xhat).sum(axis=(0, 3))
-        dbias = g.sum(axis=(0, 3))
-        h = g if weight is None else g * _wide(weight, groups)
-        of_h, of_product = h.mean(axis=(2, 3), keepdims=True), (h * xhat).mean(axis=(2, 3), keepdims=True)
+        of_g, of_product = g.sum(axis=3), (g * xhat).sum(axis=3)  # (N, G, C/G): of each channel of each example
+        dbias, dweight = of_g.sum(axis=0), of_product.sum(axis=0)
+        h = g
+        if weight is not None:
+            wide = _wide(weight, groups)
+            h, of_g, of_product = g * wide, of_g * wide[..., 0], of_product * wide[..., 0]
+        D = g.shape[2] * g.shape[3]
+        mean_of_h, mean_of_product = (sums.sum(axis=2)[..., None, None] / D for sums in (of_g, of_product))
         dx = xhat  # its place is free from here on
-        dx *= -of_product
+        dx *= -mean_of_product
         dx += h
-        dx -= of_h
+        dx -= mean_of_h
         dx *= rstd
     return dx.reshape(x.shape), dweight.reshape(-1), dbias.reshape(-1)
