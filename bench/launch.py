@@ -58,7 +58,7 @@ def rows() -> list[tuple[str, float]]:
     a, b, y = (np.zeros((16, 16), np.float32).view(_Array) for _ in range(3))
     instance = launcher._PLAIN[a.dtype, False, False]
     arguments = (a, b, None, y, 16, 16, 16, 1, 256, 256, 0)
-    checked = contiguous(lambda a, b, bias, out: None, lambda a, b, bias, out: None)
+    checked = contiguous(lambda a, b, bias, out: None, lambda a, b, bias, out: None, "c_contiguous")
     return [
         ("is every array contiguous? (2 arrays)", _microseconds(lambda: checked(a, b, None, None))),
         (

@@ -8,7 +8,9 @@ process alone.
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
+import time
 from functools import cache
 from pathlib import Path
 
@@ -27,6 +29,17 @@ def cache_folder(name: str) -> Path:
         temporary = tempfile.TemporaryDirectory(prefix="rawgrad-")
         _temporary.append(temporary)
         return Path(temporary.name)
+
+
+def prune(folder: Path, days: float = 90) -> None:
+    """Remove what lies in ``folder`` and was made more than ``days`` ago, when sources or tools were others."""
+    oldest = time.time() - days * 86400
+    try:
+        for entry in folder.iterdir():
+            if entry.stat().st_mtime < oldest:
+                shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink(missing_ok=True)
+    except OSError:
+        pass  # another process removes the same, or the folder does not exist yet
 
 
 _temporary: list[tempfile.TemporaryDirectory[str]] = []  # removed when the process ends

@@ -68,7 +68,7 @@ class Backend:
 BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (
-        Backend("numba", "cpu", "numba_cpu", ("numba",), "compiled, parallel CPU kernels"),
+        Backend("numba", "cpu", "numba_cpu", ("numba",), "compiled, parallel CPU kernels", "_jit"),
         Backend("numpy", "cpu", "reference", (), "the reference: what each kernel must compute"),
         Backend("cuda", "cuda", "cuda", ("cupy",), "CUDA C++ kernels on an NVIDIA GPU", "_cuda.device"),
         Backend("numba_cuda", "cuda", "numba_cuda", ("numba_cuda", "cupy"), "the same in Numba-CUDA", "_cuda.device"),
@@ -273,8 +273,10 @@ class Operation:
                 known = ", ".join(versions) or "none: it has a single one"
                 raise BackendError(f"{function}: backend {name!r} has no version {version!r}; versions: {known}")
             kernel = versions[version]
-        if BACKENDS[name].device != "cpu":
-            kernel = contiguous(kernel, default)
+        if name != "numpy":
+            kernel = contiguous(kernel, default, "carray" if name == "numba" else "c_contiguous")
+        if name == "numba":
+            kernel = importlib.import_module("._jit", __package__).guarded(kernel)
         return _logged(kernel, function, name, version) if os.environ.get("RAWGRAD_DEBUG") else kernel
 
     def _default(self, device: str) -> str:

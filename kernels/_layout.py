@@ -6,9 +6,10 @@ import functools
 import inspect
 import logging
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any
 
-from ._devices import device_of, is_array
+from ._devices import is_array
 
 _log = logging.getLogger("rawgrad")
 #: What an argument may be beside arrays and lists of them.
@@ -16,7 +17,7 @@ _NUMBERS = frozenset((int, float, bool, str, type(None)))
 _LISTS = (list, tuple)  # quicker to ask for than list | tuple
 
 
-def contiguous(kernel: Callable[..., Any], like: Callable[..., Any]) -> Callable[..., Any]:
+def contiguous(kernel: Callable[..., Any], like: Callable[..., Any], flag: str) -> Callable[..., Any]:
     """``kernel`` for arguments of any strides: what is not C-contiguous is copied, and logged.
 
     Inputs are copied before the call.  For an ``out`` that is not C-contiguous the kernel makes its own
@@ -26,7 +27,10 @@ def contiguous(kernel: Callable[..., Any], like: Callable[..., Any]) -> Callable
     Args:
         kernel: a launcher's function, or a version of it.
         like: the launcher's function; its signature says which argument is called ``out``.
+        flag: what an array's ``flags`` must say: ``c_contiguous``, or ``carray``, which asks for alignment
+            and permission to write too (compiled code is made for one kind of array).
     """
+    ready = attrgetter("flags." + flag)
     names = tuple(inspect.signature(like).parameters)
     place = names.index("out") if "out" in names else -1
 
@@ -36,9 +40,9 @@ def contiguous(kernel: Callable[..., Any], like: Callable[..., Any]) -> Callable
             if type(argument) in _NUMBERS:
                 continue
             if isinstance(argument, _LISTS):
-                if argument and is_array(argument[0]) and not all(a.flags.c_contiguous for a in argument):
+                if argument and is_array(argument[0]) and not all(map(ready, argument)):
                     break
-            elif is_array(argument) and not argument.flags.c_contiguous:
+            elif is_array(argument) and not ready(argument):
                 break
         else:
             return kernel(*arguments)
@@ -50,9 +54,9 @@ def contiguous(kernel: Callable[..., Any], like: Callable[..., Any]) -> Callable
         for i, argument in enumerate(arguments):
             new: Any
             if isinstance(argument, _LISTS) and argument and is_array(argument[0]):
-                new = [a if a.flags.c_contiguous else _copied(like, a) for a in argument]
+                new = [a if ready(a) else _copied(like, a) for a in argument]
                 copies += [(old, copy) for old, copy in zip(argument, new, strict=True) if old is not copy]
-            elif is_array(argument) and not argument.flags.c_contiguous:
+            elif is_array(argument) and not ready(argument):
                 new = None if i == place else _copied(like, argument)
             else:
                 continue
@@ -70,4 +74,4 @@ def contiguous(kernel: Callable[..., Any], like: Callable[..., Any]) -> Callable
 
 def _copied(kernel: Callable[..., Any], array: Any) -> Any:
     _log.debug("%s: copying a %s array of strides %s", kernel.__name__, tuple(array.shape), array.strides)
-    return device_of(array).array_module.ascontiguousarray(array).reshape(array.shape)
+    return array.copy()

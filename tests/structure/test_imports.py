@@ -25,7 +25,7 @@ LAZY = ("numba", "cupy", "scipy", "sklearn", "matplotlib", "PIL", "tqdm", "torch
 #: Import name of a distribution, where the two differ.
 IMPORT_NAME = {"scikit-learn": "sklearn", "pillow": "PIL"}
 #: Used where they are installed: backends and peers.
-OPTIONAL = {"numba", "numba_cuda", "cupy", "torch"}
+OPTIONAL = {"numba_cuda", "cupy", "torch"}
 
 Sources = dict[PurePosixPath, ast.Module]
 

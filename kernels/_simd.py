@@ -1,0 +1,474 @@
+"""Vector instructions for Numba's kernels: Python functions that write LLVM code while Numba compiles.
+
+Numba turns scalar loops into machine code, and LLVM finds the vectors in some of them: in a sum it may
+not, since that reorders the additions, and of a tile of sums it keeps few in registers.  Plain loops of
+a convolution reach a tenth of what the processor can do.  So the innermost loops are written with
+vectors in sight, by functions under ``@simd``:
+
+    @simd
+    def axpy(s, a, x, y, n):
+        "y += a x for n numbers, ``s.lanes(x)`` at a time."
+        lanes = s.lanes(x)
+        with s.range(0, n, lanes) as i:
+            here = s.first(n - i, lanes)                        # masks what lies beyond the end
+            y.store(i, s.fma(s.splat(a, lanes), x.load(i, lanes, here), y.load(i, lanes, here)), here)
+
+and called like any function from a Numba kernel: ``axpy(2.0, x, y, x.size)``.
+
+Such a function runs *once per compilation*.  Its arguments stand for what the program will hold:
+arrays arrive as :class:`Pointer` (to their first element, C-contiguous), numbers as :class:`Value`; each
+operation on them appends an instruction at the place of the call.  Integers that Numba knows while it
+compiles (literals, and the constants that a kernel's factory closes over) arrive as Python's int, so
+Python's own loops and conditions are unrolled into straight code, as C++ templates are.  Sums that must
+live in registers are :class:`Variable`; loops of the running program are ``s.range``.
+
+Nothing here reorders arithmetic: no fast-math flag is ever set, and ``fma`` is one rounding by name.
+
+The method is that of staged programming; the vectors are LLVM's (https://llvm.org/docs/LangRef.html,
+"Vector Type" and "Masked Vector Load and Store Intrinsics"), reached through ``numba.extending.intrinsic``.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any, TypeAlias
+
+from llvmlite import binding, ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+_I64 = ir.IntType(64)
+_I32 = ir.IntType(32)
+_BIT = ir.IntType(1)
+
+
+@cache
+def vector_bytes() -> int:
+    """How wide this processor's vectors are: 64 with AVX-512, 32 with AVX2, else 16 (SSE, NEON)."""
+    if platform.machine() in ("x86_64", "AMD64"):
+        features = binding.get_host_cpu_features()
+        return 64 if features.get("avx512f") else 32 if features.get("avx2") else 16
+    return 16
+
+
+def vector_registers() -> int:
+    """How many vectors the processor holds at once."""
+    return 16 if platform.machine() in ("x86_64", "AMD64") and vector_bytes() < 64 else 32
+
+
+class Value:
+    """A number, or a vector of them, of the program being written."""
+
+    def __init__(self, stage: Stage, value: ir.Value) -> None:
+        self.stage, self.ir = stage, value
+
+    @property
+    def lanes(self) -> int:
+        return self.ir.type.count if isinstance(self.ir.type, ir.VectorType) else 1
+
+    @property
+    def element(self) -> ir.Type:
+        return self.ir.type.element if isinstance(self.ir.type, ir.VectorType) else self.ir.type
+
+    @property
+    def is_float(self) -> bool:
+        return isinstance(self.element, ir.FloatType | ir.DoubleType)
+
+    def _binary(self, other: Number, of_floats: str, of_integers: str, swapped: bool = False) -> Value:
+        right = self.stage.like(other, self)
+        a, b = (right.ir, self.ir) if swapped else (self.ir, right.ir)
+        return Value(self.stage, getattr(self.stage.builder, of_floats if self.is_float else of_integers)(a, b))
+
+    def __add__(self, other: Number) -> Value:
+        return self._binary(other, "fadd", "add")
+
+    def __radd__(self, other: Number) -> Value:
+        return self._binary(other, "fadd", "add", swapped=True)
+
+    def __sub__(self, other: Number) -> Value:
+        return self._binary(other, "fsub", "sub")
+
+    def __rsub__(self, other: Number) -> Value:
+        return self._binary(other, "fsub", "sub", swapped=True)
+
+    def __mul__(self, other: Number) -> Value:
+        return self._binary(other, "fmul", "mul")
+
+    def __rmul__(self, other: Number) -> Value:
+        return self._binary(other, "fmul", "mul", swapped=True)
+
+    def __truediv__(self, other: Number) -> Value:
+        return self._binary(other, "fdiv", "fdiv")
+
+    def __rtruediv__(self, other: Number) -> Value:
+        return self._binary(other, "fdiv", "fdiv", swapped=True)
+
+    def __floordiv__(self, other: Number) -> Value:
+        """Of integers that are not negative."""
+        return self._binary(other, "", "udiv")
+
+    def __mod__(self, other: Number) -> Value:
+        """Of integers that are not negative."""
+        return self._binary(other, "", "urem")
+
+    def __and__(self, other: Number) -> Value:
+        return self._binary(other, "", "and_")
+
+    def __or__(self, other: Number) -> Value:
+        return self._binary(other, "", "or_")
+
+    def __xor__(self, other: Number) -> Value:
+        return self._binary(other, "", "xor")
+
+    def __lshift__(self, other: Number) -> Value:
+        return self._binary(other, "", "shl")
+
+    def __rshift__(self, other: Number) -> Value:
+        """Shifts zeros in."""
+        return self._binary(other, "", "lshr")
+
+    def __neg__(self) -> Value:
+        builder = self.stage.builder
+        return Value(self.stage, builder.fneg(self.ir) if self.is_float else builder.neg(self.ir))
+
+    def _compare(self, other: Number, sign: str) -> Value:
+        right, builder = self.stage.like(other, self), self.stage.builder
+        if self.is_float:  # every comparison with NaN is false, but != is true
+            compare = builder.fcmp_unordered if sign == "!=" else builder.fcmp_ordered
+        else:
+            compare = builder.icmp_signed
+        return Value(self.stage, compare(sign, self.ir, right.ir))
+
+    def __lt__(self, other: Number) -> Value:
+        return self._compare(other, "<")
+
+    def __le__(self, other: Number) -> Value:
+        return self._compare(other, "<=")
+
+    def __gt__(self, other: Number) -> Value:
+        return self._compare(other, ">")
+
+    def __ge__(self, other: Number) -> Value:
+        return self._compare(other, ">=")
+
+    def equals(self, other: Number) -> Value:
+        return self._compare(other, "==")
+
+    def is_nan(self) -> Value:
+        return self._compare(self, "!=")
+
+    def where(self, yes: Number, no: Number) -> Value:
+        """``yes`` where this condition holds, else ``no``, of which at least one is a value."""
+        pattern = yes if isinstance(yes, Value) else no
+        assert isinstance(pattern, Value)
+        chosen, other = self.stage.like(yes, pattern), self.stage.like(no, pattern)
+        return Value(self.stage, self.stage.builder.select(self.ir, chosen.ir, other.ir))
+
+    def bits(self) -> Value:
+        """The same bits as an integer; :meth:`as_float` is the way back."""
+        size = 32 if isinstance(self.element, ir.FloatType) else 64
+        return self._as(ir.IntType(size))
+
+    def as_float(self) -> Value:
+        return self._as(ir.FloatType() if self.element.width == 32 else ir.DoubleType())
+
+    def _as(self, element: ir.Type) -> Value:
+        return Value(self.stage, self.stage.builder.bitcast(self.ir, _wide(element, self.lanes)))
+
+    def to(self, dtype: Any) -> Value:
+        """Converted: between floats, from float to integer (towards zero) and from integer to float."""
+        goal, builder = self.stage.type_of(dtype), self.stage.builder
+        if goal == self.element:
+            return self
+        wide = _wide(goal, self.lanes)
+        if isinstance(goal, ir.IntType):
+            if self.is_float:
+                return Value(self.stage, builder.fptosi(self.ir, wide))
+            grow = builder.zext if self.element.width == 1 else builder.sext
+            return Value(self.stage, (builder.trunc if goal.width < self.element.width else grow)(self.ir, wide))
+        if not self.is_float:
+            convert = builder.uitofp if self.element.width == 1 else builder.sitofp
+            return Value(self.stage, convert(self.ir, wide))
+        convert = builder.fpext if isinstance(goal, ir.DoubleType) else builder.fptrunc
+        return Value(self.stage, convert(self.ir, wide))
+
+    def lane(self, i: int) -> Value:
+        return Value(self.stage, self.stage.builder.extract_element(self.ir, _I32(i)))
+
+    def shuffle(self, order: list[int], other: Value | None = None) -> Value:
+        """The lanes numbered by ``order``; those from ``lanes`` on are ``other``'s."""
+        mask = ir.Constant(ir.VectorType(_I32, len(order)), order)
+        return Value(self.stage, self.stage.builder.shuffle_vector(self.ir, (other or self).ir, mask))
+
+    def reduce(self, combine: Callable[[Value, Value], Value]) -> Value:
+        """All lanes in one, by halves: lane i meets lane i + lanes/2 first."""
+        value = self
+        while value.lanes > 1:
+            half = value.lanes // 2
+            value = combine(value.shuffle(list(range(half))), value.shuffle(list(range(half, 2 * half))))
+            if half == 1:
+                return value.lane(0)
+        return value
+
+    def sum(self) -> Value:
+        return self.reduce(lambda a, b: a + b)
+
+
+Number: TypeAlias = "Value | int | float"
+
+
+class Pointer:
+    """An array's elements; indices count from its first one and are not checked."""
+
+    def __init__(self, stage: Stage, data: ir.Value, dtype: types.Type) -> None:
+        self.stage, self.data, self.dtype = stage, data, dtype
+        self.element = stage.type_of(dtype)
+        self.itemsize = (
+            max(stage.type_of(dtype).width // 8, 1)
+            if isinstance(self.element, ir.IntType)
+            else (4 if isinstance(self.element, ir.FloatType) else 8)
+        )
+
+    def _at(self, i: Number, lanes: int) -> ir.Value:
+        builder = self.stage.builder
+        place = builder.gep(self.data, [self.stage.integer(i).ir])
+        return builder.bitcast(place, _wide(self.element, lanes).as_pointer())
+
+    def __getitem__(self, i: Number) -> Value:
+        """Element ``i``."""
+        return Value(self.stage, self.stage.builder.load(self._at(i, 1), align=self.itemsize))
+
+    def __setitem__(self, i: Number, value: Number) -> None:
+        pattern = Value(self.stage, ir.Constant(self.element, ir.Undefined))
+        self.stage.builder.store(self.stage.like(value, pattern).ir, self._at(i, 1), align=self.itemsize)
+
+    def __add__(self, i: Number) -> Pointer:
+        """The elements from number ``i`` on."""
+        return Pointer(self.stage, self.stage.builder.gep(self.data, [self.stage.integer(i).ir]), self.dtype)
+
+    def load(self, i: Number, lanes: int, mask: Value | None = None) -> Value:
+        """Elements ``i`` to ``i + lanes - 1``; zero, and not touched, where ``mask`` does not hold."""
+        if mask is None:
+            return Value(self.stage, self.stage.builder.load(self._at(i, lanes), align=self.itemsize))
+        vector = _wide(self.element, lanes)
+        function = self.stage.declare(
+            f"llvm.masked.load.v{lanes}{_suffix(self.element)}.p0",
+            vector,
+            [vector.as_pointer(), _I32, ir.VectorType(_BIT, lanes), vector],
+        )
+        arguments = [self._at(i, lanes), _I32(self.itemsize), mask.ir, ir.Constant(vector, None)]
+        return Value(self.stage, self.stage.builder.call(function, arguments))
+
+    def store(self, i: Number, value: Value, mask: Value | None = None) -> None:
+        """Write ``value`` from element ``i`` on, where ``mask`` holds."""
+        if mask is None:
+            self.stage.builder.store(value.ir, self._at(i, value.lanes), align=self.itemsize)
+            return
+        vector = value.ir.type
+        function = self.stage.declare(
+            f"llvm.masked.store.v{value.lanes}{_suffix(self.element)}.p0",
+            ir.VoidType(),
+            [vector, vector.as_pointer(), _I32, ir.VectorType(_BIT, value.lanes)],
+        )
+        self.stage.builder.call(function, [value.ir, self._at(i, value.lanes), _I32(self.itemsize), mask.ir])
+
+
+class Variable:
+    """A place for a value that changes in loops; LLVM keeps it in a register."""
+
+    def __init__(self, initial: Value) -> None:
+        self.stage = initial.stage
+        self._slot = cgutils.alloca_once(self.stage.builder, initial.ir.type)
+        self.value = initial
+
+    @property
+    def value(self) -> Value:
+        return Value(self.stage, self.stage.builder.load(self._slot))
+
+    @value.setter
+    def value(self, new: Value) -> None:
+        self.stage.builder.store(new.ir, self._slot)
+
+
+class Stage:
+    """The program being written: where instructions go."""
+
+    def __init__(self, builder: ir.IRBuilder) -> None:
+        self.builder = builder
+
+    # ---- values
+
+    def type_of(self, dtype: Any) -> ir.Type:
+        name = str(dtype)
+        if name in ("float32", "float64"):
+            return ir.FloatType() if name == "float32" else ir.DoubleType()
+        return ir.IntType(8 if name == "bool" else int(name.lstrip("uint")))
+
+    def lanes(self, array: Pointer) -> int:
+        """How many of the array's elements fill this processor's vector."""
+        return vector_bytes() // array.itemsize
+
+    def integer(self, value: Number) -> Value:
+        return value if isinstance(value, Value) else Value(self, ir.Constant(_I64, int(value)))
+
+    def like(self, value: Number, pattern: Value) -> Value:
+        """``value`` with the type and lanes of ``pattern``."""
+        if isinstance(value, Value):
+            return self.splat(value, pattern.lanes) if value.lanes < pattern.lanes else value
+        number = ir.Constant(pattern.element, float(value) if pattern.is_float else int(value))
+        return self.splat(Value(self, number), pattern.lanes)
+
+    def splat(self, value: Value, lanes: int) -> Value:
+        """``value`` in each of ``lanes`` lanes."""
+        if lanes == 1:
+            return value
+        vector = ir.VectorType(value.element, lanes)
+        if isinstance(value.ir, ir.Constant):
+            return Value(self, ir.Constant(vector, [value.ir.constant] * lanes))
+        one = self.builder.insert_element(ir.Constant(vector, ir.Undefined), value.ir, _I32(0))
+        zeros = ir.Constant(ir.VectorType(_I32, lanes), [0] * lanes)
+        return Value(self, self.builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), zeros))
+
+    def pointer(self, address: Value, like: Pointer) -> Pointer:
+        """The elements, of the dtype of ``like``, that begin at ``address``."""
+        return Pointer(self, self.builder.inttoptr(address.ir, like.element.as_pointer()), like.dtype)
+
+    def constant(self, number: float, array: Pointer, lanes: int = 1) -> Value:
+        """``number`` in the dtype of ``array``."""
+        return self.like(number, Value(self, ir.Constant(_wide(array.element, lanes), ir.Undefined)))
+
+    def zero(self, array: Pointer, lanes: int = 1) -> Value:
+        return Value(self, ir.Constant(_wide(array.element, lanes), None if lanes > 1 else 0))
+
+    def counting(self, lanes: int, bits: int = 64) -> Value:
+        """0, 1, 2, … in the lanes."""
+        return Value(self, ir.Constant(ir.VectorType(ir.IntType(bits), lanes), list(range(lanes))))
+
+    def first(self, count: Number, lanes: int) -> Value:
+        """A mask of the first ``count`` lanes."""
+        return self.counting(lanes) < self.splat(self.integer(count), lanes)
+
+    def variable(self, initial: Value) -> Variable:
+        return Variable(initial)
+
+    # ---- functions
+
+    def fma(self, a: Value, b: Value, c: Value) -> Value:
+        """a b + c with one rounding."""
+        return self._intrinsic("fma", a, b, c)
+
+    def sqrt(self, a: Value) -> Value:
+        return self._intrinsic("sqrt", a)
+
+    def abs(self, a: Value) -> Value:
+        return self._intrinsic("fabs", a)
+
+    def round(self, a: Value) -> Value:
+        """To the nearest integer, halves to the even one."""
+        return self._intrinsic("rint", a)
+
+    def _intrinsic(self, name: str, *arguments: Value) -> Value:
+        kind = arguments[0].ir.type
+        suffix = f"v{arguments[0].lanes}" if arguments[0].lanes > 1 else ""
+        function = self.declare(f"llvm.{name}.{suffix}{_suffix(arguments[0].element)}", kind, [kind] * len(arguments))
+        return Value(self, self.builder.call(function, [a.ir for a in arguments]))
+
+    def library(self, name: str, a: Value) -> Value:
+        """The C library's function (``exp``, ``log``, ``tanh``, ``erf``, …), one lane after the other."""
+        kind = a.element
+        function = self.declare(name + ("f" if isinstance(kind, ir.FloatType) else ""), kind, [kind])
+        if a.lanes == 1:
+            return Value(self, self.builder.call(function, [a.ir]))
+        result = ir.Constant(a.ir.type, ir.Undefined)
+        for i in range(a.lanes):
+            result = self.builder.insert_element(result, self.builder.call(function, [a.lane(i).ir]), _I32(i))
+        return Value(self, result)
+
+    def declare(self, name: str, result: ir.Type, arguments: list[ir.Type]) -> ir.Function:
+        return cgutils.get_or_insert_function(self.builder.module, ir.FunctionType(result, arguments), name)
+
+    # ---- the program's own loops and conditions
+
+    @contextmanager
+    def range(self, start: Number, stop: Number, step: int = 1) -> Iterator[Value]:
+        """The body runs for start, start + step, … below ``stop``."""
+        builder = self.builder
+        index = Variable(self.integer(start))
+        end = self.integer(stop)
+        test, body, after = (builder.append_basic_block(f"range.{part}") for part in ("test", "body", "after"))
+        builder.branch(test)
+        builder.position_at_end(test)
+        builder.cbranch((index.value < end).ir, body, after)
+        builder.position_at_end(body)
+        i = index.value
+        yield i
+        index.value = i + step
+        builder.branch(test)
+        builder.position_at_end(after)
+
+    @contextmanager
+    def when(self, condition: Value) -> Iterator[None]:
+        """The body runs if ``condition``, a single bit, holds."""
+        with self.builder.if_then(condition.ir):
+            yield
+
+
+def _wide(element: ir.Type, lanes: int) -> ir.Type:
+    return element if lanes == 1 else ir.VectorType(element, lanes)
+
+
+def _suffix(element: ir.Type) -> str:
+    if isinstance(element, ir.IntType):
+        return f"i{element.width}"
+    return "f32" if isinstance(element, ir.FloatType) else "f64"
+
+
+def _staged(stage: Stage, context: Any, kind: types.Type, value: ir.Value) -> Pointer | Value | int | float:
+    if isinstance(kind, types.Array):
+        return Pointer(stage, context.make_array(kind)(context, stage.builder, value).data, kind.dtype)
+    if isinstance(kind, types.Literal):
+        return kind.literal_value
+    if isinstance(kind, types.Boolean):
+        return Value(stage, stage.builder.trunc(value, _BIT) if value.type.width > 1 else value)
+    if isinstance(kind, types.Integer) and value.type.width < 64:
+        extend = stage.builder.sext if str(kind).startswith("int") else stage.builder.zext
+        return Value(stage, extend(value, _I64))
+    return Value(stage, value)
+
+
+def simd(function: Callable[..., Value | None]) -> Any:
+    """Make ``function(s, *arguments)``, which writes instructions, callable from Numba kernels.
+
+    Args:
+        function: its first parameter is the :class:`Stage`; it returns nothing, or one number, of the
+            type that its annotation names: ``-> "int64"`` or another scalar type of Numba's, and
+            ``-> "like x"`` for an element of the array that the parameter ``x`` takes.
+    """
+    names = list(inspect.signature(function).parameters)[1:]
+    promised = function.__annotations__.get("return")
+
+    def typed(typing_context: Any, *arguments: Any) -> Any:
+        kinds = [kind if isinstance(kind, types.Literal) else types.unliteral(kind) for kind in arguments]
+        if promised in (None, "None"):
+            result = types.void
+        elif promised.strip("'\"").startswith("like "):
+            result = types.unliteral(kinds[names.index(promised.strip("'\"")[5:])]).dtype
+        else:
+            result = getattr(types, promised.strip("'\""))
+
+        def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+            stage = Stage(builder)
+            pairs = zip(signature.args, values, strict=True)
+            answer = function(stage, *(_staged(stage, context, kind, value) for kind, value in pairs))
+            return context.get_dummy_value() if answer is None else answer.ir
+
+        return result(*kinds), generate
+
+    functools.update_wrapper(typed, function)  # with its signature, by which Numba takes keywords and defaults
+    return intrinsic(prefer_literal=True)(typed)
