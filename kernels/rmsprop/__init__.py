@@ -21,7 +21,7 @@ Sources: Tieleman and Hinton, lecture 6.5 of "Neural networks for machine learni
 "Generating sequences with recurrent neural networks", 2013 (centered).
 
 Checks: lists of equal length, shapes and dtype; options in their domains.
-Backends: ``numpy`` (reference.py), ``cuda`` and ``emulated`` (cuda.py, rmsprop.cu).
+Backends: ``numpy`` (reference.py), ``numba`` (numba_cpu.py), ``cuda`` and ``emulated`` (cuda.py, rmsprop.cu).
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ block of a GPU works on; of arrays that do not start at a multiple of 16 bytes; 
 
 from __future__ import annotations
 
+import itertools
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rawgrad.kernels import adagrad, adam, rmsprop, sgd
+from rawgrad.kernels._dispatch import backend as use_backend
 
 shapes = st.lists(st.lists(st.integers(0, 5), max_size=4).map(tuple), min_size=1, max_size=4)
 layouts = st.sampled_from(sorted(LAYOUTS))
@@ -28,6 +31,10 @@ dtypes = st.sampled_from([np.float32, np.float64])
 AROUND_CHUNKS = [(0,), (2047,), (2048,), (0, 3), (2049,), (4101,), (1,), (3,), (7,), (0,)]
 #: One more array than one launch takes (ROOMS[-1] there), of which a few have elements, the last one too.
 MANY = [(3,) if i % 16 == 0 else (0,) for i in range(321)]
+
+#: More than ALONE of kernels/_simd_steps.py, so several parts; one below, at and one above PART, where they begin
+#: and further on; arrays that end in the middle of a vector, and one that is cut several times.
+AROUND_PARTS = [(4095,), (4096,), (4097,), (1,), (0,), (63,), (65,), (3, 5), (20001,), (8192,)]
 
 #: Calls a step: (params, grads, first state, second state, lr, step).
 Step = Callable[[Any, Any, Any, Any, Any, Any], None]
@@ -130,6 +137,93 @@ def test_rmsprop_over_long_lists(backend: Any, dtype: Any) -> None:
 @long
 def test_adam_over_long_lists(backend: Any, dtype: Any) -> None:
     check_long(backend, _adam, dtype)
+
+
+def _nesterov(p: Any, g: Any, m: Any, v: Any, lr: Any, step: Any) -> None:
+    sgd.sgd_step(p, g, m, lr, step, momentum=0.9, nesterov=True)
+
+
+def _centered(p: Any, g: Any, m: Any, v: Any, lr: Any, step: Any) -> None:
+    rmsprop.rmsprop_step(p, g, v, None, m, lr)
+
+
+every_step = pytest.mark.parametrize("run", [_sgd, _nesterov, _adagrad, _rmsprop, _centered, _adam, _adamw])
+
+
+@pytest.mark.backends("numba")
+@every_step
+@long
+@pytest.mark.parametrize("how", ["C", "off"])
+def test_parts(backend: Any, run: Step, dtype: Any, how: str) -> None:
+    check(backend, run, AROUND_PARTS, how, dtype, steps=1)
+
+
+def after_a_step(run: Step, dtype: Any) -> list[list[np.ndarray]]:
+    rng = np.random.default_rng(18)
+    arrays = [[np.asarray(rng.random(s), dtype) for s in AROUND_PARTS] for _ in "pgmv"]
+    run(*arrays, np.array([0.1]), np.array([2]))
+    return arrays
+
+
+@pytest.mark.backends("numba")
+@every_step
+def test_bits_are_those_of_one_thread(backend: Any, run: Step) -> None:
+    from rawgrad.kernels._jit import get_num_threads, set_num_threads
+
+    threads = get_num_threads()
+    expected = after_a_step(run, np.float32)
+    set_num_threads(1)
+    try:
+        actual = after_a_step(run, np.float32)
+    finally:
+        set_num_threads(threads)
+    for a, e in zip(itertools.chain(*actual), itertools.chain(*expected), strict=True):
+        np.testing.assert_array_equal(a, e)
+
+
+@pytest.mark.backends("numba")
+@pytest.mark.parametrize("run", [_sgd, _nesterov, _adagrad, _rmsprop, _centered])
+@long
+def test_bits_are_those_of_the_reference(backend: Any, run: Step, dtype: Any) -> None:
+    """Every product and sum is rounded, in the same order; Adam multiplies where the reference divides."""
+    actual = after_a_step(run, dtype)
+    with use_backend("numpy"):
+        expected = after_a_step(run, dtype)
+    for a, e in zip(itertools.chain(*actual), itertools.chain(*expected), strict=True):
+        np.testing.assert_array_equal(a, e)
+
+
+@given(st.lists(st.integers(0, 40_000), max_size=6), st.integers(2, 5))
+def test_the_parts_cover_every_element_once(sizes: list[int], lists: int) -> None:
+    from rawgrad.kernels._simd_steps import ALONE, GRAIN, PART, _table
+
+    table = _table(tuple(sizes), lists).tolist()
+    parts, begins = table[0], table[1 : table[0] + 2]
+    assert begins[0] == parts + 2 and begins[-1] == len(table)
+    elements = []
+    covered = dict.fromkeys(range(len(sizes)), 0)
+    for begin, end in itertools.pairwise(begins):
+        pieces = [table[k : k + 3] for k in range(begin, end, 3)]
+        for array, start, size in pieces:
+            assert size > 0 and start == covered[array] and start % GRAIN == 0
+            covered[array] += size
+        elements.append(sum(size for _, _, size in pieces))
+    assert [covered[array] for array in range(len(sizes))] == sizes
+    if sum(sizes) * lists <= ALONE:
+        assert parts == min(sum(sizes), 1)
+    else:
+        assert parts == -(-sum(sizes) // PART) and all(abs(n - PART) < GRAIN for n in elements[:-1])
+
+
+@pytest.mark.operation("sgd")
+def test_a_dtype_that_is_equal_but_another_object(backend: Any) -> None:
+    """As arrays have that came by pickle."""
+    dtype = pickle.loads(pickle.dumps(np.dtype(np.float32)))
+    assert dtype is not np.dtype(np.float32)
+    param, grad = (backend.put(np.asarray([value], dtype)) for value in (1.0, 2.0))
+    other = backend.put(np.ones(1, np.float32))
+    sgd.sgd_step([param, other], [grad, other], None, put_lr(backend, lr=0.25), put_step(backend, 1))
+    assert backend.get(param)[0] == 0.5
 
 
 def check_infinite(backend: Any, run: Step) -> None:
