@@ -2,24 +2,25 @@
 
 A kernel is a function under ``@parallel`` (it has a ``prange``, over parts whose number depends on shapes
 alone, so that results have the same bits for any number of threads) or ``@serial`` (called from kernels).
-Neither reorders arithmetic: no fast-math.  Both release the GIL.
+Neither reorders arithmetic: no fast-math.  Both release the GIL.  Kernels under ``@parallel`` are called
+from Python, by any thread.
 
-What was compiled is kept in :func:`._cache.cache_folder`, in a folder per operation and digest of the
-sources that its code came from, so that no kernel can outlive a change of a function that it calls
-(Numba's own cache, which looks at one file, lets it).  One file holds one function for one signature and
-processor, and appears whole: processes that compile the same thing at once do no harm.
+What was compiled is kept in :func:`._cache.cache_folder`, in a folder per module and digest of the
+sources and constants that its code came from, so that no kernel can outlive a change of a function that it
+calls (Numba's own cache, which looks at one file, lets it).  One file holds one function for one signature
+and processor, with a checksum, and appears whole: processes that compile the same thing at once do no harm.
 
-Threads: as many as the process may use, see :func:`available_threads`; ``RAWGRAD_THREADS`` says otherwise.
-The kernels own all of them, so BLAS is limited to one when this module is loaded: two thread pools that
-take turns slow each other down fourfold.
+The kernels own all threads (:mod:`._threads` says how many), so BLAS is limited to one when this module is
+loaded: two thread pools that take turns slow each other down fourfold.
 """
 
 from __future__ import annotations
 
+from . import _threads  # isort: skip  (before Numba is imported, which then decides how many threads it starts)
+
 import functools
 import hashlib
 import logging
-import multiprocessing
 import os
 import pickle
 import platform
@@ -33,110 +34,40 @@ from typing import Any
 
 import llvmlite
 import numba
+import numpy as np
 from numba.core import caching, compiler, serialize
 from numba.np.ufunc.parallel import threading_layer
 from threadpoolctl import threadpool_limits
 
-from ._cache import cache_folder, prune
-from ._errors import ArgumentError
+from ._cache import cache_folder, is_temporary, prune
+from ._simd import vector_bytes
+from ._threads import get_num_threads as get_num_threads
+from ._threads import set_num_threads as set_num_threads
 
 _config: Any = numba.config
 _log = logging.getLogger("rawgrad")
-#: How modules are called whose functions end up in compiled code.
-_HOLD_COMPILED_CODE = ("_jit", "_simd", "numba_cpu")
 
 # ---- threads
 
-
-def available_threads() -> int:
-    """How many threads kernels use by default.
-
-    The processors that the process may run on (its affinity), no more than its control group's quota, and
-    shared with the other ranks of an MPI job on this machine; one in a worker of a process pool, whose
-    processes are the parallel thing there.
-    """
-    try:
-        count = len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS
-        count = os.cpu_count() or 1
-    count = min(count, _quota() or count)
-    for ranks in ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "SLURM_NTASKS_PER_NODE"):
-        if os.environ.get(ranks, "").isdecimal():
-            count //= max(int(os.environ[ranks]), 1)
-            break
-    return 1 if multiprocessing.parent_process() is not None else max(count, 1)
+threadpool_limits(1, user_api="blas")
+numba.set_num_threads(get_num_threads())
 
 
-def _quota(root: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """The control group's limit in whole processors, rounded up; None without one."""
-    try:
-        limit, period = (root / "cpu.max").read_text().split()
-    except (OSError, ValueError):
-        try:
-            limit = (root / "cpu/cpu.cfs_quota_us").read_text().strip()
-            period = (root / "cpu/cpu.cfs_period_us").read_text().strip()
-        except OSError:
-            return None
-    return max(-(-int(limit) // int(period)), 1) if limit.isdecimal() and period.isdecimal() else None
+class _Told(threading.local):
+    """What Numba was told in this Python thread: it keeps the number of threads for each of them."""
+
+    count = 0
 
 
-def _wanted_threads() -> int:
-    asked = os.environ.get("RAWGRAD_THREADS", "")
-    if not asked:
-        return available_threads()
-    if not asked.isdecimal() or int(asked) < 1:
-        raise ArgumentError(f"RAWGRAD_THREADS must be an integer of at least 1; got {asked!r}")
-    return int(asked)
-
-
-def set_num_threads(count: int) -> None:
-    """Let the kernels that this Python thread calls use ``count`` threads.
-
-    Raises:
-        ArgumentError: ``count`` is below 1 or above what the process started with.
-    """
-    most = _config.NUMBA_NUM_THREADS
-    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= most:
-        raise ArgumentError(f"set_num_threads: count must be an integer from 1 to {most}; got {count!r}")
-    numba.set_num_threads(count)
-
-
-def get_num_threads() -> int:
-    """How many threads the kernels that this Python thread calls use."""
-    return int(numba.get_num_threads())
-
-
-def _start() -> None:
-    """Settle the number of threads before Numba starts them, and BLAS's."""
-    threadpool_limits(1, user_api="blas")
-    count = _wanted_threads()
-    try:
-        _config.NUMBA_NUM_THREADS = count
-        numba.set_num_threads(count)
-    except (RuntimeError, ValueError):  # the program had started Numba's threads already
-        numba.set_num_threads(min(count, _config.NUMBA_NUM_THREADS))
-
-
-_start()
-_one_at_a_time = threading.RLock()
+_told = _Told()
+#: The threading layer ``workqueue``, which Numba has where there is no OpenMP, takes calls of one Python thread at a
+#: time; the others take any.
+_one_at_a_time = threading.RLock() if threading_layer() == "workqueue" else None
 
 
 def problem() -> str | None:
     """Why Numba's kernels cannot run here, or None."""
-    return None
-
-
-def guarded(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """``kernel``, for the threading layer in use: ``workqueue`` takes calls of one Python thread at a time."""
-    if threading_layer() != "workqueue":
-        return kernel
-
-    @functools.wraps(kernel)
-    def call(*arguments: Any) -> Any:
-        with _one_at_a_time:
-            return kernel(*arguments)
-
-    return call
+    return "NUMBA_DISABLE_JIT is set" if _config.DISABLE_JIT else None
 
 
 # ---- compiling
@@ -144,7 +75,19 @@ def guarded(kernel: Callable[..., Any]) -> Callable[..., Any]:
 
 def parallel(function: Callable[..., Any]) -> Any:
     """Compile ``function``, which has a ``prange``, on its first call with arguments of each kind."""
-    return _compiled(function, parallel=True)
+    kernel = _compiled(function, parallel=True)
+
+    @functools.wraps(function)
+    def launch(*arguments: Any) -> Any:
+        if _told.count != _threads.count:
+            numba.set_num_threads(_threads.count)
+            _told.count = _threads.count
+        if _one_at_a_time is None:
+            return kernel(*arguments)
+        with _one_at_a_time:
+            return kernel(*arguments)
+
+    return launch
 
 
 def serial(function: Callable[..., Any]) -> Any:
@@ -154,53 +97,60 @@ def serial(function: Callable[..., Any]) -> Any:
 
 def _compiled(function: Callable[..., Any], **options: Any) -> Any:
     dispatcher = numba.njit(nogil=True, error_model="numpy", **options)(function)
-    dispatcher._cache = _Cache(function)
+    dispatcher._cache = _Cache(function, options)
     return dispatcher
 
 
 class _Cache(caching._Cache):
-    """What Numba asks for compiled code, and gives it to."""
+    """What Numba asks for compiled code, and gives it to.  Whatever is wrong with a file: the kernel is compiled."""
 
-    def __init__(self, function: Any) -> None:
+    def __init__(self, function: Any, options: dict[str, Any]) -> None:
         self._function: FunctionType = function
+        self._options = options
         self._enabled = True
 
     @property
     def cache_path(self) -> str:
-        return str(_folder(self._function.__module__))
+        return str(_folder(self._function.__module__) or "")
 
-    def _file(self, signature: Any, magic: Any) -> Path:
+    def _file(self, signature: Any, codegen: Any) -> Path | None:
+        """Where the code for ``signature`` is kept; None if it is not."""
+        code, module = self._function.__code__, self._function.__module__
+        source = getattr(sys.modules.get(module), "__file__", None)
+        if not self._enabled or not source or Path(source).name != Path(code.co_filename).name:
+            return None  # typed at a prompt, in a notebook's cell, by exec: there is no source to know it by
+        folder = _folder(module)
         cells = tuple(cell.cell_contents for cell in self._function.__closure__ or ())
         assert all(isinstance(value, int | float | str | bool | None) for value in cells), (
             f"{self._function.__qualname__} closes over more than constants, by which its code could be found again"
         )
-        code = self._function.__code__
-        key = repr((self._function.__qualname__, code.co_firstlineno, cells, signature, magic))
-        return _folder(self._function.__module__) / (
-            f"{self._function.__name__}-{hashlib.sha256(key.encode()).hexdigest()[:32]}.bin"
-        )
+        about = (self._function.__qualname__, code.co_firstlineno, cells, self._options, signature)
+        key = repr((*about, codegen.magic_tuple())).encode()
+        name = f"{self._function.__name__}-{hashlib.sha256(key).hexdigest()[:32]}.bin"
+        return folder / name if folder else None
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         target_context.refresh()
-        if self._enabled:
-            file = self._file(sig, target_context.codegen().magic_tuple())
+        file = self._file(sig, target_context.codegen())
+        if file is not None:
             try:
-                return compiler.CompileResult._rebuild(target_context, *pickle.loads(file.read_bytes()))
+                return compiler.CompileResult._rebuild(target_context, *pickle.loads(_read(file)))
             except FileNotFoundError:
                 pass
-            except Exception as error:  # whatever a damaged file raises: it is compiled anew, and replaced
+            except Exception as error:  # whatever goes wrong
                 _log.warning("rawgrad: %s cannot be used and is replaced: %s", file, error)
         _announce()
         return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        if not self._enabled:
+        file = self._file(sig, data.codegen)
+        if file is None:
             return
-        file = self._file(sig, data.codegen.magic_tuple())
+        if data.library.has_dynamic_globals:  # an address in this process, which the code holds
+            _log.debug("%s cannot be kept: it holds addresses of this process", self._function.__qualname__)
+            return
         try:
-            with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as new:
-                new.write(serialize.dumps(data._reduce()))
-            os.replace(new.name, file)
+            _write(file, serialize.dumps(data._reduce()))
         except OSError as error:  # a full disk: the code runs, and is compiled again next time
             _log.warning("rawgrad: cannot keep a compiled kernel in %s: %s", file.parent, error)
 
@@ -214,42 +164,113 @@ class _Cache(caching._Cache):
         """Nothing is held back."""
 
 
+def _read(file: Path) -> bytes:
+    """What :func:`_write` wrote; ValueError if it is anything else: a wrong bit would be run."""
+    data = file.read_bytes()
+    checksum, content = data[:32], data[32:]
+    if hashlib.sha256(content).digest() != checksum:
+        raise ValueError("it is damaged")
+    return content
+
+
+def _write(file: Path, content: bytes) -> None:
+    with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as new:
+        try:
+            new.write(hashlib.sha256(content).digest() + content)
+            new.flush()
+            os.replace(new.name, file)
+        except OSError:
+            os.unlink(new.name)
+            raise
+
+
 @functools.cache
 def _announce() -> None:
     """Say, once per process, why the first use of a kernel takes long."""
-    _log.warning("rawgrad: compiling kernels for this processor as they are needed; kept in %s", cache_folder("numba"))
+    folder = cache_folder("numba")
+    where = "for this process alone: no cache folder can be written to" if is_temporary(folder) else f"kept in {folder}"
+    _log.warning("rawgrad: compiling kernels for this processor as they are needed; %s", where)
 
 
 @functools.cache
-def _folder(module: str) -> Path:
-    """Where what ``module`` compiles is kept."""
-    digest = hashlib.sha256()
-    for fact in (numba.__version__, llvmlite.__version__, sys.version, platform.machine()):
-        digest.update(fact.encode() + b"\0")
-    for file in sorted(_sources(sys.modules[module], set())):
+def _folder(module: str) -> Path | None:
+    """Where what ``module`` compiles is kept; None if nothing is."""
+    modules: dict[str, ModuleType] = {}
+    _follow(sys.modules[module], modules)
+    digest = hashlib.sha256(repr(_facts()).encode())
+    for name in sorted(modules):
+        file = Path(modules[name].__file__ or "")
+        if file.stat().st_ctime > _threads.STARTED:
+            _log.debug("%s is not kept: %s was changed since this process started", module, file)
+            return None
         digest.update(file.read_bytes() + b"\0")
-    operation = module.rpartition(".numba_cpu")[0].rpartition(".")[2] or module.rpartition(".")[2]
-    parent = cache_folder("numba") / operation
+        digest.update(repr(sorted(_constants(modules[name]))).encode())
+    parent = cache_folder("numba") / (module.rpartition(".numba_cpu")[0].rpartition(".")[2] or module)
     folder = parent / digest.hexdigest()[:16]
-    if not folder.is_dir():
-        prune(parent)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        if not folder.is_dir():
+            prune(parent)
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
     return folder
 
 
-def _sources(module: ModuleType, found: set[Path]) -> set[Path]:
-    """The file of ``module``, and those of the modules with compiled code whose names it imports, and theirs."""
-    found.add(Path(module.__file__ or ""))
-    for value in list(vars(module).values()):
-        name = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
-        if isinstance(name, str) and name.rpartition(".")[2].startswith(_HOLD_COMPILED_CODE):
-            other = sys.modules[name]
-            if Path(other.__file__ or "") not in found:
-                _sources(other, found)
-    return found
+def _facts() -> tuple[Any, ...]:
+    """What compiled code depends on beside its sources."""
+    switches = ("OPT", "BOUNDSCHECK", "LOOP_VECTORIZE", "SLP_VECTORIZE", "ENABLE_AVX", "DEBUGINFO_DEFAULT")
+    settings = [str(getattr(_config, name, None)) for name in switches]
+    return numba.__version__, llvmlite.__version__, sys.version, platform.machine(), vector_bytes(), *settings
+
+
+def _follow(module: ModuleType, found: dict[str, ModuleType]) -> None:
+    """Add to ``found`` the module, those whose names it imports and that may be in its compiled code, and theirs.
+
+    That is whatever is rawgrad's, of the same package or in the same folder; what others install has versions.
+    """
+    found[module.__name__] = module
+    package, folder = module.__name__.partition(".")[0], Path(module.__file__ or "").parent
+    for name, value in list(vars(module).items()):
+        of = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
+        other = sys.modules.get(of) if isinstance(of, str) else None
+        file = getattr(other, "__file__", None)
+        if other is None or not file or other.__name__ in found:
+            continue
+        ours = other.__name__.startswith(f"{__package__}.")
+        if ours and other.__name__ == f"{module.__name__}.{name}":
+            continue  # a part of our package, which holds it as soon as anything imports it
+        if ours or other.__name__.partition(".")[0] == package or Path(file).parent == folder:
+            _follow(other, found)
+
+
+def _constants(module: ModuleType) -> list[tuple[str, str]]:
+    """The module's numbers and strings in capital letters, some of which are computed, or imported from elsewhere."""
+    kinds = (int, float, bool, str, tuple)
+    return [(name, repr(value)) for name, value in vars(module).items() if name.isupper() and type(value) in kinds]
 
 
 @serial
 def address(array: Any) -> int:
     """Where the elements of ``array`` begin; a fifth of the time of ``array.ctypes.data``."""
     return array.ctypes.data
+
+
+def thread_slots() -> int:
+    """One more than the largest ``numba.get_thread_id()``: a kernel's threads need as many workspaces."""
+    return int(_config.NUMBA_NUM_THREADS)
+
+
+_workspaces = threading.local()
+
+
+def workspace(name: str, size: int, dtype: Any) -> Any:
+    """An array of ``size`` elements that holds anything, for the calling thread until it asks for ``name`` again.
+
+    Fresh memory costs more than what most kernels do with it, so each place grows to the largest size asked for.
+    """
+    places = _workspaces.__dict__
+    key = name, dtype
+    array = places.get(key)
+    if array is None or array.size < size:
+        array = places[key] = np.empty(size, dtype)
+    return array[:size]

@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -43,6 +44,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from ._errors import ArgumentError
+
 _I64 = ir.IntType(64)
 _I32 = ir.IntType(32)
 _BIT = ir.IntType(1)
@@ -50,11 +53,21 @@ _BIT = ir.IntType(1)
 
 @cache
 def vector_bytes() -> int:
-    """How wide this processor's vectors are: 64 with AVX-512, 32 with AVX2, else 16 (SSE, NEON)."""
+    """How wide vectors are: as wide as the processor's, 64 bytes with AVX-512, 32 with AVX2, else 16 (SSE, NEON).
+
+    ``RAWGRAD_VECTOR_BYTES`` (16, 32 or 64) makes them narrower: to see on one processor what others do.
+
+    Raises:
+        ArgumentError: the variable holds anything else, or more than the processor has.
+    """
+    most = 16
     if platform.machine() in ("x86_64", "AMD64"):
         features = binding.get_host_cpu_features()
-        return 64 if features.get("avx512f") else 32 if features.get("avx2") else 16
-    return 16
+        most = 64 if features.get("avx512f") else 32 if features.get("avx2") else 16
+    asked = os.environ.get("RAWGRAD_VECTOR_BYTES") or str(most)
+    if asked not in ("16", "32", "64") or int(asked) > most:
+        raise ArgumentError(f"RAWGRAD_VECTOR_BYTES must be 16, 32 or 64 and at most {most} here; got {asked!r}")
+    return int(asked)
 
 
 def vector_registers() -> int:
@@ -160,6 +173,10 @@ class Value:
     def equals(self, other: Number) -> Value:
         return self._compare(other, "==")
 
+    def above(self, other: Number) -> Value:
+        """``>`` of integers that have no sign."""
+        return Value(self.stage, self.stage.builder.icmp_unsigned(">", self.ir, self.stage.like(other, self).ir))
+
     def is_nan(self) -> Value:
         return self._compare(self, "!=")
 
@@ -180,6 +197,10 @@ class Value:
 
     def _as(self, element: ir.Type) -> Value:
         return Value(self.stage, self.stage.builder.bitcast(self.ir, _wide(element, self.lanes)))
+
+    def halves(self) -> Value:
+        """Each lane of 64 bits as two lanes of 32, the low half first."""
+        return Value(self.stage, self.stage.builder.bitcast(self.ir, ir.VectorType(_I32, 2 * self.lanes)))
 
     def to(self, dtype: Any) -> Value:
         """Converted: between floats, from float to integer (towards zero) and from integer to float."""
@@ -373,6 +394,10 @@ class Stage:
         """To the nearest integer, halves to the even one."""
         return self._intrinsic("rint", a)
 
+    def copysign(self, a: Value, b: Value) -> Value:
+        """a with the sign of b."""
+        return self._intrinsic("copysign", a, b)
+
     def _intrinsic(self, name: str, *arguments: Value) -> Value:
         kind = arguments[0].ir.type
         suffix = f"v{arguments[0].lanes}" if arguments[0].lanes > 1 else ""
@@ -412,6 +437,14 @@ class Stage:
         builder.branch(test)
         builder.position_at_end(after)
 
+    def each(self, start: Value, stop: Value, step: int, body: Callable[[Value, Value | None], None]) -> None:
+        """``body(i, None)`` for every whole ``step``, then ``body(i, count)`` for the ``count`` that are left."""
+        whole = stop - (stop - start) % step
+        with self.range(start, whole, step) as i:
+            body(i, None)
+        with self.when(whole < stop):
+            body(whole, stop - whole)
+
     @contextmanager
     def when(self, condition: Value) -> Iterator[None]:
         """The body runs if ``condition``, a single bit, holds."""
@@ -442,33 +475,33 @@ def _staged(stage: Stage, context: Any, kind: types.Type, value: ir.Value) -> Po
     return Value(stage, value)
 
 
-def simd(function: Callable[..., Value | None]) -> Any:
+def simd(function: Callable[..., Value | None] | None = None, *, returns: str | None = None) -> Any:
     """Make ``function(s, *arguments)``, which writes instructions, callable from Numba kernels.
 
     Args:
-        function: its first parameter is the :class:`Stage`; it returns nothing, or one number, of the
-            type that its annotation names: ``-> "int64"`` or another scalar type of Numba's, and
-            ``-> "like x"`` for an element of the array that the parameter ``x`` takes.
+        function: its first parameter is the :class:`Stage`.
+        returns: what it returns, if not nothing: a scalar type of Numba's (``"int64"``), or the name of a
+            parameter that takes an array, for one element of it.
     """
-    names = list(inspect.signature(function).parameters)[1:]
-    promised = function.__annotations__.get("return")
+    if function is None:
+        return functools.partial(simd, returns=returns)
+    write = function
+    names = list(inspect.signature(write).parameters)[1:]
 
     def typed(typing_context: Any, *arguments: Any) -> Any:
         kinds = [kind if isinstance(kind, types.Literal) else types.unliteral(kind) for kind in arguments]
-        if promised in (None, "None"):
-            result = types.void
-        elif promised.strip("'\"").startswith("like "):
-            result = types.unliteral(kinds[names.index(promised.strip("'\"")[5:])]).dtype
+        if returns in names:
+            result = kinds[names.index(returns)].dtype
         else:
-            result = getattr(types, promised.strip("'\""))
+            result = getattr(types, returns or "void")
 
         def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
             stage = Stage(builder)
             pairs = zip(signature.args, values, strict=True)
-            answer = function(stage, *(_staged(stage, context, kind, value) for kind, value in pairs))
+            answer = write(stage, *(_staged(stage, context, kind, value) for kind, value in pairs))
             return context.get_dummy_value() if answer is None else answer.ir
 
         return result(*kinds), generate
 
-    functools.update_wrapper(typed, function)  # with its signature, by which Numba takes keywords and defaults
+    functools.update_wrapper(typed, write)  # with its signature, by which Numba takes keywords and defaults
     return intrinsic(prefer_literal=True)(typed)

@@ -27,7 +27,7 @@ closed under differentiation.
 
 Source: Dumoulin and Visin, "A guide to convolution arithmetic for deep learning", 2016.
 
-Backends: ``numpy`` (reference.py); ``cuda`` and ``emulated`` (cuda.py, conv2d.cu).
+Backends: ``numpy`` (reference.py); ``numba`` (numba_cpu.py); ``cuda`` and ``emulated`` (cuda.py, conv2d.cu).
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ With K = 0 the sum is 0.  Backward, with g = dL/d(the argument of the activation
 which are this operation again: for y = a b they are ``gemm(g, b, transpose_b=True)`` and
 ``gemm(a, g, transpose_a=True)``, summed over the dimensions that were broadcast.
 
-Backends: ``numpy`` (reference.py); ``cuda`` and ``emulated`` (cuda.py, gemm.cu).
+Backends: ``numpy`` (reference.py); ``numba`` (numba_cpu.py); ``cuda`` and ``emulated`` (cuda.py, gemm.cu).
 """
 
 from __future__ import annotations

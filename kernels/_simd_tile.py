@@ -1,0 +1,96 @@
+"""Tiles of sums in registers, and the copies that feed them: what matrix products and convolutions share.
+
+A product y[i, n] += a[j, i] b[j, n] runs at the processor's speed when a tile of y stays in registers while
+j runs: of V vectors of b and R numbers of a each is used R or V times, so R V multiplications need R + V
+loads.  :class:`Tile` is that tile, with two ways to add to it:
+
+    outer    y[i, n] += a[i] b[n]    a's numbers, each in all lanes, times vectors of b
+    dot      y[i, k] += a[i] · b[k]  vectors of both along the sum, whose lanes are added at the end
+
+The layout "panel" has what one step needs side by side: (steps, width).  Source: Goto and van de Geijn,
+"Anatomy of high-performance matrix multiplication", 2008.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ._simd import Pointer, Stage, Value, simd, vector_registers
+
+
+class Tile:
+    """R times V sums that live in registers."""
+
+    def __init__(self, s: Stage, R: int, V: int, like: Pointer) -> None:
+        self.s, self.lanes = s, s.lanes(like)
+        self.sums = [[s.variable(s.zero(like, self.lanes)) for _ in range(V)] for _ in range(R)]
+
+    def outer(self, a: Pointer, b: Sequence[Value]) -> None:
+        """Add a[i] b[v] to sum (i, v)."""
+        for i, row in enumerate(self.sums):
+            of_a = self.s.splat(a[i], self.lanes)
+            for sum_, of_b in zip(row, b, strict=True):
+                sum_.value = self.s.fma(of_a, of_b, sum_.value)
+
+    def dot(self, a: Sequence[Value], b: Sequence[Value]) -> None:
+        """Add a[i] b[k], lane by lane, to sum (i, k)."""
+        for row, of_a in zip(self.sums, a, strict=True):
+            for sum_, of_b in zip(row, b, strict=True):
+                sum_.value = self.s.fma(of_a, of_b, sum_.value)
+
+
+def registers_fit(R: int, V: int) -> bool:
+    """Whether a tile and what a step loads stay in registers."""
+    return R * V + V + 1 <= vector_registers()
+
+
+def transpose(rows: list[Value]) -> list[Value]:
+    """The columns of a square of vectors: log2(lanes) rounds that exchange halves, quarters, …"""
+    lanes, half = len(rows), len(rows) // 2
+    while half:
+        first = [i for i in range(lanes) if not i & half]
+        upper = [i if not i & half else lanes + i - half for i in range(lanes)]
+        lower = [i + half if not i & half else lanes + i for i in range(lanes)]
+        new = list(rows)
+        for i in first:
+            new[i] = rows[i].shuffle(upper, rows[i + half])
+            new[i + half] = rows[i].shuffle(lower, rows[i + half])
+        rows, half = new, half // 2
+    return rows
+
+
+@simd
+def pack_columns(
+    s: Stage, a: Pointer, at: Value, pitch: Value, rows: Value, steps: Value, panel: Pointer, to: Value, width: int
+) -> None:
+    """The panel of a[i, j], i < rows and j < steps, whose rows are ``pitch`` apart: panel[j, i], zero from rows on."""
+    lanes = s.lanes(a)
+    a, panel = a + at, panel + to
+    for start in range(0, width, lanes):
+        used = min(lanes, width - start)
+        full = None if used == lanes else s.first(used, lanes)
+        with s.range(0, steps, lanes) as j:
+            here = s.first(steps - j, lanes)
+            vectors = []
+            for i in range(lanes):
+                exists = s.splat(s.integer(start + i) < rows, lanes) & here
+                vectors.append(
+                    a.load(s.integer(start + i) * pitch + j, lanes, exists) if i < used else s.zero(a, lanes)
+                )
+            for i, column in enumerate(transpose(vectors)):
+                with s.when(j + i < steps):
+                    panel.store((j + i) * width + start, column, full)
+
+
+@simd
+def pack_rows(
+    s: Stage, a: Pointer, at: Value, pitch: Value, columns: Value, steps: Value, panel: Pointer, to: Value, width: int
+) -> None:
+    """The panel of a[j, i], i < columns and j < steps, whose rows are ``pitch`` apart: panel[j, i], zero beyond."""
+    lanes = s.lanes(a)
+    a, panel = a + at, panel + to
+    with s.range(0, steps) as j:
+        for start in range(0, width, lanes):
+            used = min(lanes, width - start)
+            row = a.load(j * pitch + start, lanes, s.first(columns - start, lanes))
+            panel.store(j * width + start, row, None if used == lanes else s.first(used, lanes))
