@@ -19,16 +19,21 @@ from pathlib import Path
 def cache_folder(name: str) -> Path:
     """The folder for compiled kernels of the kind ``name``, made if need be."""
     own = os.environ.get("RAWGRAD_CACHE")
-    root = Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rawgrad"
-    folder = root / name
     try:
+        root = Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rawgrad"
+        folder = root / name
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return folder
-    except OSError:
+    except (OSError, RuntimeError):  # a user without a home is a RuntimeError
         temporary = tempfile.TemporaryDirectory(prefix="rawgrad-")
         _temporary.append(temporary)
         return Path(temporary.name)
+
+
+def is_temporary(folder: Path) -> bool:
+    """Whether ``folder`` is one that ends with this process."""
+    return any(Path(temporary.name) == folder for temporary in _temporary)
 
 
 def prune(folder: Path, days: float = 90) -> None:

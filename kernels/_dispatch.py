@@ -68,7 +68,7 @@ class Backend:
 BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (
-        Backend("numba", "cpu", "numba_cpu", ("numba",), "compiled, parallel CPU kernels", "_jit"),
+        Backend("numba", "cpu", "numba_cpu", ("numba",), "compiled, parallel CPU kernels", "_threads"),
         Backend("numpy", "cpu", "reference", (), "the reference: what each kernel must compute"),
         Backend("cuda", "cuda", "cuda", ("cupy",), "CUDA C++ kernels on an NVIDIA GPU", "_cuda.device"),
         Backend("numba_cuda", "cuda", "numba_cuda", ("numba_cuda", "cupy"), "the same in Numba-CUDA", "_cuda.device"),
@@ -257,7 +257,10 @@ class Operation:
         chosen = _checked_backend(name)
         if not chosen.implements(self.name):
             raise BackendError(f"backend {name!r} does not implement {self.name}")
-        return importlib.import_module(f"{self.package}.{chosen.module}")
+        try:
+            return importlib.import_module(f"{self.package}.{chosen.module}")
+        except ImportError as error:  # installed, but at odds with what else is: Numba refuses some versions of NumPy
+            raise BackendError(f"backend {name!r} cannot run here: {error}") from error
 
     def _resolve(self, choice: Choice, device: str, function: str, version: str | None) -> Callable[..., Any]:
         name = choice.for_device(device) or self._default(device)
@@ -275,8 +278,6 @@ class Operation:
             kernel = versions[version]
         if name != "numpy":
             kernel = contiguous(kernel, default, "carray" if name == "numba" else "c_contiguous")
-        if name == "numba":
-            kernel = importlib.import_module("._jit", __package__).guarded(kernel)
         return _logged(kernel, function, name, version) if os.environ.get("RAWGRAD_DEBUG") else kernel
 
     def _default(self, device: str) -> str:

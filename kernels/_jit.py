@@ -65,11 +65,6 @@ _told = _Told()
 _one_at_a_time = threading.RLock() if threading_layer() == "workqueue" else None
 
 
-def problem() -> str | None:
-    """Why Numba's kernels cannot run here, or None."""
-    return "NUMBA_DISABLE_JIT is set" if _config.DISABLE_JIT else None
-
-
 # ---- compiling
 
 
@@ -116,8 +111,8 @@ class _Cache(caching._Cache):
     def _file(self, signature: Any, codegen: Any) -> Path | None:
         """Where the code for ``signature`` is kept; None if it is not."""
         code, module = self._function.__code__, self._function.__module__
-        source = getattr(sys.modules.get(module), "__file__", None)
-        if not self._enabled or not source or Path(source).name != Path(code.co_filename).name:
+        source = Path(getattr(sys.modules.get(module), "__file__", None) or "")
+        if not self._enabled or not source.is_file() or source.name != Path(code.co_filename).name:
             return None  # typed at a prompt, in a notebook's cell, by exec: there is no source to know it by
         folder = _folder(module)
         cells = tuple(cell.cell_contents for cell in self._function.__closure__ or ())
@@ -195,25 +190,33 @@ def _announce() -> None:
 @functools.cache
 def _folder(module: str) -> Path | None:
     """Where what ``module`` compiles is kept; None if nothing is."""
+    try:
+        digest = _digest(sys.modules[module])
+        if digest is None:
+            return None
+        parent = cache_folder("numba") / (module.rpartition(".numba_cpu")[0].rpartition(".")[2] or module)
+        folder = parent / digest[:16]
+        if not folder.is_dir():
+            prune(parent)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+    except OSError as error:
+        _log.warning("rawgrad: compiled kernels cannot be kept: %s", error)
+        return None
+
+
+def _digest(module: ModuleType) -> str | None:
+    """Of all that decides what ``module`` compiles to; None if its sources may not be what was loaded."""
     modules: dict[str, ModuleType] = {}
-    _follow(sys.modules[module], modules)
+    _follow(module, modules)
     digest = hashlib.sha256(repr(_facts()).encode())
     for name in sorted(modules):
         file = Path(modules[name].__file__ or "")
         if file.stat().st_ctime > _threads.STARTED:
-            _log.debug("%s is not kept: %s was changed since this process started", module, file)
+            _log.debug("%s is not kept: %s was changed since this process started", module.__name__, file)
             return None
-        digest.update(file.read_bytes() + b"\0")
-        digest.update(repr(sorted(_constants(modules[name]))).encode())
-    parent = cache_folder("numba") / (module.rpartition(".numba_cpu")[0].rpartition(".")[2] or module)
-    folder = parent / digest.hexdigest()[:16]
-    try:
-        if not folder.is_dir():
-            prune(parent)
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return None
-    return folder
+        digest.update(file.read_bytes() + b"\0" + repr(sorted(_constants(modules[name]))).encode())
+    return digest.hexdigest()
 
 
 def _facts() -> tuple[Any, ...]:
@@ -268,7 +271,7 @@ def workspace(name: str, size: int, dtype: Any) -> Any:
 
     Fresh memory costs more than what most kernels do with it, so each place grows to the largest size asked for.
     """
-    places = _workspaces.__dict__
+    places: dict[Any, Any] = _workspaces.__dict__
     key = name, dtype
     array = places.get(key)
     if array is None or array.size < size:
