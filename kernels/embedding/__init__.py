@@ -14,7 +14,7 @@ Backward; rows that were chosen several times add up, in the order of the indice
 Source: Bengio et al., "A neural probabilistic language model", 2003.
 
 Checks: ranks, shapes, dtypes; indices in [0, V), negative ones are refused.
-Backends: ``numpy`` (reference.py), ``cuda`` and ``emulated`` (cuda.py, embedding.cu).
+Backends: ``numpy`` (reference.py), ``numba`` (numba_cpu.py), ``cuda`` and ``emulated`` (cuda.py, embedding.cu).
 """
 
 from __future__ import annotations
