@@ -40,6 +40,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).with_name("mutation_results.jsonl")
 REASONS = Path(__file__).with_name("mutation_reasons.json")
 TABLE = ROOT / "docs/mutation-table.md"
+OPTIMIZERS = ("adagrad", "adam", "rmsprop", "sgd")  # which share test_optimizer_steps.py
 TIME_LIMIT = 240  # seconds: a mutant that loops for ever is caught
 
 _DECLARED = re.compile(  # a declaration: its brackets hold sizes, not indices
@@ -233,7 +234,9 @@ def run_tests(mutant: Mutant, output: Path) -> int:
             place = headers / original.name
             source_module.HEADERS = build_module.HEADERS = headers
         place.write_text(mutated(mutant))
-        tests = [str(ROOT / f"tests/kernels/test_{name}.py") for name in users_of(original)]
+        users = users_of(original)
+        names = users + ["optimizer_steps"] * any(name in OPTIMIZERS for name in users)
+        tests = [str(ROOT / f"tests/kernels/test_{name}.py") for name in names]
         options = [
             "-W",
             "ignore::pytest.PytestAssertRewriteWarning",

@@ -113,6 +113,39 @@ def test_sizes_at_the_edges_of_blocks(backend, version, n, dtype):
         check_definition(backend, "relu", {}, *CASES[0][2:], dtype, (n,))
 
 
+# One below, at and one above: a vector of 2 to 16 elements; a part of 16384; four of them, which one thread does alone
+# where the kind is cheap.
+LENGTHS = [*range(10), 15, 16, 17, 31, 33, 16383, 16384, 16385, 32769, 65535, 65536, 65537, 81925]
+
+
+@pytest.mark.backends("numba")
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@every_case
+def test_bits_depend_on_neither_place_nor_threads(backend, kind, options, definition, derivative, dtype):
+    from rawgrad.kernels._jit import get_num_threads, set_num_threads
+
+    n, threads = LENGTHS[-1], get_num_threads()
+    rng = np.random.default_rng(6)
+    x, grad = rng.uniform(-6, 6, n).astype(dtype), rng.standard_normal(n).astype(dtype)
+    pieces = [slice(i, i + 1000) for i in range(0, n, 1000)]
+    y = np.concatenate([activation.activation_forward(x[at], kind, **options) for at in pieces])
+    saved = saved_for(kind, x, y)
+    dx = np.concatenate([activation.activation_backward(grad[at], saved[at], kind, **options) for at in pieces])
+    room = np.empty(n + 20, dtype)
+    for length in LENGTHS:
+        for count in {1, threads}:
+            room[:] = 7
+            set_num_threads(count)
+            try:
+                activation.activation_forward(x[:length], kind, out=room[:length], **options)
+                back = activation.activation_backward(grad[:length], saved[:length], kind, **options)
+            finally:
+                set_num_threads(threads)
+            assert room[:length].tobytes() == y[:length].tobytes(), (length, count)
+            assert np.all(room[length:] == 7), f"{kind} wrote beyond the end of {length} elements"
+            assert back.tobytes() == dx[:length].tobytes(), (length, count)
+
+
 @every_kernel
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("off", ["x", "out", "grad", "saved"])
@@ -164,6 +197,30 @@ def test_hand_worked(backend):
     x = backend.put(np.array([1.5, 0.5]))  # z = 3 and 1
     slopes = activation.activation_backward(backend.put(np.ones(2)), x, "softplus", beta=2, threshold=2.5)
     assert backend.get(slopes).tolist() == [1.0, pytest.approx(1 / (1 + math.exp(-1)), rel=1e-15)]
+
+
+def test_at_the_borders_between_pieces(backend):
+    """softplus at its threshold is not beyond it, and elu at 0 has the slope of its left piece."""
+    at, ones = {"beta": 2, "threshold": 2}, backend.put(np.ones(2))
+    x = backend.put(np.array([1.0, 1 + 1e-15]))
+    y = backend.get(activation.activation_forward(x, "softplus", **at)).tolist()
+    assert y == [pytest.approx(math.log1p(math.exp(2)) / 2, rel=1e-15), 1 + 1e-15]
+    slopes = backend.get(activation.activation_backward(ones, x, "softplus", **at)).tolist()
+    assert slopes == [pytest.approx(1 / (1 + math.exp(-2)), rel=1e-15), 1.0]
+    y = activation.activation_forward(backend.put(np.array([0.0, 1e-300])), "elu", alpha=0.25)
+    assert backend.get(activation.activation_backward(ones, y, "elu", alpha=0.25)).tolist() == [0.25, 1.0]
+
+
+@every_kernel
+def test_zeros_pass_the_cuda_kernels_as_they_are(backend, version):
+    """−0 is not less than 0, so nothing is done to it; nor does 0 meet a slope that is infinite in float32."""
+    if backend.device.name != "cuda":
+        pytest.skip("of the two zeros the other backends may give either, and they multiply by the slope")
+    zeros = np.array([0, -0.0] * 3, np.float32)
+    with pinned(backend, version):
+        for kind, options in (("relu", {}), ("leaky_relu", {"negative_slope": 1e39}), ("elu", {"alpha": 1e39})):
+            y = backend.get(activation.activation_forward(backend.put(zeros), kind, **options))
+            np.testing.assert_array_equal(y.view(np.int32), zeros.view(np.int32))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from _layouts import LAYOUTS, untouched
@@ -387,6 +389,72 @@ def test_results_at_any_address(backend, version, dtype):
             out = memory[offset:].reshape(shape)
             assert call(out=out) is out
             np.testing.assert_array_equal(backend.get(out), aligned)
+
+
+# dx is made class by class, of every stride-th row and column.  Planes of a multiple of 16 bytes, and of columns with
+# one position after the other: those of a class are neighbours in memory only where the stride across is 1.
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("stride", [(1, 2), (2, 1), (1, 1)])
+def test_strides_along_one_axis(backend, version, dtype, stride):
+    check_all_passes(backend, version, geometry((2, 8, 4, 16), (8, 8, 3, 3), stride, 1), dtype)
+
+
+def launches_of_all_passes(backend, version, g):
+    """What the emulator counts of forward, dx and dw, float32, without the sums of slices."""
+    if backend.name != "emulated":
+        pytest.skip("only the emulator counts bytes and barriers")
+    from rawgrad.kernels._emulator.runtime import record_launches
+
+    x, weight, grad = (backend.put(np.ones(s, np.float32)) for s in (g.x_shape, g.weight_shape, g.y_shape))
+    with record_launches() as launches:
+        conv2d_forward(x, weight, **options(g), version=version)
+        conv2d_backward_input(grad, weight, g, version=version)
+        conv2d_backward_weight(x, grad, g, version=version)
+    return [launch for launch in launches if "sum_slices" not in launch.kernel]
+
+
+# Sums of 24, 48, 1 and 32, 20, 8 terms, some of which fill their tiles; 24 rows of a tile, 16 at a time.
+@pytest.mark.parametrize(
+    ("x_shape", "weight_shape"),
+    [((2, 24, 4, 4), (24, 24, 1, 1)), ((1, 24, 5, 5), (24, 24, 2, 1)), ((1, 1, 4, 2), (24, 1, 1, 1))],
+)
+def test_register_tiles_are_filled_once(backend, x_shape, weight_shape):
+    """Of a tile 8 terms deep every number is written once, and no tile holds no terms."""
+    g = geometry(x_shape, weight_shape)
+    positions, taps = g.N * g.P * g.Q, g.C * g.R * g.S
+    for launch, terms, height, width in zip(
+        launches_of_all_passes(backend, "v3_register_tile", g),
+        (taps, g.K * g.R * g.S, positions),
+        (24, 24 if g.C == 24 else 16, 24),
+        (128, 128, 32),
+        strict=True,
+    ):
+        blocks, steps = math.prod(launch.grid), -(-terms // 8)
+        assert launch.traffic.barriers == blocks * (1 + steps)
+        of_places = 16 * (width + (steps + 2) * 8)
+        assert launch.traffic.shared_written == blocks * (of_places + steps * 8 * (height + width) * 4)
+
+
+# Channels and taps that are exactly as many as a block stages at once, twice as many, and others.
+@pytest.mark.parametrize(
+    ("x_shape", "weight_shape"),
+    [((1, 3, 8, 8), (4, 3, 3, 3)), ((1, 128, 9, 9), (2, 128, 2, 2)), ((1, 1, 60, 3), (2, 1, 52, 2))],
+)
+def test_smem_tiles_are_filled_once(backend, x_shape, weight_shape):
+    """A block waits twice for each piece of channels and taps, and each multiplication reads two numbers."""
+    g = geometry(x_shape, weight_shape)
+    forward, backward, of_weight = launches_of_all_passes(backend, "v2_smem_tile", g)
+    from rawgrad.kernels.conv2d import cuda
+
+    for launch, tile, channels in ((forward, cuda._forward_tile(g), g.C), (backward, cuda._input_tile(g), g.K)):
+        pieces = -(-channels // tile.C) * -(-g.R // tile.R) * -(-g.S // tile.S)
+        assert launch.traffic.barriers == math.prod(launch.grid) * 2 * pieces
+    tile = cuda._weight_tile(g)
+    weights, teams = tile.M * tile.C * tile.R * tile.S, 256 // (tile.M * tile.C * tile.R * tile.S)
+    if weights == math.prod(g.weight_shape):  # one block
+        products = weights * g.N * g.P * g.Q
+        assert of_weight.traffic.shared_read == 4 * (2 * products + weights * (teams - 1))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

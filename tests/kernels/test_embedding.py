@@ -97,6 +97,64 @@ def test_where_the_keys_of_each_tile_begin(backend, tiles):
     np.testing.assert_array_equal(backend.get(totals), host.sum(axis=1))
 
 
+@pytest.mark.parametrize("tiles", [255, 256, 257, 512])
+def test_no_turn_without_tiles(backend, tiles):
+    """A block waits twice for every 256 tiles."""
+    if backend.name != "emulated":
+        pytest.skip("only the emulator counts barriers")
+    from rawgrad.kernels._emulator.runtime import record_launches
+    from rawgrad.kernels.embedding import cuda
+
+    counts, totals = backend.put(np.ones((3, tiles), np.uint32)), backend.put(np.zeros(3, np.uint32))
+    with record_launches() as launches:
+        cuda._SCAN[()](3, 256, counts, tiles, totals)
+    assert launches[0].traffic.barriers == 3 * 2 * -(-tiles // 256)
+
+
+# Every 256 keys of a tile of 2048 wait three times for each other, and the whole block three times before.
+@pytest.mark.parametrize("n", [1, 255, 256, 257, 512, 2048, 2049, 2304])
+def test_no_turn_without_keys(backend, n):
+    if backend.name != "emulated":
+        pytest.skip("only the emulator counts barriers")
+    from rawgrad.kernels._emulator.runtime import record_launches
+
+    indices, grad = backend.put(np.arange(n) % 7), backend.put(np.ones((n, 2), np.float32))
+    with record_launches() as launches:
+        ops.embedding_backward(grad, indices, 7)
+    (scan,) = (launch for launch in launches if "scan" in launch.kernel)
+    (scatter,) = (launch for launch in launches if "scatter" in launch.kernel)
+    tiles, turns = -(-n // 2048), -(-n // 256)
+    assert scan.traffic.barriers == 2 * 256  # digits, each with one turn of at most 256 tiles
+    assert scatter.traffic.barriers == 3 * tiles + 3 * turns
+
+
+# A warp owns each of 8 neighbours, and all warps share those that are chosen more than 64 times: here the first of the
+# next eight, and the last of the table.
+def test_rows_chosen_often_are_written_once(backend):
+    if backend.name != "emulated":
+        pytest.skip("only the emulator counts bytes")
+    from rawgrad.kernels._emulator.runtime import record_launches
+
+    host_i = np.repeat([3, 8, 16], [64, 65, 90])
+    host_g = np.random.default_rng(18).integers(-9, 9, (len(host_i), 3)).astype(np.float32)
+    with record_launches() as launches:
+        dweight = ops.embedding_backward(backend.put(host_g), backend.put(host_i), 17)
+    np.testing.assert_array_equal(backend.get(dweight), summed(host_g, host_i, 17))
+    assert launches[-1].traffic.global_written == dweight.nbytes
+
+
+@pytest.mark.parametrize("D", [3, 40])
+def test_a_row_chosen_as_often_as_one_warp_adds_up(backend, D):
+    """64 times, one after the other, so that every bit tells the order on a GPU."""
+    rng = np.random.default_rng(19)
+    host_i, host_g = np.full(66, 5), rng.standard_normal((66, D)).astype(np.float32)
+    host_i[7], host_i[33] = 6, 0
+    dweight = backend.get(ops.embedding_backward(backend.put(host_g), backend.put(host_i), 9))
+    assert_accurate(dweight, summed, host_g, host_i, 9)
+    if backend.device.name == "cuda":
+        np.testing.assert_array_equal(dweight, summed(host_g, host_i, 9))
+
+
 # Parts of kernels/embedding/numba_cpu.py.  Backward, they are 128 columns wide (64 in float64): one below, at and one
 # above, several; with ranges of rows that are uneven, or more than there are rows.  Forward, 16384 elements long.
 @pytest.mark.backends("numba")

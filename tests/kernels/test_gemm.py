@@ -133,6 +133,17 @@ def test_every_version_at_the_edges_of_its_tiles(backend, version, dtype, M, N, 
 
 
 @pytest.mark.parametrize("version", every_version("gemm", "gemm"))
+def test_every_version_ends_with_the_activation(backend, version):
+    a, b = np.rint(random((20, 3))), np.rint(random((3, 24), seed=1))  # small integers: exact everywhere
+    bias = np.rint(random((24,), seed=2)) / 2
+    arguments = [backend.put(host) for host in (a, b, bias)]
+    np.testing.assert_array_equal(backend.get(gemm(*arguments, version=version)), product(a, b, bias))
+    for activation in ACTIVATIONS:
+        y = backend.get(gemm(*arguments, activation=activation, version=version))
+        assert_accurate(y, activated(activation), a, b, bias)
+
+
+@pytest.mark.parametrize("version", every_version("gemm", "gemm"))
 def test_every_version_broadcasts_batches(backend, version):
     # One matrix for all products, one each, and the two patterns mixed.
     for a_shape, b_shape in [
@@ -212,6 +223,17 @@ def test_nan_and_infinity_reach_the_tensor_cores(backend):
         y = backend.get(gemm(backend.put(a), backend.put(b), version=f"v4_tensor_core_{name}"))
         large = np.inf if name == "fp16" else rounded(np.float32([1e30]), 10 if name == "tf32" else 7)[0]
         np.testing.assert_array_equal(y[:, 0], np.float32([3, np.nan, np.inf, -np.inf, large]))
+
+
+def test_fp16_at_the_ends_of_its_range(backend):
+    """From 65520 on, half way to what would come after its largest number, infinity; below 2^-14 steps of 2^-24."""
+    skip_unless_there(backend.name, "gemm", "gemm", "v4_tensor_core_fp16")
+    below, step = np.nextafter(np.float32(65520), np.float32(0)), 2.0**-24
+    given = [65504, below, 65520, 65536, -65520, 1024 * step, 1023.5 * step, 1023.25 * step, 0.5 * step, 0.75 * step]
+    expected = [65504, 65504, np.inf, np.inf, -np.inf, 1024 * step, 1024 * step, 1023 * step, 0, step]
+    b = backend.put(np.ones((1, 1), np.float32))
+    y = backend.get(gemm(backend.put(np.float32([given]).T), b, version="v4_tensor_core_fp16"))
+    np.testing.assert_array_equal(y[:, 0], np.float32(expected))
 
 
 def test_agrees_with_torch(backend):

@@ -217,6 +217,19 @@ def test_nan_and_infinity_stay_in_their_group(backend, version, positions):
     np.testing.assert_array_equal(np.isnan(backend.get(dx)), np.isnan(spread))
 
 
+@VERSIONS
+def test_a_warp_adds_up_a_channel_of_32(backend, version):
+    """In pairs, so that ones are not lost beside 2^24, as they would be one after the other."""
+    if backend.device.name != "cuda":
+        pytest.skip("of the order of sums in the CUDA kernels")
+    host = np.ones((1, 2, 32), np.float32)
+    host[0, :, 0] = 2.0**24
+    with pinned(backend, "group_norm", version):
+        zeros = backend.put(np.zeros((1, 1), np.float32))
+        _, _, dbias = ops.group_norm_backward(backend.put(host), backend.put(host), 1, None, zeros, zeros)
+    assert (np.abs(backend.get(dbias) - (2.0**24 + 31)) <= 2).all()
+
+
 def test_refusals(backend):
     put = backend.put
     x, c = put(np.ones((2, 4, 3))), put(np.ones(4))

@@ -131,6 +131,18 @@ def test_traffic_of_rows_in_registers(backend, shape, threads, slices):
     ]
 
 
+def test_one_of_32_threads_adds_up_their_sums_of_a_column(backend):
+    if backend.name != "emulated":
+        pytest.skip("only the emulator counts bytes")
+    from rawgrad.kernels._emulator.runtime import record_launches
+
+    x = backend.put(np.random.default_rng(0).standard_normal((9, 40)).astype(np.float32))
+    _, mean, rstd = ops.layer_norm_forward(x, None, None, 1, EPS)
+    with record_launches() as launches:
+        ops.layer_norm_backward(x, x, None, mean, rstd, 1)
+    assert launches[-1].traffic.shared_read == 2 * 64 * 32 * 4  # of dw and db, two blocks of 32 columns each
+
+
 @VERSIONS
 def test_hand_worked(backend, version):
     x = backend.put(np.array([[1.0, 3.0], [-2.0, 8.0]]))  # means 2 and 3, deviations 1 and 5

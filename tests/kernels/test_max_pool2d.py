@@ -327,6 +327,26 @@ def test_traffic_of_strips_under_overlapping_windows(backend):
     assert launches[0].traffic.global_read == y.size // 4 * 3 * 9 * x.itemsize
 
 
+@pytest.mark.parametrize("version", ["v1_plain", "v2_smem_tile", "v3_register_tile"])
+def test_backward_reads_no_codes_of_windows_between_whose_taps_a_row_lies(backend, version):
+    """With a dilation of 2 a row of x meets the taps of every other window; v3 reads a code once for 4 elements."""
+    if backend.name != "emulated":
+        pytest.skip("only the emulator counts bytes")
+    from rawgrad.kernels._emulator.runtime import record_launches
+
+    g = geometry((1, 2, 9, 16), 3, stride=1, dilation=2)
+    x = backend.put(np.random.default_rng(0).standard_normal(g.x_shape).astype(np.float32))
+    y, codes = max_pool2d_forward(x, 3, stride=1, dilation=2)
+    with record_launches() as launches:
+        max_pool2d_backward(y, codes, g, version=version)
+    (launch,) = launches
+    owned = 4 if version == "v3_register_tile" else 1
+    down = sum((h - p) % 2 == 0 and 0 <= h - p <= 4 for h in range(g.H) for p in range(g.P))
+    across = sum(w - 4 <= q <= w + owned - 1 for w in range(0, g.W, owned) for q in range(g.Q))
+    read = y.nbytes + g.N * g.C * down * across * codes.itemsize
+    assert (launch.traffic.shared_read if version == "v2_smem_tile" else launch.traffic.global_read) == read
+
+
 @given(poolings(), st.integers(0, 2**32 - 1))
 def test_gather_is_the_adjoint_of_backward(backend, pooling, seed):
     """<v, backward(g)> = <gather(v), g>, exactly, since all are whole numbers."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from _derivative import complex_step
@@ -134,6 +136,22 @@ def test_traffic_is_what_each_version_promises(pinned, version, shape, readings)
         assert launch.traffic.global_read == round(readings * read)
         assert launch.traffic.distinct_read == read
         assert launch.traffic.global_written == launch.traffic.distinct_written == y.nbytes
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_small_terms_are_not_lost_beside_large_ones(pinned, version):
+    """31 terms of 0.49 times the last place of the one that comes after them: what is added after it is lost.
+
+    Version 1 adds in runs of 32, where none is; runs of another length lose hundreds.
+    """
+    backend = pinned
+    if version != "v1_plain":
+        pytest.skip("of the order in which one thread of version 1 adds")
+    eps = float(np.finfo(np.float32).eps)
+    row = np.tile(np.append(np.full(31, math.log(0.49 * eps)), 0), 31).astype(np.float32)
+    exact = 1 / np.exp(row.astype(np.float64)).sum()
+    y = backend.get(ops.softmax_forward(backend.put(row[None]), 1))[0, 31]
+    assert abs(y / exact - 1) < 4 * eps
 
 
 def test_worked_values(backend):

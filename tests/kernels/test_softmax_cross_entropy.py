@@ -222,6 +222,20 @@ def test_traffic_is_what_each_version_promises(backend, version, C):
     assert launch.traffic.global_written == loss.nbytes + grad.nbytes
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_labels_alone_read_the_weights_of_their_classes_alone(backend, version):
+    if backend.name != "emulated":
+        pytest.skip("only the emulator counts bytes")
+    from rawgrad.kernels._emulator.runtime import record_launches
+
+    for C in (40, 5000):
+        z, w = backend.put(np.ones((2, C), np.float32)), backend.put(np.ones(C, np.float32))
+        with record_launches() as launches:
+            cross_entropy(z, backend.put(np.array([1, 3])), weight=w, reduction="none", version=version)
+        (launch,) = (launch for launch in launches if "forward" in launch.kernel)
+        assert launch.traffic.distinct_read == z.nbytes + 2 * 4 + 2 * 4  # classes, and their weights
+
+
 def test_hand_worked(backend):
     """Two classes of equal logits cost log 2; programs P2: labels [1, 2] on two rows that give them .6 and .1."""
     loss, grad = cross_entropy(backend.put(np.zeros((1, 2))), backend.put(np.array([1])))
