@@ -104,6 +104,32 @@ def test_arrays_that_do_not_start_at_16_bytes(backend, dtype, n):
     np.testing.assert_array_equal(backend.get(off), backend.get(at))
 
 
+# One below, at and one above: a block; what a vector of 16, 32 or 64 bytes holds; a part of 16384 words; several
+LENGTHS = [0, 1, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 47, 63, 64, 65, 16383, 16384, 16385, 32767, 32768, 49193]
+
+
+@pytest.mark.backends("numba")
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_bits_of_the_reference_for_any_number_of_threads(backend, dtype):
+    from rawgrad.kernels._jit import get_num_threads, set_num_threads
+    from rawgrad.kernels.dropout import reference
+
+    seed, offset, first_block, threads = 2**64 - 5, np.array([2**63 + 9], np.uint64), 2**64 - 1000, get_num_threads()
+    x = np.random.default_rng(10).standard_normal(LENGTHS[-1]).astype(dtype)
+    y = reference.dropout_forward(x, 0.3, seed, offset)
+    words = reference.philox(seed, offset, x.size, first_block)
+    for length in LENGTHS:
+        for count in {1, threads}:
+            set_num_threads(count)
+            try:
+                ours = ops.dropout_forward(x[:length], 0.3, seed, offset)
+                drawn = ops.philox(seed, offset, length, first_block=first_block)
+            finally:
+                set_num_threads(threads)
+            np.testing.assert_array_equal(ours, y[:length])
+            np.testing.assert_array_equal(drawn, words[:length])
+
+
 def test_probabilities_next_to_none_and_all(backend):
     """ceil(p 2^32) is 1 and 2^32 there: p > 0 drops the word 0 alone, p just below 1 drops every word."""
     x = backend.put(np.ones(41))

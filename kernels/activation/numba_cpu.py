@@ -1,0 +1,252 @@
+"""Compiled activations: one pass over the numbers, a vector at a time.
+
+The array is cut into parts of :data:`_PART` elements, whatever the number of threads; a small one is not worth waking
+them.  Forward kernels read x and write y, backward kernels read dL/dy and what was saved and write dL/dx,
+each once.  exp, tanh and the like are computed in vector registers (``kernels/_simd_math.py``), so that most kinds
+wait for memory; only float64 goes through the C library, a number at a time.
+
+A kernel is compiled for a group of kinds, when one of them is first used.  Kinds of a few instructions share a
+kernel, which looks at its argument ``which`` once per part; one with an exponential has its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numba import prange
+
+from .._jit import parallel
+from .._simd import Pointer, Stage, Value, simd
+from .._simd_math import exp, expm1, log1p, normal, tanh
+
+_PART = 16384
+_CUBIC = 0.044715
+_ROOT = math.sqrt(2 / math.pi)
+
+# ---- the formulas of the package's docstring, for a vector; p and q are the options.  What a comparison with NaN,
+# which is false, selects, lets NaN through.
+
+Formula = Callable[..., Value]
+
+
+def _relu(s: Stage, x: Value, p: Value, q: Value) -> Value:
+    return (x <= 0.0).where(0.0, x)
+
+
+def _leaky_relu(s: Stage, x: Value, p: Value, q: Value) -> Value:
+    return (x > 0.0).where(x, x * p + 0.0)  # + 0: of the two zeros the reference gives this one
+
+
+def _elu(s: Stage, x: Value, p: Value, q: Value) -> Value:
+    return (x > 0.0).where(x, expm1(s, (x > 0.0).where(0.0, x)) * p + 0.0)
+
+
+def _sigmoid(s: Stage, x: Value, p: Value, q: Value) -> Value:
+    return 1.0 / (exp(s, -x) + 1.0)
+
+
+def _tanh(s: Stage, x: Value, p: Value, q: Value) -> Value:
+    return tanh(s, x)
+
+
+def _silu(s: Stage, x: Value, p: Value, q: Value) -> Value:
+    return x / (exp(s, -x) + 1.0)
+
+
+def _gelu(s: Stage, x: Value, p: Value, q: Value) -> Value:
+    return x * normal(s, x)[0]
+
+
+def _twice_u(x: Value) -> Value:
+    return (x * x * _CUBIC + 1.0) * x * (2 * _ROOT)
+
+
+def _gelu_tanh(s: Stage, x: Value, p: Value, q: Value) -> Value:
+    return x / (exp(s, -_twice_u(x)) + 1.0)
+
+
+def _softplus(s: Stage, x: Value, p: Value, q: Value) -> Value:
+    z = x * p  # log(1 + e^z) = log(1 + e^-|z|) + max(z, 0) does not overflow
+    return (z > q).where(x, (log1p(s, exp(s, -s.abs(z))) + _relu(s, z, p, q)) / p)
+
+
+def _relu_backward(s: Stage, grad: Value, y: Value, p: Value, q: Value) -> Value:
+    return (y <= 0.0).where(0.0, grad)
+
+
+def _leaky_relu_backward(s: Stage, grad: Value, y: Value, p: Value, q: Value) -> Value:
+    return (y > 0.0).where(grad, grad * p)
+
+
+def _elu_backward(s: Stage, grad: Value, y: Value, p: Value, q: Value) -> Value:
+    return (y > 0.0).where(grad, grad * (y + p))
+
+
+def _sigmoid_backward(s: Stage, grad: Value, y: Value, p: Value, q: Value) -> Value:
+    return (1.0 - y) * y * grad
+
+
+def _tanh_backward(s: Stage, grad: Value, y: Value, p: Value, q: Value) -> Value:
+    return (1.0 - y * y) * grad
+
+
+def _silu_backward(s: Stage, grad: Value, x: Value, p: Value, q: Value) -> Value:
+    gate = _sigmoid(s, x, p, q)
+    return ((1.0 - gate) * x + 1.0) * gate * grad
+
+
+def _within_40(x: Value) -> Value:
+    """Beyond, the gates are 0 or 1 in float64 too; so no 0 meets an infinity."""
+    x = (x > 40.0).where(40.0, x)
+    return (x < -40.0).where(-40.0, x)
+
+
+def _gelu_backward(s: Stage, grad: Value, x: Value, p: Value, q: Value) -> Value:
+    x = _within_40(x)
+    gate, bell = normal(s, x)
+    return (bell * (1 / math.sqrt(2 * math.pi)) * x + gate) * grad
+
+
+def _gelu_tanh_backward(s: Stage, grad: Value, x: Value, p: Value, q: Value) -> Value:
+    x = _within_40(x)
+    u = _twice_u(x)
+    small = exp(s, -s.abs(u))
+    large = 1.0 / (small + 1.0)  # s(2|u|), and its complement keeps its digits
+    rest = small * large
+    slope = (x * x * (3 * _CUBIC) + 1.0) * (2 * _ROOT)
+    return (slope * large * rest * x + (u < 0.0).where(rest, large)) * grad
+
+
+def _softplus_backward(s: Stage, grad: Value, x: Value, p: Value, q: Value) -> Value:
+    z = x * p
+    return (z > q).where(grad, _sigmoid(s, z, p, q) * grad)
+
+
+#: The formulas, by direction and kind; gelu's approximation is a kind of its own.
+FORWARD: dict[str, Formula] = {
+    "relu": _relu,
+    "leaky_relu": _leaky_relu,
+    "elu": _elu,
+    "sigmoid": _sigmoid,
+    "tanh": _tanh,
+    "silu": _silu,
+    "gelu": _gelu,
+    "gelu_tanh": _gelu_tanh,
+    "softplus": _softplus,
+}
+BACKWARD: dict[str, Formula] = {
+    "relu": _relu_backward,
+    "leaky_relu": _leaky_relu_backward,
+    "elu": _elu_backward,
+    "sigmoid": _sigmoid_backward,
+    "tanh": _tanh_backward,
+    "silu": _silu_backward,
+    "gelu": _gelu_backward,
+    "gelu_tanh": _gelu_tanh_backward,
+    "softplus": _softplus_backward,
+}
+#: The kinds that share a kernel.
+_TOGETHER = {"forward": "relu leaky_relu", "backward": "relu leaky_relu elu sigmoid tanh"}
+
+# ---- the kernels
+
+
+def _map(
+    s: Stage, formula: Formula, inputs: list[Pointer], out: Pointer, options: list[Value], start: Value, stop: Value
+) -> None:
+    """out[i] = formula of the inputs' elements i, for i in [start, stop)."""
+    lanes = s.lanes(out)
+
+    def body(i: Value, count: Value | None) -> None:
+        here = None if count is None else s.first(count, lanes)
+        out.store(i, formula(s, *(array.load(i, lanes, here) for array in inputs), *options), here)
+
+    s.each(start, stop, lanes, body)
+
+
+@simd
+def _forward_part(
+    s: Stage, kinds: str, which: Value, x: Pointer, y: Pointer, p: Value, q: Value, start: Value, stop: Value
+) -> None:
+    options = [s.splat(option.to(x.dtype), s.lanes(x)) for option in (p, q)]
+    for number, kind in enumerate(kinds.split()):
+        with s.when(which.equals(number)):
+            _map(s, FORWARD[kind], [x], y, options, start, stop)
+
+
+@simd
+def _backward_part(
+    s: Stage, kinds: str, which: Value, grad: Pointer, saved: Pointer, dx: Pointer, p: Value, q: Value, start: Value,
+    stop: Value,
+) -> None:  # fmt: skip
+    options = [s.splat(option.to(dx.dtype), s.lanes(dx)) for option in (p, q)]
+    for number, kind in enumerate(kinds.split()):
+        with s.when(which.equals(number)):
+            _map(s, BACKWARD[kind], [grad, saved], dx, options, start, stop)
+
+
+def _alone(kinds: str) -> int:
+    """How many elements one thread has done before others would have begun."""
+    return 4 * _PART if kinds in _TOGETHER.values() else _PART
+
+
+@cache
+def _forward(kinds: str) -> Any:
+    alone = _alone(kinds)
+
+    @parallel
+    def forward(which, x, y, p, q):
+        if x.size <= alone:
+            _forward_part(kinds, which, x, y, p, q, 0, x.size)
+        else:
+            for part in prange((x.size + _PART - 1) // _PART):
+                start = part * _PART
+                _forward_part(kinds, which, x, y, p, q, start, min(start + _PART, x.size))
+
+    return forward
+
+
+@cache
+def _backward(kinds: str) -> Any:
+    alone = _alone(kinds)
+
+    @parallel
+    def backward(which, grad, saved, dx, p, q):
+        if dx.size <= alone:
+            _backward_part(kinds, which, grad, saved, dx, p, q, 0, dx.size)
+        else:
+            for part in prange((dx.size + _PART - 1) // _PART):
+                start = part * _PART
+                _backward_part(kinds, which, grad, saved, dx, p, q, start, min(start + _PART, dx.size))
+
+    return backward
+
+
+@cache
+def _plan(direction: str, kind: str, options: tuple[Any, ...]) -> tuple[Any, int, float, float]:
+    """The kernel of ``kind``, its number there, and the options p and q."""
+    if kind == "gelu":
+        kind, options = ("gelu_tanh" if options == ("tanh",) else "gelu"), ()
+    together = _TOGETHER[direction].split()
+    kinds = together if kind in together else [kind]
+    kernel = (_forward if direction == "forward" else _backward)(" ".join(kinds))
+    p, q = (*options, 0.0, 0.0)[:2]
+    return kernel, kinds.index(kind), p, q
+
+
+def activation_forward(x: np.ndarray, kind: str, options: tuple[Any, ...], out: np.ndarray | None) -> np.ndarray:
+    y = np.empty_like(x) if out is None else out
+    kernel, which, p, q = _plan("forward", kind, options)
+    kernel(which, x.reshape(-1), y.reshape(-1), p, q)
+    return y
+
+
+def activation_backward(grad: np.ndarray, saved: np.ndarray, kind: str, options: tuple[Any, ...]) -> np.ndarray:
+    dx = np.empty_like(saved)
+    kernel, which, p, q = _plan("backward", kind, options)
+    kernel(which, grad.reshape(-1), saved.reshape(-1), dx.reshape(-1), p, q)
+    return dx
