@@ -11,13 +11,15 @@ vectors in sight, by functions under ``@simd``:
         lanes = s.lanes(x)
         with s.range(0, n, lanes) as i:
             here = s.first(n - i, lanes)                        # masks what lies beyond the end
-            y.store(i, s.fma(s.splat(a, lanes), x.load(i, lanes, here), y.load(i, lanes, here)), here)
+            of_a = s.splat(a.to(x.dtype), lanes)
+            y.store(i, s.fma(of_a, x.load(i, lanes, here), y.load(i, lanes, here)), here)
 
 and called like any function from a Numba kernel: ``axpy(2.0, x, y, x.size)``.
 
 Such a function runs *once per compilation*.  Its arguments stand for what the program will hold:
-arrays arrive as :class:`Pointer` (to their first element, C-contiguous), numbers as :class:`Value`; each
-operation on them appends an instruction at the place of the call.  Integers that Numba knows while it
+arrays arrive as :class:`Pointer` (to their first element, C-contiguous), numbers as :class:`Value`, integers
+among them in 64 bits with a sign; each operation on them appends an instruction at the place of the call.
+Types are never mixed in silence: ``a.to(x.dtype)`` converts.  Integers that Numba knows while it
 compiles (literals, and the constants that a kernel's factory closes over) arrive as Python's int, so
 Python's own loops and conditions are unrolled into straight code, as C++ templates are.  Sums that must
 live in registers are :class:`Variable`; loops of the running program are ``s.range``.
@@ -76,10 +78,15 @@ def vector_registers() -> int:
 
 
 class Value:
-    """A number, or a vector of them, of the program being written."""
+    """A number, or a vector of them, of the program being written.
 
-    def __init__(self, stage: Stage, value: ir.Value) -> None:
-        self.stage, self.ir = stage, value
+    A comparison gives a mask, of one bit in each lane.  Where a number meets a vector, it is in every lane.
+    ``unsigned``, which what comes from an array of such a dtype is, and what is computed of it, decides what
+    comparisons and conversions of integers do.
+    """
+
+    def __init__(self, stage: Stage, value: ir.Value, unsigned: bool = False) -> None:
+        self.stage, self.ir, self.unsigned = stage, value, unsigned
 
     @property
     def lanes(self) -> int:
@@ -94,9 +101,17 @@ class Value:
         return isinstance(self.element, ir.FloatType | ir.DoubleType)
 
     def _binary(self, other: Number, of_floats: str, of_integers: str, swapped: bool = False) -> Value:
+        left, right = self._meet(other)
+        a, b = (right.ir, left.ir) if swapped else (left.ir, right.ir)
+        name = of_floats if self.is_float else of_integers
+        if not name:
+            raise TypeError(f"{of_floats or of_integers} is not for {self.element}")
+        return Value(self.stage, getattr(self.stage.builder, name)(a, b), left.unsigned or right.unsigned)
+
+    def _meet(self, other: Number) -> tuple[Value, Value]:
+        """This and the other value with the same number of lanes."""
         right = self.stage.like(other, self)
-        a, b = (right.ir, self.ir) if swapped else (self.ir, right.ir)
-        return Value(self.stage, getattr(self.stage.builder, of_floats if self.is_float else of_integers)(a, b))
+        return self.stage.like(self, right), right
 
     def __add__(self, other: Number) -> Value:
         return self._binary(other, "fadd", "add")
@@ -117,10 +132,10 @@ class Value:
         return self._binary(other, "fmul", "mul", swapped=True)
 
     def __truediv__(self, other: Number) -> Value:
-        return self._binary(other, "fdiv", "fdiv")
+        return self._binary(other, "fdiv", "")
 
     def __rtruediv__(self, other: Number) -> Value:
-        return self._binary(other, "fdiv", "fdiv", swapped=True)
+        return self._binary(other, "fdiv", "", swapped=True)
 
     def __floordiv__(self, other: Number) -> Value:
         """Of integers that are not negative."""
@@ -148,15 +163,16 @@ class Value:
 
     def __neg__(self) -> Value:
         builder = self.stage.builder
-        return Value(self.stage, builder.fneg(self.ir) if self.is_float else builder.neg(self.ir))
+        return Value(self.stage, builder.fneg(self.ir) if self.is_float else builder.neg(self.ir), self.unsigned)
 
     def _compare(self, other: Number, sign: str) -> Value:
-        right, builder = self.stage.like(other, self), self.stage.builder
+        left, right = self._meet(other)
+        builder = self.stage.builder
         if self.is_float:  # every comparison with NaN is false, but != is true
             compare = builder.fcmp_unordered if sign == "!=" else builder.fcmp_ordered
         else:
-            compare = builder.icmp_signed
-        return Value(self.stage, compare(sign, self.ir, right.ir))
+            compare = builder.icmp_unsigned if left.unsigned or right.unsigned else builder.icmp_signed
+        return Value(self.stage, compare(sign, left.ir, right.ir))
 
     def __lt__(self, other: Number) -> Value:
         return self._compare(other, "<")
@@ -175,17 +191,22 @@ class Value:
 
     def above(self, other: Number) -> Value:
         """``>`` of integers that have no sign."""
-        return Value(self.stage, self.stage.builder.icmp_unsigned(">", self.ir, self.stage.like(other, self).ir))
+        left, right = self._meet(other)
+        return Value(self.stage, self.stage.builder.icmp_unsigned(">", left.ir, right.ir))
 
     def is_nan(self) -> Value:
         return self._compare(self, "!=")
 
     def where(self, yes: Number, no: Number) -> Value:
         """``yes`` where this condition holds, else ``no``, of which at least one is a value."""
-        pattern = yes if isinstance(yes, Value) else no
-        assert isinstance(pattern, Value)
-        chosen, other = self.stage.like(yes, pattern), self.stage.like(no, pattern)
-        return Value(self.stage, self.stage.builder.select(self.ir, chosen.ir, other.ir))
+        if isinstance(yes, Value):
+            chosen, other = yes._meet(no)
+        else:
+            assert isinstance(no, Value)
+            other, chosen = no._meet(yes)
+        if self.lanes > chosen.lanes:
+            chosen, other = self.stage.splat(chosen, self.lanes), self.stage.splat(other, self.lanes)
+        return Value(self.stage, self.stage.builder.select(self.ir, chosen.ir, other.ir), chosen.unsigned)
 
     def bits(self) -> Value:
         """The same bits as an integer; :meth:`as_float` is the way back."""
@@ -203,38 +224,50 @@ class Value:
         return Value(self.stage, self.stage.builder.bitcast(self.ir, ir.VectorType(_I32, 2 * self.lanes)))
 
     def to(self, dtype: Any) -> Value:
-        """Converted: between floats, from float to integer (towards zero) and from integer to float."""
+        """Converted as NumPy does: to integers towards zero, to bool whether it is not zero.
+
+        A float that the integer type cannot hold gives anything.
+        """
         goal, builder = self.stage.type_of(dtype), self.stage.builder
+        if str(dtype) == "bool":
+            one = self if self.element == _BIT else self._compare(0, "!=")
+            return Value(self.stage, builder.zext(one.ir, _wide(goal, self.lanes)), unsigned=True)
+        goal_unsigned, unsigned = _is_unsigned(dtype), self.unsigned or self.element == _BIT
         if goal == self.element:
-            return self
-        wide = _wide(goal, self.lanes)
+            return Value(self.stage, self.ir, goal_unsigned)
         if isinstance(goal, ir.IntType):
             if self.is_float:
-                return Value(self.stage, builder.fptosi(self.ir, wide))
-            grow = builder.zext if self.element.width == 1 else builder.sext
-            return Value(self.stage, (builder.trunc if goal.width < self.element.width else grow)(self.ir, wide))
-        if not self.is_float:
-            convert = builder.uitofp if self.element.width == 1 else builder.sitofp
-            return Value(self.stage, convert(self.ir, wide))
-        convert = builder.fpext if isinstance(goal, ir.DoubleType) else builder.fptrunc
-        return Value(self.stage, convert(self.ir, wide))
+                convert = builder.fptoui if goal_unsigned else builder.fptosi
+            elif goal.width < self.element.width:
+                convert = builder.trunc
+            else:
+                convert = builder.zext if unsigned else builder.sext
+        elif self.is_float:
+            convert = builder.fpext if isinstance(goal, ir.DoubleType) else builder.fptrunc
+        else:
+            convert = builder.uitofp if unsigned else builder.sitofp
+        return Value(self.stage, convert(self.ir, _wide(goal, self.lanes)), goal_unsigned)
 
     def lane(self, i: int) -> Value:
-        return Value(self.stage, self.stage.builder.extract_element(self.ir, _I32(i)))
+        assert 0 <= i < self.lanes
+        return Value(self.stage, self.stage.builder.extract_element(self.ir, _I32(i)), self.unsigned)
 
     def shuffle(self, order: list[int], other: Value | None = None) -> Value:
         """The lanes numbered by ``order``; those from ``lanes`` on are ``other``'s."""
+        other = other or self
+        assert all(0 <= i < 2 * self.lanes for i in order)
+        if len(order) == 1:
+            return (self if order[0] < self.lanes else other).lane(order[0] % self.lanes)
         mask = ir.Constant(ir.VectorType(_I32, len(order)), order)
-        return Value(self.stage, self.stage.builder.shuffle_vector(self.ir, (other or self).ir, mask))
+        return Value(self.stage, self.stage.builder.shuffle_vector(self.ir, other.ir, mask), self.unsigned)
 
     def reduce(self, combine: Callable[[Value, Value], Value]) -> Value:
-        """All lanes in one, by halves: lane i meets lane i + lanes/2 first."""
+        """All lanes in one, by halves: lane i meets lane i + lanes/2 first.  The lanes are a power of two."""
+        assert self.lanes & (self.lanes - 1) == 0
         value = self
         while value.lanes > 1:
             half = value.lanes // 2
             value = combine(value.shuffle(list(range(half))), value.shuffle(list(range(half, 2 * half))))
-            if half == 1:
-                return value.lane(0)
         return value
 
     def sum(self) -> Value:
@@ -250,8 +283,9 @@ class Pointer:
     def __init__(self, stage: Stage, data: ir.Value, dtype: types.Type) -> None:
         self.stage, self.data, self.dtype = stage, data, dtype
         self.element = stage.type_of(dtype)
+        self.unsigned = _is_unsigned(dtype)
         self.itemsize = (
-            max(stage.type_of(dtype).width // 8, 1)
+            self.element.width // 8
             if isinstance(self.element, ir.IntType)
             else (4 if isinstance(self.element, ir.FloatType) else 8)
         )
@@ -263,7 +297,7 @@ class Pointer:
 
     def __getitem__(self, i: Number) -> Value:
         """Element ``i``."""
-        return Value(self.stage, self.stage.builder.load(self._at(i, 1), align=self.itemsize))
+        return Value(self.stage, self.stage.builder.load(self._at(i, 1), align=self.itemsize), self.unsigned)
 
     def __setitem__(self, i: Number, value: Number) -> None:
         pattern = Value(self.stage, ir.Constant(self.element, ir.Undefined))
@@ -275,42 +309,62 @@ class Pointer:
 
     def load(self, i: Number, lanes: int, mask: Value | None = None) -> Value:
         """Elements ``i`` to ``i + lanes - 1``; zero, and not touched, where ``mask`` does not hold."""
+        builder = self.stage.builder
         if mask is None:
-            return Value(self.stage, self.stage.builder.load(self._at(i, lanes), align=self.itemsize))
-        vector = _wide(self.element, lanes)
+            return Value(self.stage, builder.load(self._at(i, lanes), align=self.itemsize), self.unsigned)
+        vector = ir.VectorType(self.element, lanes)
+        place = builder.bitcast(self._at(i, lanes), vector.as_pointer())
         function = self.stage.declare(
             f"llvm.masked.load.v{lanes}{_suffix(self.element)}.p0",
             vector,
             [vector.as_pointer(), _I32, ir.VectorType(_BIT, lanes), vector],
         )
-        arguments = [self._at(i, lanes), _I32(self.itemsize), mask.ir, ir.Constant(vector, None)]
-        return Value(self.stage, self.stage.builder.call(function, arguments))
+        bits = builder.bitcast(mask.ir, ir.VectorType(_BIT, lanes))
+        loaded = builder.call(function, [place, _I32(self.itemsize), bits, ir.Constant(vector, None)])
+        return Value(self.stage, builder.bitcast(loaded, _wide(self.element, lanes)), self.unsigned)
+
+    def gather(self, places: Value, mask: Value) -> Value:
+        """In each lane the element whose index is there; zero, and none touched, where ``mask`` does not hold."""
+        builder, lanes = self.stage.builder, places.lanes
+        start = Value(self.stage, builder.ptrtoint(self.data, _I64))
+        addresses = places.to("int64") * self.itemsize + start
+        pointers, vector = ir.VectorType(self.data.type, lanes), ir.VectorType(self.element, lanes)
+        function = self.stage.declare(
+            f"llvm.masked.gather.v{lanes}{_suffix(self.element)}.v{lanes}p0",
+            vector,
+            [pointers, _I32, ir.VectorType(_BIT, lanes), vector],
+        )
+        arguments = [builder.inttoptr(addresses.ir, pointers), _I32(self.itemsize), mask.ir, ir.Constant(vector, None)]
+        return Value(self.stage, builder.call(function, arguments), self.unsigned)
 
     def store(self, i: Number, value: Value, mask: Value | None = None) -> None:
         """Write ``value`` from element ``i`` on, where ``mask`` holds."""
+        builder, lanes = self.stage.builder, value.lanes
         if mask is None:
-            self.stage.builder.store(value.ir, self._at(i, value.lanes), align=self.itemsize)
+            builder.store(value.ir, self._at(i, lanes), align=self.itemsize)
             return
-        vector = value.ir.type
+        vector = ir.VectorType(value.element, lanes)
+        place = builder.bitcast(self._at(i, lanes), ir.VectorType(self.element, lanes).as_pointer())
         function = self.stage.declare(
-            f"llvm.masked.store.v{value.lanes}{_suffix(self.element)}.p0",
+            f"llvm.masked.store.v{lanes}{_suffix(self.element)}.p0",
             ir.VoidType(),
-            [vector, vector.as_pointer(), _I32, ir.VectorType(_BIT, value.lanes)],
+            [vector, vector.as_pointer(), _I32, ir.VectorType(_BIT, lanes)],
         )
-        self.stage.builder.call(function, [value.ir, self._at(i, value.lanes), _I32(self.itemsize), mask.ir])
+        bits = builder.bitcast(mask.ir, ir.VectorType(_BIT, lanes))
+        builder.call(function, [builder.bitcast(value.ir, vector), place, _I32(self.itemsize), bits])
 
 
 class Variable:
     """A place for a value that changes in loops; LLVM keeps it in a register."""
 
     def __init__(self, initial: Value) -> None:
-        self.stage = initial.stage
+        self.stage, self._unsigned = initial.stage, initial.unsigned
         self._slot = cgutils.alloca_once(self.stage.builder, initial.ir.type)
         self.value = initial
 
     @property
     def value(self) -> Value:
-        return Value(self.stage, self.stage.builder.load(self._slot))
+        return Value(self.stage, self.stage.builder.load(self._slot), self._unsigned)
 
     @value.setter
     def value(self, new: Value) -> None:
@@ -336,14 +390,15 @@ class Stage:
         return vector_bytes() // array.itemsize
 
     def integer(self, value: Number) -> Value:
-        return value if isinstance(value, Value) else Value(self, ir.Constant(_I64, int(value)))
+        return value.to("int64") if isinstance(value, Value) else Value(self, ir.Constant(_I64, int(value)))
 
     def like(self, value: Number, pattern: Value) -> Value:
         """``value`` with the type and lanes of ``pattern``."""
         if isinstance(value, Value):
             return self.splat(value, pattern.lanes) if value.lanes < pattern.lanes else value
+        assert pattern.is_float or value == int(value), f"{value} is not an integer"
         number = ir.Constant(pattern.element, float(value) if pattern.is_float else int(value))
-        return self.splat(Value(self, number), pattern.lanes)
+        return self.splat(Value(self, number, pattern.unsigned), pattern.lanes)
 
     def splat(self, value: Value, lanes: int) -> Value:
         """``value`` in each of ``lanes`` lanes."""
@@ -351,10 +406,10 @@ class Stage:
             return value
         vector = ir.VectorType(value.element, lanes)
         if isinstance(value.ir, ir.Constant):
-            return Value(self, ir.Constant(vector, [value.ir.constant] * lanes))
+            return Value(self, ir.Constant(vector, [value.ir.constant] * lanes), value.unsigned)
         one = self.builder.insert_element(ir.Constant(vector, ir.Undefined), value.ir, _I32(0))
         zeros = ir.Constant(ir.VectorType(_I32, lanes), [0] * lanes)
-        return Value(self, self.builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), zeros))
+        return Value(self, self.builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), zeros), value.unsigned)
 
     def pointer(self, address: Value, like: Pointer) -> Pointer:
         """The elements, of the dtype of ``like``, that begin at ``address``."""
@@ -362,14 +417,15 @@ class Stage:
 
     def constant(self, number: float, array: Pointer, lanes: int = 1) -> Value:
         """``number`` in the dtype of ``array``."""
-        return self.like(number, Value(self, ir.Constant(_wide(array.element, lanes), ir.Undefined)))
+        return self.like(number, Value(self, ir.Constant(_wide(array.element, lanes), ir.Undefined), array.unsigned))
 
     def zero(self, array: Pointer, lanes: int = 1) -> Value:
-        return Value(self, ir.Constant(_wide(array.element, lanes), None if lanes > 1 else 0))
+        return Value(self, ir.Constant(_wide(array.element, lanes), None if lanes > 1 else 0), array.unsigned)
 
     def counting(self, lanes: int, bits: int = 64) -> Value:
         """0, 1, 2, … in the lanes."""
-        return Value(self, ir.Constant(ir.VectorType(ir.IntType(bits), lanes), list(range(lanes))))
+        element = ir.IntType(bits)
+        return Value(self, ir.Constant(_wide(element, lanes), list(range(lanes)) if lanes > 1 else 0))
 
     def first(self, count: Number, lanes: int) -> Value:
         """A mask of the first ``count`` lanes."""
@@ -456,6 +512,10 @@ def _wide(element: ir.Type, lanes: int) -> ir.Type:
     return element if lanes == 1 else ir.VectorType(element, lanes)
 
 
+def _is_unsigned(dtype: Any) -> bool:
+    return str(dtype).startswith(("uint", "bool"))
+
+
 def _suffix(element: ir.Type) -> str:
     if isinstance(element, ir.IntType):
         return f"i{element.width}"
@@ -464,6 +524,8 @@ def _suffix(element: ir.Type) -> str:
 
 def _staged(stage: Stage, context: Any, kind: types.Type, value: ir.Value) -> Pointer | Value | int | float:
     if isinstance(kind, types.Array):
+        if kind.layout != "C":
+            raise TypeError(f"@simd functions take C-contiguous arrays; got {kind}")
         return Pointer(stage, context.make_array(kind)(context, stage.builder, value).data, kind.dtype)
     if isinstance(kind, types.Literal):
         return kind.literal_value
@@ -472,6 +534,8 @@ def _staged(stage: Stage, context: Any, kind: types.Type, value: ir.Value) -> Po
     if isinstance(kind, types.Integer) and value.type.width < 64:
         extend = stage.builder.sext if str(kind).startswith("int") else stage.builder.zext
         return Value(stage, extend(value, _I64))
+    if not isinstance(kind, types.Integer | types.Float):
+        raise TypeError(f"@simd functions take arrays and numbers; got {kind}")
     return Value(stage, value)
 
 
@@ -489,7 +553,7 @@ def simd(function: Callable[..., Value | None] | None = None, *, returns: str | 
     names = list(inspect.signature(write).parameters)[1:]
 
     def typed(typing_context: Any, *arguments: Any) -> Any:
-        kinds = [kind if isinstance(kind, types.Literal) else types.unliteral(kind) for kind in arguments]
+        kinds: list[Any] = [kind if isinstance(kind, types.Literal) else types.unliteral(kind) for kind in arguments]
         if returns in names:
             result = kinds[names.index(returns)].dtype
         else:
