@@ -46,7 +46,8 @@ def launch(kernel: Callable[..., Any], lists: Sequence[Arrays], *numbers: float)
     table = _table(tuple([param.size for param in params]), len(lists))
     if table[0]:
         # Where an object is costs a fifth of what it costs to ask NumPy where its elements are.
-        objects = np.fromiter(map(id, itertools.chain.from_iterable(zip(*lists, strict=True))), np.int64)
+        ids = map(id, itertools.chain.from_iterable(zip(*lists, strict=True)))
+        objects = np.fromiter(ids, np.int64, len(lists) * len(params))
         kernel(_LIKE[params[0].dtype], objects, table, np.array(numbers))
 
 
