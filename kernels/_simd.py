@@ -529,6 +529,8 @@ def _staged(stage: Stage, context: Any, kind: types.Type, value: ir.Value) -> Po
         return Pointer(stage, context.make_array(kind)(context, stage.builder, value).data, kind.dtype)
     if isinstance(kind, types.Literal):
         return kind.literal_value
+    if isinstance(kind, types.Omitted):
+        return kind.value
     if isinstance(kind, types.Boolean):
         return Value(stage, stage.builder.trunc(value, _BIT) if value.type.width > 1 else value)
     if isinstance(kind, types.Integer) and value.type.width < 64:
@@ -550,10 +552,17 @@ def simd(function: Callable[..., Value | None] | None = None, *, returns: str | 
     if function is None:
         return functools.partial(simd, returns=returns)
     write = function
-    names = list(inspect.signature(write).parameters)[1:]
+    parameters = inspect.signature(write)
+    names = list(parameters.parameters)[1:]
 
-    def typed(typing_context: Any, *arguments: Any) -> Any:
-        kinds: list[Any] = [kind if isinstance(kind, types.Literal) else types.unliteral(kind) for kind in arguments]
+    def typed(typing_context: Any, *arguments: Any, **named: Any) -> Any:
+        given = parameters.bind(None, *arguments, **named)
+        given.apply_defaults()
+        kinds: list[Any] = []
+        for kind in given.args[1:]:
+            if not isinstance(kind, types.Type):
+                kind = types.Omitted(kind)  # a default
+            kinds.append(kind if isinstance(kind, types.Literal) else types.unliteral(kind))
         if returns in names:
             result = kinds[names.index(returns)].dtype
         else:
