@@ -212,7 +212,7 @@ def _digest(module: ModuleType) -> str | None:
     digest = hashlib.sha256(repr(_facts()).encode())
     for name in sorted(modules):
         file = Path(modules[name].__file__ or "")
-        if file.stat().st_ctime > _threads.STARTED:
+        if file.stat().st_ctime > _threads.started:
             _log.debug("%s is not kept: %s was changed since this process started", module.__name__, file)
             return None
         digest.update(file.read_bytes() + b"\0" + repr(sorted(_constants(modules[name]))).encode())
@@ -247,7 +247,7 @@ def _follow(module: ModuleType, found: dict[str, ModuleType]) -> None:
 
 
 def _constants(module: ModuleType) -> list[tuple[str, str]]:
-    """The module's numbers and strings in capital letters, some of which are computed, or imported from elsewhere."""
+    """The module's numbers and strings in capital letters: some are computed, or imported from elsewhere."""
     kinds = (int, float, bool, str, tuple)
     return [(name, repr(value)) for name, value in vars(module).items() if name.isupper() and type(value) in kinds]
 
@@ -264,16 +264,21 @@ def thread_slots() -> int:
 
 
 _workspaces = threading.local()
+_LINE = 64  # bytes of a cache line
 
 
 def workspace(name: str, size: int, dtype: Any) -> Any:
     """An array of ``size`` elements that holds anything, for the calling thread until it asks for ``name`` again.
 
     Fresh memory costs more than what most kernels do with it, so each place grows to the largest size asked for.
+    It begins with a cache line: a vector that lies across two lines takes two loads.
     """
     places: dict[Any, Any] = _workspaces.__dict__
     key = name, dtype
     array = places.get(key)
     if array is None or array.size < size:
-        array = places[key] = np.empty(size, dtype)
+        surplus = _LINE // dtype.itemsize
+        array = np.empty(size + surplus, dtype)
+        start = -array.ctypes.data % _LINE // dtype.itemsize
+        array = places[key] = array[start : start + size]
     return array[:size]

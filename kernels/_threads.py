@@ -14,7 +14,7 @@ from pathlib import Path
 from ._errors import ArgumentError
 
 #: When this process began to load compiled code: sources that are newer may differ from what it loaded.
-STARTED = time.time()
+started = time.time()
 #: The variables in which MPI launchers say how many ranks share this machine: Open MPI's, MPICH's, Slurm's.
 _RANKS = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "SLURM_NTASKS_PER_NODE")
 
