@@ -20,7 +20,7 @@ The variance is the biased one, as in the original; running averages are the cal
 Source: Ioffe and Szegedy, "Batch normalization", 2015.
 
 Checks: ranks, shapes, dtypes; statistics need at least one value per channel; eps >= 0.
-Backends: ``numpy`` (reference.py); ``cuda`` and ``emulated`` (cuda.py, batch_norm.cu).
+Backends: ``numpy`` (reference.py); ``numba`` (numba_cpu.py); ``cuda`` and ``emulated`` (cuda.py, batch_norm.cu).
 """
 
 from __future__ import annotations

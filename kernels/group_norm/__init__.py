@@ -18,7 +18,7 @@ G = C is instance normalisation.
 Source: Wu and He, "Group normalization", 2018.
 
 Checks: ranks, shapes, dtypes; G divides C; groups are not empty; eps >= 0.
-Backends: ``numpy`` (reference.py); ``cuda`` and ``emulated`` (cuda.py, group_norm.cu).
+Backends: ``numpy`` (reference.py); ``numba`` (numba_cpu.py); ``cuda`` and ``emulated`` (cuda.py, group_norm.cu).
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ Backward, with h = w g::
 Source: Ba, Kiros and Hinton, "Layer normalization", 2016.
 
 Checks: shapes and dtypes; rows have at least one element; eps >= 0.
-Backends: ``numpy`` (reference.py); ``cuda`` and ``emulated`` (cuda.py, layer_norm.cu).
+Backends: ``numpy`` (reference.py); ``numba`` (numba_cpu.py); ``cuda`` and ``emulated`` (cuda.py, layer_norm.cu).
 """
 
 from __future__ import annotations

@@ -124,3 +124,17 @@ def assert_same_bits(run: Callable[[Callable[[np.ndarray], Any]], Any], backend:
     )
     assert first == again, "two runs differ"
     assert first == elsewhere, "the address of the arrays makes a difference"
+
+
+def assert_same_bits_for_any_threads(run: Callable[[], Any]) -> None:
+    """``run()`` gives the same bits with one thread and with all; backend ``numba`` must be active."""
+    from rawgrad.kernels._jit import get_num_threads, set_num_threads
+
+    results, threads = [], get_num_threads()
+    for count in (1, threads):
+        set_num_threads(count)
+        try:
+            results.append([a.tobytes() for a in run()])
+        finally:
+            set_num_threads(threads)
+    assert results[0] == results[-1]

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 from _derivative import complex_step
 from _layouts import LAYOUTS, untouched
-from _norms import assert_equations, assert_same_bits, each_version, pinned, problem, traffic
+from _norms import (
+    assert_equations,
+    assert_same_bits,
+    assert_same_bits_for_any_threads,
+    each_version,
+    pinned,
+    problem,
+    traffic,
+)
 from _tolerance import assert_accurate, assert_within
 from hypothesis import given
 from hypothesis import strategies as st
@@ -122,6 +130,40 @@ def test_same_bits_in_every_run_and_at_every_address(backend, version, shape):
 
     with pinned(backend, "batch_norm", version):
         assert_same_bits(run, backend)
+
+
+# On the CPU a sum goes on in float64 after 16384 numbers; below 32768 numbers there is one part; 16 channels or more
+# are not cut, fewer are, by runs (5000 of them in blocks of 3) or within one; columns come in units of 16.
+ON_THE_CPU = [(7, 15, 400), (7, 16, 400), (7, 17, 400), (8, 3, 5000), (2, 2, 16385), (1, 3, 40000), (1025, 15, 1)]
+ON_THE_CPU += [(1024, 16, 1), (2050, 31, 1), (1023, 32, 1), (1100, 33, 1), (70, 500, 1), (4, 8191, 1), (4, 8192, 1)]
+ON_THE_CPU += [(3, 2, size + more) for size in (4, 8, 16, 32, 64) for more in (-1, 0, 1)]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", ON_THE_CPU, ids=str)
+def test_agrees_with_the_equations_at_the_edges_of_parts(backend, dtype, shape):
+    p = problem(shape, over=(0, 2), sums=(0, 2), dtype=dtype)
+    x, weight, bias, grad = (backend.put(a) for a in (p.x, p.weight.reshape(-1), p.bias.reshape(-1), p.grad))
+    y, mean, rstd = ops.batch_norm_forward(x, weight, bias, EPS)
+    gradients = ops.batch_norm_backward(grad, x, weight, mean, rstd)
+    assert_equations(p, *(backend.get(a) for a in (y, mean, rstd, *gradients)))
+    repeated = ops.batch_norm_inference(x, mean, 1 / (rstd * rstd) - p.x.dtype.type(EPS), weight, bias, EPS)
+    assert_within(backend.get(repeated), backend.get(y), 40 * float(np.finfo(dtype).eps))
+
+
+@pytest.mark.backends("numba")
+@pytest.mark.parametrize("shape", [(5, 9, 12), (7, 15, 400), (7, 33, 400), (300, 133), (1, 1, 70000)], ids=str)
+def test_same_bits_for_any_number_of_threads(backend, shape):
+    over = (0, *range(2, len(shape)))
+    p = problem(shape, over=over, sums=over, dtype=np.float32)
+    weight, bias = p.weight.reshape(-1), p.bias.reshape(-1)
+
+    def run():
+        y, mean, rstd = ops.batch_norm_forward(p.x, weight, bias, EPS)
+        inference = ops.batch_norm_inference(p.x, mean, rstd, weight, bias, EPS)
+        return y, mean, rstd, inference, *ops.batch_norm_backward(p.grad, p.x, weight, mean, rstd)
+
+    assert_same_bits_for_any_threads(run)
 
 
 @pytest.mark.parametrize(("shape", "threads"), [((2, 9, 120), 32), ((2, 3, 600), 256)], ids=str)

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 from _derivative import complex_step
 from _layouts import LAYOUTS, untouched
-from _norms import assert_equations, assert_same_bits, each_version, pinned, problem, traffic
+from _norms import (
+    assert_equations,
+    assert_same_bits,
+    assert_same_bits_for_any_threads,
+    each_version,
+    pinned,
+    problem,
+    traffic,
+)
 from _tolerance import assert_accurate, assert_within
 from hypothesis import given
 from hypothesis import strategies as st
@@ -127,6 +135,40 @@ def test_same_bits_in_every_run_and_at_every_address(backend, version, sizes):
 
     with pinned(backend, "group_norm", version):
         assert_same_bits(run, backend)
+
+
+# On the CPU a sum goes on in float64 after 16384 numbers, and below 32768 there is one part; without positions a set
+# is a row with weights of its own.
+ON_THE_CPU = [(2, 1, 1, 16383), (1, 2, 2, 16384), (1, 1, 2, 16385), (5, 4, 2, 820), (33, 2, 8, 64), (70, 3, 5, 33)]
+ON_THE_CPU += [(300, 3, 40, 1), (17, 4, 16, 1), (2, 2, 8200, 1)]
+ON_THE_CPU += [(2, 2, 3, size + more) for size in (4, 8, 16, 32) for more in (-1, 0, 1)]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("sizes", ON_THE_CPU, ids=str)
+def test_agrees_with_the_equations_at_the_edges_of_parts(backend, dtype, sizes):
+    N, G, W, L = sizes
+    p = problem(sizes, over=(2, 3), sums=(0, 3), dtype=dtype)
+    x, grad = (backend.put(a.reshape(N, G * W, L)) for a in (p.x, p.grad))
+    weight, bias = (backend.put(a.reshape(-1)) for a in (p.weight, p.bias))
+    y, mean, rstd = ops.group_norm_forward(x, G, weight, bias, EPS)
+    gradients = ops.group_norm_backward(grad, x, G, weight, mean, rstd)
+    assert_equations(p, *(backend.get(a) for a in (y, mean, rstd, *gradients)))
+
+
+@pytest.mark.backends("numba")
+@pytest.mark.parametrize("sizes", [(5, 2, 2, 12), (20, 2, 5, 200), (1, 2, 2, 20000), (300, 3, 40, 1)], ids=str)
+def test_same_bits_for_any_number_of_threads(backend, sizes):
+    N, G, W, L = sizes
+    p = problem(sizes, over=(2, 3), sums=(0, 3), dtype=np.float32)
+    x, grad = (a.reshape(N, G * W, L) for a in (p.x, p.grad))
+    weight, bias = p.weight.reshape(-1), p.bias.reshape(-1)
+
+    def run():
+        y, mean, rstd = ops.group_norm_forward(x, G, weight, bias, EPS)
+        return y, mean, rstd, *ops.group_norm_backward(grad, x, G, weight, mean, rstd)
+
+    assert_same_bits_for_any_threads(run)
 
 
 @pytest.mark.parametrize(("sizes", "threads"), [((2, 5, 2, 40), 32), ((2, 1, 5, 300), 256)], ids=str)

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 from _derivative import complex_step
 from _layouts import LAYOUTS, untouched
-from _norms import assert_equations, assert_same_bits, each_version, pinned, problem, traffic
+from _norms import (
+    assert_equations,
+    assert_same_bits,
+    assert_same_bits_for_any_threads,
+    each_version,
+    pinned,
+    problem,
+    traffic,
+)
 from _tolerance import assert_accurate, assert_within
 from hypothesis import given
 from hypothesis import strategies as st
@@ -116,6 +124,34 @@ def test_same_bits_in_every_run_and_at_every_address(backend, version, shape):
 
     with pinned(backend, "layer_norm", version):
         assert_same_bits(run, backend)
+
+
+# On the CPU a sum goes on in float64 after 16384 numbers, parts have as many or more (and 8 rows or more backward),
+# short rows are taken by as many as have 4096 numbers, and vectors hold 4, 8 or 16 float32 and half as many float64.
+ON_THE_CPU = [(2, 16383), (3, 16384), (2, 16385), (1, 40000), (64, 512), (65, 512), (63, 529), (70, 3), (34, 1025)]
+ON_THE_CPU += [(5, size + more) for size in (4, 8, 16, 32) for more in (-1, 0, 1)]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", ON_THE_CPU, ids=str)
+def test_agrees_with_the_equations_at_the_edges_of_parts(backend, dtype, shape):
+    p = problem(shape, over=(1,), sums=(0,), dtype=dtype)
+    x, weight, bias, grad = (backend.put(a) for a in (p.x, p.weight[0], p.bias[0], p.grad))
+    y, mean, rstd = ops.layer_norm_forward(x, weight, bias, 1, EPS)
+    gradients = ops.layer_norm_backward(grad, x, weight, mean, rstd, 1)
+    assert_equations(p, *(backend.get(a) for a in (y, mean, rstd, *gradients)))
+
+
+@pytest.mark.backends("numba")
+@pytest.mark.parametrize("shape", [(20, 12), (333, 129), (4, 20000), (1, 50000)], ids=str)
+def test_same_bits_for_any_number_of_threads(backend, shape):
+    p = problem(shape, over=(1,), sums=(0,), dtype=np.float32)
+
+    def run():
+        y, mean, rstd = ops.layer_norm_forward(p.x, p.weight[0], p.bias[0], 1, EPS)
+        return y, mean, rstd, *ops.layer_norm_backward(p.grad, p.x, p.weight[0], mean, rstd, 1)
+
+    assert_same_bits_for_any_threads(run)
 
 
 @pytest.mark.parametrize(("shape", "threads", "slices"), [((9, 600), 256, 3), ((9, 300), 32, 2)], ids=str)
