@@ -61,6 +61,7 @@ _HOMES = {
         "RawgradError",
         "ShapeError",
     ),
+    ".kernels._threads": ("get_num_threads", "set_num_threads"),
 }
 _PAGES = ("autograd", "cuda", "data", "functional", "nn", "optim")
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -113,6 +114,8 @@ if TYPE_CHECKING:
     from .kernels._errors import OutOfMemoryError as OutOfMemoryError
     from .kernels._errors import RawgradError as RawgradError
     from .kernels._errors import ShapeError as ShapeError
+    from .kernels._threads import get_num_threads as get_num_threads
+    from .kernels._threads import set_num_threads as set_num_threads
 
 __all__ = ["__version__", *_PAGES, *_HOME_OF]
 

@@ -14,7 +14,7 @@ import rawgrad
 #: The public face as the design fixes it, page by page; what GPUs and many ranks need comes with them.
 FACE = {
     "": """tensor Tensor zeros ones arange randn no_grad manual_seed backend backends precision gradcheck gradgradcheck
-        Function""",
+        Function set_num_threads get_num_threads""",
     "autograd": "grad",
     "cuda": "is_available synchronize Kernel",
     "functional": """linear conv2d pad max_pool2d avg_pool2d relu leaky_relu elu gelu silu softplus sigmoid tanh softmax
