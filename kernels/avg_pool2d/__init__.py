@@ -25,7 +25,7 @@ The pass is linear and its adjoint is the forward pass.
 Source: LeCun et al., "Gradient-based learning applied to document recognition", 1998; the rules for
 sizes and divisors are torch's.
 
-Backends: ``numpy`` (reference.py), ``cuda`` and ``emulated`` (cuda.py, avg_pool2d.cu).
+Backends: ``numpy`` (reference.py), ``numba`` (numba_cpu.py), ``cuda`` and ``emulated`` (cuda.py, avg_pool2d.cu).
 """
 
 from __future__ import annotations

@@ -172,6 +172,68 @@ def test_same_bits_as_the_reference_at_the_edges_of_tiles(
             assert_same_bits(backend, g, ceil_mode, dtype, version)
 
 
+# Why each: vectors are of 2 to 16 windows, so one below, at and above one and two of them, with steps of 1, 2 and
+# more, which have code of their own, as have rows of a single window; windows of both unrolled sizes and of another.
+@pytest.mark.parametrize("step", [1, 2, 3])
+@pytest.mark.parametrize("kernel", [2, 3, (1, 4)])
+def test_same_bits_as_the_reference_at_the_edges_of_vectors(backend, kernel, step):
+    for columns in (1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33):
+        for padding in (0, (0, 1)):
+            x_shape = 1, 2, 5, max(columns * step, 4)
+            assert_same_bits(backend, geometry(x_shape, kernel, step, padding))
+            assert_same_bits(backend, geometry(x_shape, kernel, step, padding), dtype=np.float64)
+
+
+# Why each: kernels cut planes, or several of them, or rows of one, into parts of 16384 elements; windows of each kind
+# that has code of its own; windows that reach over several parts.
+PARTS = pytest.mark.parametrize(
+    ("x_shape", "kernel", "stride", "padding", "ceil_mode"),
+    [
+        ((2, 30, 28, 28), 2, 2, 0, False),
+        ((2, 30, 29, 27), 3, 2, 1, True),
+        ((1, 1, 200, 300), 3, 2, 1, False),
+        ((1, 1, 200, 300), 2, 2, 0, False),
+        ((1, 3, 150, 120), 3, 1, 1, False),
+        ((1, 1, 33000, 1), (2, 1), 1, 0, False),
+        ((1, 1, 1, 33000), (1, 3), (1, 3), 0, False),
+        ((50, 30, 5, 5), 5, None, 0, False),
+        ((1, 30, 40, 50), (5, 3), (2, 3), (2, 1), True),
+        ((1, 1, 260, 140), (70, 2), (1, 2), (35, 0), False),
+    ],
+)
+
+
+@PARTS
+def test_same_bits_as_the_reference_of_several_parts(backend, x_shape, kernel, stride, padding, ceil_mode):
+    if backend.name != "numba":
+        pytest.skip("the emulator takes long, and has parts of another size")
+    g = geometry(x_shape, kernel, stride, padding, ceil_mode)
+    for dtype in (np.float32, np.float64):
+        assert_same_bits(backend, g, ceil_mode, dtype)
+
+
+@PARTS
+def test_same_bits_for_any_number_of_threads(backend, x_shape, kernel, stride, padding, ceil_mode):
+    if backend.name != "numba":
+        pytest.skip("no other backend has threads")
+    from rawgrad.kernels._jit import get_num_threads, set_num_threads
+
+    g = geometry(x_shape, kernel, stride, padding, ceil_mode)
+    x = np.random.default_rng(0).standard_normal(x_shape).astype(np.float32)
+
+    def results():
+        y = avg_pool2d_forward(x, (g.R, g.S), **options(g, ceil_mode))
+        return [y.tobytes(), avg_pool2d_backward(y, g).tobytes()]
+
+    threads = get_num_threads()
+    expected = results()
+    try:
+        set_num_threads(1)
+        assert results() == expected
+    finally:
+        set_num_threads(threads)
+
+
 @pytest.mark.parametrize("offset", [1, 2, 4])
 @pytest.mark.parametrize("kernel", [2, 3])
 def test_arrays_may_start_anywhere(backend, kernel, offset):

@@ -248,6 +248,69 @@ def test_same_bits_as_the_reference_at_the_edges_of_tiles(
         assert_same_bits(backend, g, ceil_mode, dtype, version)
 
 
+# Why each: vectors are of 2 to 16 windows, so one below, at and above one and two of them, with steps of 1, 2 and
+# more, which have code of their own, as have rows of a single window; windows of both unrolled sizes and of another.
+@pytest.mark.parametrize("step", [1, 2, 3])
+@pytest.mark.parametrize("kernel", [2, 3, (1, 4)])
+def test_same_bits_as_the_reference_at_the_edges_of_vectors(backend, kernel, step):
+    for columns in (1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33):
+        for padding in (0, (0, 1)):
+            x_shape = 1, 2, 5, max(columns * step, 4)
+            assert_same_bits(backend, geometry(x_shape, kernel, step, padding))
+            assert_same_bits(backend, geometry(x_shape, kernel, step, padding), dtype=np.float64)
+
+
+# Why each: kernels cut planes, or several of them, or rows of one, into parts of 16384 elements; windows of each kind
+# that has code of its own; windows that reach over several parts.
+PARTS = pytest.mark.parametrize(
+    ("x_shape", "kernel", "stride", "padding", "dilation", "ceil_mode"),
+    [
+        ((2, 30, 28, 28), 2, 2, 0, 1, False),
+        ((2, 30, 29, 27), 3, 2, 1, 1, True),
+        ((1, 1, 200, 300), 3, 2, 1, 1, False),
+        ((1, 1, 200, 300), 2, 2, 0, 1, False),
+        ((1, 3, 150, 120), 3, 1, 1, 1, False),
+        ((1, 1, 33000, 1), (2, 1), 1, 0, 1, False),
+        ((1, 1, 1, 33000), (1, 3), (1, 3), 0, 1, False),
+        ((50, 30, 5, 5), 5, None, 0, 1, False),
+        ((1, 30, 40, 50), (5, 3), (2, 3), (2, 1), (2, 1), True),
+        ((1, 1, 260, 140), (9, 2), (1, 2), (4, 0), (3, 5), False),
+    ],
+)
+
+
+@PARTS
+def test_same_bits_as_the_reference_of_several_parts(backend, x_shape, kernel, stride, padding, dilation, ceil_mode):
+    if backend.name != "numba":
+        pytest.skip("the emulator takes long, and has parts of another size")
+    g = geometry(x_shape, kernel, stride, padding, dilation, ceil_mode)
+    for dtype in (np.float32, np.float64):
+        assert_same_bits(backend, g, ceil_mode, dtype)
+
+
+@PARTS
+def test_same_bits_for_any_number_of_threads(backend, x_shape, kernel, stride, padding, dilation, ceil_mode):
+    if backend.name != "numba":
+        pytest.skip("no other backend has threads")
+    from rawgrad.kernels._jit import get_num_threads, set_num_threads
+
+    g = geometry(x_shape, kernel, stride, padding, dilation, ceil_mode)
+    x = np.random.default_rng(0).standard_normal(x_shape).astype(np.float32)
+
+    def results():
+        y, codes = max_pool2d_forward(x, (g.R, g.S), **options(g, ceil_mode))
+        grad = y + 1
+        return [a.tobytes() for a in (y, codes, max_pool2d_backward(grad, codes, g), max_pool2d_gather(-x, codes, g))]
+
+    threads = get_num_threads()
+    expected = results()
+    try:
+        set_num_threads(1)
+        assert results() == expected
+    finally:
+        set_num_threads(threads)
+
+
 @pytest.mark.parametrize("offset", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize("kernel", [2, 3])
 def test_arrays_may_start_anywhere(backend, kernel, offset):
@@ -433,6 +496,17 @@ def test_gradients_that_are_not_finite_go_only_where_they_belong(backend):
     grad = backend.put(np.array([[[[NAN, INF]]]]))
     dx = max_pool2d_backward(grad, codes, geometry((1, 1, 1, 4), (1, 2)))
     np.testing.assert_array_equal(backend.get(dx), [[[[0.0, NAN, INF, 0.0]]]])
+
+
+@pytest.mark.parametrize(("kernel", "code"), [((1, 4), 4), ((1, 4), 255), ((1, 258), 258), ((1, 258), -1)])
+def test_codes_that_name_no_tap_touch_nothing(backend, kernel, code):
+    """A code of another operation is a mistake, but none that may reach into foreign memory."""
+    if backend.name != "numba":
+        pytest.skip("NumPy raises IndexError")
+    g = geometry((1, 1, 1, 258), kernel)
+    codes = np.full(g.y_shape, code, g.code_dtype)
+    assert not max_pool2d_backward(np.ones(g.y_shape), codes, g).any()
+    assert not max_pool2d_gather(np.ones(g.x_shape), codes, g).any()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
