@@ -139,6 +139,7 @@ ON_THE_CPU += [(1024, 16, 1), (2050, 31, 1), (1023, 32, 1), (1100, 33, 1), (70, 
 ON_THE_CPU += [(3, 2, size + more) for size in (4, 8, 16, 32, 64) for more in (-1, 0, 1)]
 
 
+@pytest.mark.backends("numpy", "numba")
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("shape", ON_THE_CPU, ids=str)
 def test_agrees_with_the_equations_at_the_edges_of_parts(backend, dtype, shape):

@@ -144,6 +144,7 @@ ON_THE_CPU += [(300, 3, 40, 1), (17, 4, 16, 1), (2, 2, 8200, 1)]
 ON_THE_CPU += [(2, 2, 3, size + more) for size in (4, 8, 16, 32) for more in (-1, 0, 1)]
 
 
+@pytest.mark.backends("numpy", "numba")
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("sizes", ON_THE_CPU, ids=str)
 def test_agrees_with_the_equations_at_the_edges_of_parts(backend, dtype, sizes):

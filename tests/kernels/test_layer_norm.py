@@ -132,6 +132,7 @@ ON_THE_CPU = [(2, 16383), (3, 16384), (2, 16385), (1, 40000), (64, 512), (65, 51
 ON_THE_CPU += [(5, size + more) for size in (4, 8, 16, 32) for more in (-1, 0, 1)]
 
 
+@pytest.mark.backends("numpy", "numba")
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("shape", ON_THE_CPU, ids=str)
 def test_agrees_with_the_equations_at_the_edges_of_parts(backend, dtype, shape):
