@@ -96,6 +96,21 @@ def _compiled(function: Callable[..., Any], **options: Any) -> Any:
     return dispatcher
 
 
+def _closed_over(function: Any) -> tuple[Any, ...]:
+    """What ``function`` closes over: numbers, strings, and compiled functions of its module with what is theirs."""
+    found: list[Any] = []
+    for value in (cell.cell_contents for cell in function.__closure__ or ()):
+        inner = getattr(value, "py_func", None)
+        if inner is not None and inner.__module__ == function.__module__:
+            found.append((inner.__qualname__, inner.__code__.co_firstlineno, *_closed_over(inner)))
+            continue
+        assert isinstance(value, int | float | str | bool | None), (
+            f"{function.__qualname__} closes over more than constants, by which its code could be found again"
+        )
+        found.append(value)
+    return tuple(found)
+
+
 class _Cache(caching._Cache):
     """What Numba asks for compiled code, and gives it to.  Whatever is wrong with a file: the kernel is compiled."""
 
@@ -115,10 +130,7 @@ class _Cache(caching._Cache):
         if not self._enabled or not source.is_file() or source.name != Path(code.co_filename).name:
             return None  # typed at a prompt, in a notebook's cell, by exec: there is no source to know it by
         folder = _folder(module)
-        cells = tuple(cell.cell_contents for cell in self._function.__closure__ or ())
-        assert all(isinstance(value, int | float | str | bool | None) for value in cells), (
-            f"{self._function.__qualname__} closes over more than constants, by which its code could be found again"
-        )
+        cells = _closed_over(self._function)
         about = (self._function.__qualname__, code.co_firstlineno, cells, self._options, signature)
         key = repr((*about, codegen.magic_tuple())).encode()
         name = f"{self._function.__name__}-{hashlib.sha256(key).hexdigest()[:32]}.bin"
