@@ -19,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..kernels._errors import RawgradError
-from .harness import Work
+from .harness import OURS, Work
 from .results import Memory
 
 _CALLS = 4
@@ -76,5 +76,5 @@ if __name__ == "__main__":
 
     _row, _contestant, _threads = sys.argv[1:]
     _work = rows.build(_row, [_contestant])
-    peers.set_threads(int(_threads))
+    peers.set_threads(int(_threads), _contestant == OURS)
     print(json.dumps(asdict(of_this_process(_work))))

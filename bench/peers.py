@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from ..kernels._dispatch import current_choice
+from ..kernels._dispatch import backend_of
 from ..kernels._errors import BackendError
+from ..kernels._threads import set_num_threads
 from .harness import OURS
 
 #: Import name of each peer that may be absent, and what installs it.
@@ -63,7 +64,7 @@ def available() -> list[str]:
 def detail(name: str) -> str:
     """Version of a contestant, and for rawgrad the backend, for the record."""
     if name == OURS:
-        return f"{_root().__version__}, backend {current_choice().for_device('cpu') or 'by default'}"
+        return f"{_root().__version__}, backend {backend_of('cpu')}"
     return version(name)
 
 
@@ -92,14 +93,20 @@ def library(name: str, device: str = "cpu") -> Library:
     return Library(name, *modules, lambda a: tensor(a).to(device), lambda t: t.detach().cpu().numpy(), device)
 
 
-def set_threads(count: int) -> None:
-    """Give every thread pool that is loaded by now ``count`` threads, for the rest of the process.
+def set_threads(count: int, ours: bool = True) -> None:
+    """Give each contestant ``count`` threads, for the rest of the process.  Import the peers before.
 
-    That is NumPy's BLAS and each OpenMP (threadpoolctl), and torch's own pool.  Import the
-    contestants before.
+    That is NumPy's BLAS and each OpenMP (threadpoolctl), torch's own pool, and the compiled kernels if ``ours``
+    take part.  These are loaded first: they would leave BLAS one thread, which is no handicap for NumPy as a peer.
+
+    Raises:
+        ArgumentError: the compiled kernels cannot use as many.
     """
     from threadpoolctl import threadpool_limits
 
+    if ours and backend_of("cpu") == "numba":
+        set_num_threads(count)
+        importlib.import_module("..kernels._jit", __package__)
     threadpool_limits(limits=count)
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(count)

@@ -6,7 +6,7 @@ from itertools import cycle
 from typing import Any
 
 from . import machine, peers, rows
-from .harness import validate
+from .harness import OURS, validate
 
 _ROUNDS = 50
 
@@ -23,7 +23,7 @@ def run(benchmark: Any, row: str, contestant: str) -> None:
     after the other: quote ratios from there.
     """
     work = rows.build(row, [contestant])
-    peers.set_threads(machine.usable_cores())
+    peers.set_threads(machine.usable_cores(), contestant == OURS)
     validate(work)
     (one,) = work.contestants
     inputs = cycle(one.inputs)

@@ -226,6 +226,12 @@ def backends() -> dict[str, str | None]:
     return {name: known.problem() for name, known in BACKENDS.items()}
 
 
+def backend_of(device: str) -> str | None:
+    """The backend whose kernels run on ``device``: the one that was asked for, else the default where it has them."""
+    able = (name for name, known in BACKENDS.items() if known.device == device and not known.by_name_only)
+    return current_choice().for_device(device) or next((name for name in able if not BACKENDS[name].problem()), None)
+
+
 @dataclass
 class Operation:
     """One operation: the folder ``kernels/<name>/`` and the way to its implementations.

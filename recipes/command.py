@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..kernels._devices import device_named
-from ..kernels._dispatch import BACKENDS, current_choice
+from ..kernels._dispatch import BACKENDS, backend_of, current_choice
 from ..kernels._dispatch import backend as use_backend
 from ..kernels._errors import ArgumentError, DataError, RawgradError
+from ..kernels._threads import get_num_threads, most_threads, set_num_threads
 from .options import Options
 from .programs import DEFAULT, PROGRAMS, overview
 
@@ -166,7 +167,7 @@ def _declare_train(parser: argparse.ArgumentParser) -> None:
     add("--optimizer", metavar="O", help="sgd, momentum, adagrad, rmsprop or adam")
     add("--seed", type=int, default=0, metavar="N", help="of everything random (default: 0)")
     add("--seeds", type=int, default=1, metavar="N", help="repeat with so many seeds, for programs with a known curve")
-    add("--threads", type=int, metavar="N", help="threads of matrix products (BLAS)")
+    add("--threads", type=int, metavar="N", help="threads of the kernels on the CPU (default: all)")
     add("--resume", action="store_true", help="go on after the last finished epoch; starts afresh if there is none")
     add("--quiet", action="store_true", help="print the last line only")
 
@@ -244,10 +245,7 @@ def _train(options: argparse.Namespace) -> int:
     with ExitStack() as stack:
         settings = settings.but(device=stack.enter_context(_place(options)))
         if options.threads is not None:
-            import numpy  # noqa: F401  so that there is a BLAS to limit
-            from threadpoolctl import threadpool_limits
-
-            stack.enter_context(threadpool_limits(options.threads, user_api="blas"))
+            stack.enter_context(_threads(options.threads))
         try:
             result = PROGRAMS[name].run(settings)
         except KeyboardInterrupt:
@@ -256,6 +254,33 @@ def _train(options: argparse.Namespace) -> int:
     settings.say(_what_next(name, out, start))
     print(result)
     return 0
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Let what computes on the CPU use ``count`` threads: the compiled kernels, or with backend ``numpy`` its BLAS.
+
+    Raises:
+        ArgumentError: the compiled kernels cannot use as many.
+    """
+    if backend_of("cpu") != "numba":
+        import numpy  # noqa: F401  so that there is a BLAS to limit
+        from threadpoolctl import threadpool_limits
+
+        with threadpool_limits(count, user_api="blas"):
+            yield
+        return
+    before, most = get_num_threads(), most_threads()
+    if count > most:
+        raise ArgumentError(
+            f"train: --threads must be at most {most}, the processors that this process may use, unless "
+            f"RAWGRAD_THREADS says more; got {count}"
+        )
+    set_num_threads(count)
+    try:
+        yield
+    finally:
+        set_num_threads(before)
 
 
 def _fresh(out: Path, name: str, start: float) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import importlib.util
 import os
 import platform
@@ -10,11 +11,13 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..engine.data import find_mnist
-from ..kernels._cache import cache_folder
+from ..kernels import _threads
+from ..kernels._cache import cache_folder, is_temporary
 from ..kernels._cuda import nvrtc
 from ..kernels._devices import device_named
 from ..kernels._dispatch import BACKENDS, backend, current_choice
@@ -22,9 +25,8 @@ from ..kernels._emulator import build
 from ..kernels._errors import RawgradError
 from ..kernels.gemm import gemm
 
-_NEEDED = ("numpy", "scipy", "scikit-learn", "safetensors", "pillow", "matplotlib", "tqdm", "threadpoolctl")
+_NEEDED = ("numpy", "scipy", "scikit-learn", "safetensors", "pillow", "matplotlib", "tqdm", "threadpoolctl", "numba")
 _OPTIONAL = {
-    "numba": "compiled CPU kernels",
     "cupy": "NVIDIA GPUs",
     "numba_cuda": "NVIDIA GPUs by Numba",
     "torch": "a peer in tests and benchmarks",
@@ -44,6 +46,7 @@ def report(version: str, data_dir: Path | None = None) -> str:
     looks: dict[str, Callable[[], Rows]] = {
         "versions": lambda: _versions(version),
         "processor": _processor,
+        "CPU kernels": _cpu_kernels,
         "devices": _devices,
         "backends": _backends,
         "CUDA": _cuda,
@@ -89,8 +92,34 @@ def _processor() -> Rows:
         if pool["user_api"] == "blas":
             kind = pool.get("architecture")
             name = f"{pool['internal_api']} {pool['version']}{f' ({kind})' if kind else ''}"
-            rows.append(("BLAS", f"{name}, {pool['num_threads']} threads; `rawgrad train --threads N` sets them"))
+            rows.append(
+                ("BLAS", f"{name}, {pool['num_threads']} threads; 1 beside compiled kernels, which have them all")
+            )
     return rows if len(rows) > 2 else [*rows, ("BLAS", "none that threadpoolctl knows")]
+
+
+def _cpu_kernels() -> Rows:
+    """Of backend ``numba``: threads and why so many, vectors, and what is compiled already."""
+    if problem := BACKENDS["numba"].problem():
+        return [("numba", f"does not run: {problem}")]
+    from ..kernels._simd import vector_bytes
+
+    numba: Any = importlib.import_module("numba")
+    numba.get_num_threads()  # starts them, so that there is a layer
+
+    bounds = ", ".join(f"{name} {count}" for name, count in _threads.limits().items())
+    folder = cache_folder("numba")
+    sizes = [file.stat().st_size for file in folder.rglob("*.bin")]
+    kept = f"{folder}, {len(sizes)} functions, {sum(sizes) / 1e6:.1f} MB"
+    return [
+        (
+            "threads",
+            f"{_threads.get_num_threads()} ({bounds}); RAWGRAD_THREADS or `rawgrad train --threads N` sets them",
+        ),
+        ("started by", f"{numba.threading_layer()}, {_threads.most_threads()} at most"),
+        ("vectors", f"{vector_bytes()} bytes: {vector_bytes() // 4} numbers of float32"),
+        ("cache", f"{kept}{'; for this process alone: no folder can be written to' if is_temporary(folder) else ''}"),
+    ]
 
 
 def _devices() -> Rows:

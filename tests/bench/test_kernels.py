@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
+from rawgrad import backend, get_num_threads
 from rawgrad.bench import harness, kernels, peers, rows, shapes
+from rawgrad.kernels import _threads
 from rawgrad.kernels._errors import ArgumentError, BackendError
 
 PEERS = peers.available()
@@ -76,3 +79,27 @@ def test_every_kernel_row_has_its_operation():
     for name, spec in rows.ROWS.items():
         assert name.startswith(spec.operation)
         assert name in rows.of_operation(spec.operation)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_all_contestants_get_the_same_number_of_threads(count, monkeypatch):
+    """Only as many as there are; NumPy's BLAS too, which the compiled kernels leave one when they are loaded."""
+    if count > _threads.most_threads():
+        pytest.skip("this machine has one processor")
+    monkeypatch.setattr(_threads, "count", _threads.count)
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    with threadpool_limits(3):
+        try:
+            peers.set_threads(count)
+            assert get_num_threads() == count
+            assert {p["num_threads"] for p in threadpool_info() if p["user_api"] == "blas"} <= {count}
+            assert torch.get_num_threads() == count
+            with backend("numpy"):
+                peers.set_threads(1)  # does not concern compiled kernels
+            peers.set_threads(1, ours=False)
+            assert get_num_threads() == count
+        finally:
+            torch.set_num_threads(before)
+    with pytest.raises(ArgumentError, match="set_num_threads: "):
+        peers.set_threads(10**6)

@@ -272,6 +272,13 @@ def test_what_distinguishes_the_kernels_of_a_module(tmp_path: Path, monkeypatch:
     with pytest.raises(AssertionError, match="closes over more than constants"):
         make(np.ones(2))(np.zeros(2))
 
+    def adding(number: int) -> Any:  # functions that close over compiled ones are told apart by what these close over
+        inner = _jit.serial(lambda: number)
+        return _jit.serial(lambda: inner() + 10)
+
+    assert [adding(1)(), adding(2)(), adding(1)()] == [11, 12, 11]
+    assert len(list(tmp_path.iterdir())) == count + 5
+
 
 def test_a_cache_that_is_switched_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As Numba does while it compiles for other purposes."""

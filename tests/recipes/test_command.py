@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
-from rawgrad import backends
+from rawgrad import backends, get_num_threads
 from rawgrad.__main__ import main
+from rawgrad.kernels._threads import most_threads
 from rawgrad.recipes import command
 from rawgrad.recipes.programs import OTHER_ROWS, PROGRAMS
 from rawgrad.recipes.reading import Reader, as_file, share_read
@@ -50,6 +52,29 @@ class TestTrain:
         assert main(["train", "--out", str(tmp_path), "--steps", "2", "--quiet"]) == 0
         assert capsys.readouterr().out.count("\n") == 1
 
+    @pytest.mark.parametrize("name", ["numba", "numpy"])
+    def test_threads(self, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Of the compiled kernels, or of NumPy's BLAS; afterwards they are what they were."""
+        import rawgrad.kernels._jit  # noqa: F401  which would limit BLAS once more when it is loaded
+        from rawgrad.recipes import training
+
+        def counts() -> tuple[int, set[int]]:
+            return get_num_threads(), {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+        fit, seen = training.fit, []
+
+        def look(*arguments: object, **options: object) -> object:
+            seen.append(counts())
+            return fit(*arguments, **options)
+
+        monkeypatch.setattr(training, "fit", look)
+        command = ["train", "--out", str(tmp_path), "--steps", "1", "--quiet", "--threads", "1", "--backend", name]
+        with threadpool_limits(2, user_api="blas"):
+            before = counts()
+            assert main(command) == 0
+            assert seen == [(1, before[1]) if name == "numba" else (before[0], {1})]
+            assert counts() == before
+
     def test_an_interrupt_says_how_to_go_on(
         self, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -81,6 +106,7 @@ class TestTrain:
             (["--backend", "numbs"], "backend 'numbs' does not exist"),
             (["--optimizer", "lion"], "optimizer must be one of sgd"),
             (["--threads", "0"], "--threads must be at least 1"),
+            (["--threads", "100000"], f"--threads must be at most {most_threads()}, the processors that this process"),
             (["mnist-cnn", "--data-dir", "nowhere"], "not found in nowhere"),
         ],
     )
@@ -171,7 +197,8 @@ class TestOthers:
     def test_doctor(self, capsys: Capture) -> None:
         assert main(["doctor"]) == 0
         said = capsys.readouterr().out
-        assert re.search(r"numpy +cpu: runs", said)
+        assert re.search(r"numba +cpu: runs, the default", said)
+        assert re.search(r"numpy +cpu: runs; ", said)
         assert re.search(r"cuda +cuda: does not run: .+", said)
 
     def test_data(self, tmp_path: Path, capsys: Capture) -> None:

@@ -1,4 +1,4 @@
-"""The report's part on CUDA, with a stand-in for NVIDIA's driver library; the rest is in test_command.py."""
+"""The report's parts on CPU kernels and CUDA, with a stand-in for NVIDIA's driver; the rest is in test_command.py."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
+from rawgrad.kernels import _threads
 from rawgrad.kernels._cuda import nvrtc
+from rawgrad.kernels._dispatch import BACKENDS, Backend
+from rawgrad.kernels._simd import vector_bytes
 from rawgrad.recipes import doctor
 
 
@@ -103,3 +106,39 @@ def test_the_report_has_the_part() -> None:
         name for name in names if name != "GPU"
     ]
     assert "broken" not in part
+
+
+def test_the_compiled_kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = tmp_path / "numba" / "gemm" / "0123"
+    folder.mkdir(parents=True)
+    for name in ("a.bin", "b.bin", "c.tmp"):
+        (folder / name).write_bytes(b"x" * 600_000)
+    monkeypatch.setattr(doctor, "cache_folder", lambda name: tmp_path / name)
+    monkeypatch.setattr(_threads, "limits", lambda: {"processors that this process may use": 8, "quota": 3})
+    monkeypatch.setattr(_threads, "count", 2)
+    said = dict(doctor._cpu_kernels())
+    assert said["threads"].startswith("2 (processors that this process may use 8, quota 3); RAWGRAD_THREADS or ")
+    assert said["started by"] in (
+        f"{layer}, {_threads.most_threads()} at most" for layer in ("omp", "tbb", "workqueue")
+    )
+    assert said["vectors"] == f"{vector_bytes()} bytes: {vector_bytes() // 4} numbers of float32"
+    assert said["cache"] == f"{tmp_path}/numba, 2 functions, 1.2 MB"
+    monkeypatch.setattr(doctor, "is_temporary", lambda folder: True)
+    assert dict(doctor._cpu_kernels())["cache"].endswith("; for this process alone: no folder can be written to")
+
+
+def test_without_compiled_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Backend, "problem", lambda self: "not installed: numba")
+    assert doctor._cpu_kernels() == [("numba", "does not run: not installed: numba")]
+    assert "numba" in BACKENDS
+
+
+def test_what_rawgrad_needs_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_version_of", lambda package: None if package == "numba" else "1.0")
+    assert ("numba", "NOT INSTALLED") in doctor._versions("1.2.3")
+    text = doctor.report("1.2.3")
+    assert "broken" not in text.partition("\nCPU kernels\n")[2].partition("\ndevices\n")[0]
+    monkeypatch.setenv("RAWGRAD_THREADS", "many")  # a wrong setting is shown, and the rest of the report with it
+    text = doctor.report("1.2.3")
+    assert "broken         ArgumentError: RAWGRAD_THREADS must be an integer of at least 1; got 'many'" in text
+    assert "\nCUDA\n" in text
