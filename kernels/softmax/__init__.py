@@ -17,7 +17,7 @@ An element of -inf gets probability 0.  NaN, +inf, or -inf all along the axis gi
 Source: Bridle, "Probabilistic interpretation of feedforward classification network outputs", 1990.
 
 Checks: float32 or float64 of at least one dimension; the axis exists.
-Backends: ``numpy`` (reference.py), ``cuda`` and ``emulated`` (cuda.py, softmax.cu).
+Backends: ``numpy`` (reference.py), ``numba`` (numba_cpu.py), ``cuda`` and ``emulated`` (cuda.py, softmax.cu).
 """
 
 from __future__ import annotations

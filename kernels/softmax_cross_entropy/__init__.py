@@ -27,7 +27,8 @@ Sources: Bridle, 1990 (softmax with cross-entropy); Szegedy et al., "Rethinking 
 architecture", 2016 (label smoothing).
 
 Checks: ranks, shapes and dtypes; labels in [0, C) or ignore_index; weights are not checked for sign.
-Backends: ``numpy`` (reference.py), ``cuda`` and ``emulated`` (cuda.py, softmax_cross_entropy.cu).
+Backends: ``numpy`` (reference.py), ``numba`` (numba_cpu.py), ``cuda`` and ``emulated`` (cuda.py,
+softmax_cross_entropy.cu).
 """
 
 from __future__ import annotations

@@ -100,8 +100,66 @@ def test_rows_of_every_length(pinned, name, dtype, shape, axis):
         assert_accurate(backend.get(dx), derivative(name, axis), host_x, host_grad, scale=np.abs(host_grad))
 
 
+# Vectors of kernels/softmax/numba_cpu.py hold 2 to 16 numbers: one below, at and one above what fills 1, 2 and 8 of
+# them, which a row keeps in registers, and steps of 4 of longer rows.  Then 2, 4 and 8 columns, which are a row
+# together if a vector holds more; and columns that are a vector, or fill one in part; 1, 4 and 5 vectors of them.
+VECTORS = [
+    *[((3, length), 1) for length in (*range(1, 10), 31, 32, 33, 63, 64, 65, 127, 128, 129, 191, 192, 193, 500)],
+    *[((3, length, inner), 1) for inner in (2, 4, 8) for length in (1, 3, 8, 9, 70)],
+    *[((2, 5, inner), 1) for inner in (1, 3, 15, 16, 17, 63, 64, 65, 80, 129)],
+    *[((5, 2, 3), 0), ((2, 3, 4, 2), 2), ((20, 300), 0)],
+]
+
+
+@pytest.mark.parametrize("name", FORWARD)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_vectors_filled_in_part(backend, name, dtype):
+    rng = np.random.default_rng(3)
+    for shape, axis in VECTORS:
+        host_x, host_grad = rng.uniform(-4, 4, (2, *shape)).astype(dtype)
+        y = FORWARD[name](backend.put(host_x), axis)
+        assert_accurate(backend.get(y), definition(name, axis), host_x)
+        dx = BACKWARD[name](backend.put(host_grad), y, axis)
+        assert_accurate(backend.get(dx), derivative(name, axis), host_x, host_grad, scale=np.abs(host_grad))
+
+
+# Parts of kernels/softmax/numba_cpu.py: 16384 elements in float32, 2048 in float64.  At one and above it, several, the
+# last one short; lines longer than a part; rows, columns, few columns.
+@pytest.mark.backends("numba")
+@pytest.mark.parametrize("name", FORWARD)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("factor", [1, 8])
+def test_bits_of_each_softmax_alone_for_any_number_of_threads(backend, name, dtype, factor):
+    from rawgrad.kernels._jit import get_num_threads, set_num_threads
+
+    rng, threads = np.random.default_rng(5), get_num_threads()
+    for shape in [(256, 8 * factor), (257, 8 * factor), (2500, 10), (3, 20011), (3, 41, 300), (700, 11, 4)]:
+        x, grad = rng.standard_normal((2, *shape)).astype(dtype)
+        y = np.stack([FORWARD[name](row, 0) for row in x])
+        dx = np.stack([BACKWARD[name](*pair, 0) for pair in zip(grad, y, strict=True)])
+        for count in {1, threads}:
+            set_num_threads(count)
+            try:
+                np.testing.assert_array_equal(FORWARD[name](x, 1), y)
+                np.testing.assert_array_equal(BACKWARD[name](grad, y, 1), dx)
+            finally:
+                set_num_threads(threads)
+
+
+def test_probabilities_too_small_for_their_dtype(backend):
+    """Down to the least positive number, and 0 below it."""
+    for dtype, least in ((np.float32, -149), (np.float64, -1074)):
+        n = np.arange(0, least - 6, -1)
+        y = backend.get(
+            ops.softmax_forward(backend.put(np.stack([np.zeros(n.size), n * math.log(2)]).astype(dtype)), 0)
+        )
+        exact = np.exp2(n.astype(np.longdouble)) / (1 + np.exp2(n.astype(np.longdouble)))
+        eps = np.finfo(dtype).eps  # of n log 2, where it is rounded
+        assert (np.abs(y[1] - exact) <= exact * -least * eps + 2.0**least).all()
+
+
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize(("shape", "axis"), [((3, 5000), 1), ((3, 300), 1), ((3, 20, 2), 1)])
+@pytest.mark.parametrize(("shape", "axis"), [((3, 5000), 1), ((3, 300), 1), ((3, 20, 2), 1), ((3, 20, 3), 1)])
 def test_a_maximum_that_comes_late(pinned, shape, axis):
     """Whatever a running maximum has met before: -inf alone, the least number, or nothing near the largest one."""
     backend = pinned

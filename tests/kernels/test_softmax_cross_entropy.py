@@ -142,8 +142,9 @@ def test_many_examples(backend, version, N):
     check_mean(backend, version, N)
 
 
-# The labels of 1024 examples are one block's, and the losses of 4096, whatever the version.
-@pytest.mark.parametrize("N", [1024, 1025, 4096, 4097])
+# The labels of 1024 examples are one block's, and the losses of 4096, whatever the version.  On the CPU 5461 examples
+# of 3 classes are one part's, and the labels of 16384.
+@pytest.mark.parametrize("N", [1024, 1025, 4096, 4097, 5461, 5462, 16384, 16385])
 def test_very_many_examples(backend, N):
     check_mean(backend, None, N)
 
@@ -168,6 +169,54 @@ def check_mean(backend, version, N):
         return expected / weight[labels[counted]].sum()
 
     assert_accurate(backend.get(grad), gradient, z, weight)
+
+
+# Vectors of kernels/softmax_cross_entropy/numba_cpu.py hold 2 to 16 numbers: one below, at and one above what fills 1
+# and 8 of them, which stay in registers, and steps of 4 of longer rows.
+@pytest.mark.parametrize("kind", ["labels", "labels, smoothed", "probabilities"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_vectors_filled_in_part(backend, kind, dtype):
+    rng = np.random.default_rng(10)
+    smoothing = 0.1 if "smoothed" in kind else 0.0
+    for C in (1, 2, 3, 4, 5, 7, 8, 9, 31, 32, 33, 63, 64, 65, 127, 128, 129, 191, 192, 193, 500):
+        z = rng.uniform(-4, 4, (4, C)).astype(dtype)
+        target = make_target(rng, "probabilities" if kind == "probabilities" else "labels", 4, C, dtype)
+        if kind != "probabilities":
+            target[:2] = 0, C - 1
+        loss, grad = cross_entropy(backend.put(z), backend.put(target), label_smoothing=smoothing, reduction="none")
+        arguments = (z, target, None, smoothing)
+        assert_accurate(backend.get(loss), lambda *a: whole_rows(*a)[0], *arguments, scale=2 * np.log(C) + 4)
+        assert_accurate(backend.get(grad), lambda *a: whole_rows(*a)[1], *arguments, scale=2.0)
+
+
+# Parts of kernels/softmax_cross_entropy/numba_cpu.py: 16384 logits in float32, 2048 in float64; 16384 labels.
+@pytest.mark.backends("numba")
+@pytest.mark.parametrize("kind", ["labels with ignored", "labels with ignored, smoothed", "probabilities"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_bits_of_each_example_alone_for_any_number_of_threads(backend, kind, dtype):
+    from rawgrad.kernels._jit import get_num_threads, set_num_threads
+
+    rng, threads = np.random.default_rng(11), get_num_threads()
+    options = {"label_smoothing": 0.1 if "smoothed" in kind else 0.0}
+    for N, C in [(300, 100), (2000, 50), (3, 20011)]:
+        z, weight = rng.standard_normal((N, C)).astype(dtype), rng.random(C).astype(dtype)
+        target = make_target(rng, kind.partition(",")[0], N, C, dtype)
+        alone = [
+            cross_entropy(z[n : n + 1], target[n : n + 1], weight=weight, reduction="none", **options) for n in range(N)
+        ]
+        sums = []
+        for count in {1, threads}:
+            set_num_threads(count)
+            try:
+                loss, grad = cross_entropy(z, target, weight=weight, reduction="none", **options)
+                sums.append(cross_entropy(z, target, weight=weight, reduction="mean", **options))
+            finally:
+                set_num_threads(threads)
+            np.testing.assert_array_equal(loss, np.concatenate([one[0] for one in alone]))
+            np.testing.assert_array_equal(grad, np.concatenate([one[1] for one in alone]))
+        for loss, grad in sums:
+            np.testing.assert_array_equal(loss, sums[0][0])
+            np.testing.assert_array_equal(grad, sums[0][1])
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -374,11 +423,12 @@ def test_labels_out_of_range(backend, labels, message):
 
 
 def test_the_first_label_out_of_range_is_named(backend):
-    """Among more labels than one block checks; and what came before and after is not blamed."""
-    z, labels = backend.put(np.ones((3000, 2))), np.zeros(3000, np.int64)
-    for position in (2999, 1030, 5):
+    """Among more labels than one block, or one part, checks; and what came before and after is not blamed."""
+    N = 33000
+    z, labels = backend.put(np.ones((N, 2))), np.zeros(N, np.int64)
+    for position in (32999, 16390, 2999, 1030, 5):
         labels[position] = position
-        cross_entropy(z, backend.put(np.zeros(3000, np.int64)))
+        cross_entropy(z, backend.put(np.zeros(N, np.int64)))
         with pytest.raises(IndexRangeError, match=f"got {position} at position {position}"):
             cross_entropy(z, backend.put(labels))
             backend.synchronize()
