@@ -13,7 +13,7 @@ The layout "panel" has what one step needs side by side: (steps, width).  Source
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ._simd import Pointer, Stage, Value, simd, vector_registers
 
@@ -25,10 +25,10 @@ class Tile:
         self.s, self.lanes = s, s.lanes(like)
         self.sums = [[s.variable(s.zero(like, self.lanes)) for _ in range(V)] for _ in range(R)]
 
-    def outer(self, a: Pointer, b: Sequence[Value]) -> None:
-        """Add a[i] b[v] to sum (i, v)."""
+    def outer(self, a: Callable[[int], Value], b: Sequence[Value]) -> None:
+        """Add a(i) b[v] to sum (i, v); each number is loaded where it is used."""
         for i, row in enumerate(self.sums):
-            of_a = self.s.splat(a[i], self.lanes)
+            of_a = self.s.splat(a(i), self.lanes)
             for sum_, of_b in zip(row, b, strict=True):
                 sum_.value = self.s.fma(of_a, of_b, sum_.value)
 
@@ -37,6 +37,22 @@ class Tile:
         for row, of_a in zip(self.sums, a, strict=True):
             for sum_, of_b in zip(row, b, strict=True):
                 sum_.value = self.s.fma(of_a, of_b, sum_.value)
+
+
+def totals(vectors: list[Value]) -> Value:
+    """One vector, whose lane l is the sum of all lanes of ``vectors[l]``: halves of pairs are added, then quarters, …
+
+    There may be fewer vectors than lanes, which leaves zeros.
+    """
+    s, lanes = vectors[0].stage, vectors[0].lanes
+    zero = s.splat(s.like(0.0, vectors[0].lane(0)), lanes)
+    rows, half = vectors + [zero] * (lanes - len(vectors)), lanes // 2
+    while half:
+        upper = [i if not i & half else lanes + i - half for i in range(lanes)]
+        lower = [i + half if not i & half else lanes + i for i in range(lanes)]
+        rows = [rows[i].shuffle(upper, rows[i + half]) + rows[i].shuffle(lower, rows[i + half]) for i in range(half)]
+        half //= 2
+    return rows[0]
 
 
 def registers_fit(R: int, V: int) -> bool:

@@ -27,19 +27,19 @@ from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import get_thread_id, prange
+from numba import prange
+from numba.np.ufunc.parallel import get_thread_id
 
 from .._jit import parallel, serial, thread_slots, workspace
 from .._simd import Pointer, Stage, Value, simd, vector_bytes
-from .._simd_tile import Tile, registers_fit
+from .._simd_tile import Tile, pack_columns, registers_fit, totals
 from . import Geometry
 
 #: Bytes of an image in cache: with what else a part touches it stays in the second-level cache.
 _IMAGE_BYTES = 512 * 1024
-#: The tiles among which a shape chooses: output channels, vectors.
-_TILES = ((1, 8), (4, 6), (6, 4), (8, 3), (10, 2), (14, 2))
-#: Sums of the weight's gradient in one tile: output channels, taps.
-_DOT = (5, 5) if registers_fit(5, 5) else (4, 3)
+#: The tiles among which a shape chooses, output channels and vectors, with the time of a multiplication relative to
+#: the processor's best (measured with 500 steps): few channels leave each load fewer multiplications.
+_TILES = {(1, 8): 2.4, (4, 6): 1.25, (4, 3): 1.4, (6, 4): 1.08, (6, 2): 1.1, (8, 3): 1.03, (10, 2): 1.04, (14, 2): 1.0}
 
 
 # ---- plans: what depends on the shapes alone
@@ -141,11 +141,11 @@ def _backward_image(g: Geometry, rows: int) -> tuple[Image, list[Grid]]:
 
 
 def _best_tile(channels: int, vectors: int) -> tuple[int, int]:
-    """The tile that spends least on outputs that nobody wants, and on loads."""
+    """The quickest tile, with the outputs that it computes and nobody wants."""
 
     def cost(tile: tuple[int, int]) -> float:
         R, V = tile
-        return math.ceil(channels / R) * math.ceil(vectors / V) * (R * V + R + V)
+        return math.ceil(channels / R) * math.ceil(vectors / V) * R * V * _TILES[tile]
 
     return min((tile for tile in _TILES if registers_fit(*tile)), key=cost)
 
@@ -182,7 +182,10 @@ def _plan(g: Geometry, itemsize: int, backward: bool) -> Plan:
 
     R, V = _best_tile(destination[0], max(vectors(grid.size[1])[0] for grid in grids))
     blocks_of_k = math.ceil(destination[0] / R)
-    table, offsets, bases, taps = [], [], [], []
+    table: list[tuple[int, ...]] = []
+    offsets: list[int] = []
+    bases: list[int] = []
+    taps: list[int] = []
     weights = scratch = 0
     for grid in grids:
         count, of_row = vectors(grid.size[1])
@@ -218,45 +221,50 @@ def _plan(g: Geometry, itemsize: int, backward: bool) -> Plan:
 
 
 @simd
-def _copy_row(
-    s: Stage, source: Pointer, at: Value, first: Value, width: Value, image: Pointer, to: Value, count: Value, step: int
-) -> None:
-    """image[to + j] = row[first + j step], zero outside of the row; up to a vector beyond ``count`` is overwritten."""
+def _copy_plane(
+    s: Stage, source: Pointer, at: Value, W: Value, first: Value, image: Pointer, to: Value, begin: Value, end: Value,
+    height: Value, pitch: Value, step_h: Value, STEP: int,
+) -> None:  # fmt: skip
+    """image[i, j] = source[at + i step_h W + first + j STEP], zero beyond the row and outside of begin <= i < end."""
     lanes = s.lanes(source)
     columns = s.counting(lanes, 32)
-    row, image = source + at, image + to
-    low, high = s.splat(s.integer(0).to("int32"), lanes), s.splat(width.to("int32"), lanes)
-    with s.range(0, count, lanes) as j:
-        parts = []
-        for part in range(step):
-            begin = first + j * step + part * lanes
-            places = columns + s.splat(begin.to("int32"), lanes)
-            parts.append(row.load(begin, lanes, (places >= low) & (places < high)))
-        vector = parts[0]
-        if step == 2:
-            vector = parts[0].shuffle(list(range(0, 2 * lanes, 2)), parts[1])
-        image.store(j, vector)
+    with s.range(0, pitch, lanes) as j:
+        wanted = s.first(pitch - j, lanes)
+        there = []
+        for part in range(STEP):
+            place = columns + s.splat((first + j * STEP + part * lanes).to("int32"), lanes)
+            there.append((place >= 0) & (place < s.splat(W.to("int32"), lanes)))
+        row, here = at + first + j * STEP, to + j
+        with s.range(0, begin) as i:
+            image.store(here + i * pitch, s.zero(image, lanes), wanted)
+        with s.range(begin, end) as i:
+            parts = [source.load(row + i * step_h * W + part * lanes, lanes, there[part]) for part in range(STEP)]
+            vector = parts[0] if STEP == 1 else parts[0].shuffle(list(range(0, 2 * lanes, 2)), parts[1])
+            image.store(here + i * pitch, vector, wanted)
+        with s.range(end, height) as i:
+            image.store(here + i * pitch, s.zero(image, lanes), wanted)
 
 
 @serial
 def _fill(source, at, channels, H, W, firsts, step_h, step_w, first_row, height, pitch, image, to):
-    """The image in cache, from output row ``first_row`` on; it ends a vector before the next one may begin."""
-    for c in range(channels):
-        for phase in range(len(firsts)):
-            for i in range(height):
-                h = firsts[phase, 0] + (first_row + i) * step_h
-                w = firsts[phase, 1]
-                row = at + (c * H + h) * W
-                width = W if 0 <= h < H else 0
-                if step_w == 1:
-                    _copy_row(source, row, w, width, image, to, pitch, 1)
-                elif step_w == 2:
-                    _copy_row(source, row, w, width, image, to, pitch, 2)
-                else:
+    """The image in cache, from output row ``first_row`` on."""
+    for phase in range(len(firsts)):
+        h, w = firsts[phase, 0] + first_row * step_h, firsts[phase, 1]
+        # Rows begin to end - 1 lie inside the source.
+        begin = min(max((-h + step_h - 1) // step_h, 0), height)
+        end = max(min((H - h + step_h - 1) // step_h, height), begin)
+        for c in range(channels):
+            plane, here = at + (c * H + h) * W, to + (c * len(firsts) + phase) * height * pitch
+            if step_w == 1:
+                _copy_plane(source, plane, W, w, image, here, begin, end, height, pitch, step_h, 1)
+            elif step_w == 2:
+                _copy_plane(source, plane, W, w, image, here, begin, end, height, pitch, step_h, 2)
+            else:
+                for i in range(height):
                     for j in range(pitch):
                         place = w + j * step_w
-                        image[to + j] = source[row + place] if 0 <= place < width else 0
-                to += pitch
+                        inside = begin <= i < end and 0 <= place < W
+                        image[here + i * pitch + j] = source[plane + i * step_h * W + place] if inside else 0
 
 
 # ---- forward, and backward to the input
@@ -296,50 +304,74 @@ def _sums(
     panels, offsets, scratch = panels + panel, offsets + first, scratch + to
     with s.range(0, steps) as j:
         offset = offsets[j]
-        tile.outer(panels + j * R, [image.load(begin + offset, lanes) for begin in begins])
+        tile.outer((panels + j * R).__getitem__, [image.load(begin + offset, lanes) for begin in begins])
     for i in range(R):
         for v in range(V):
             scratch.store(pitch * i + v * lanes, tile.sums[i][v].value)
 
 
+@simd
+def _deliver(
+    s: Stage, scratch: Pointer, at: Value, pitch: Value, out: Pointer, to: Value, out_pitch: Value, rows: Value,
+    columns: Value, bias: Value,
+) -> None:  # fmt: skip
+    """out[p, q] = scratch[p, q] + bias"""
+    lanes = s.lanes(out)
+    offset = s.splat(bias, lanes)
+    with s.range(0, columns, lanes) as q:
+        here = s.first(columns - q, lanes)
+        with s.range(0, rows) as p:
+            out.store(to + p * out_pitch + q, scratch.load(at + p * pitch + q, lanes) + offset, here)
+
+
 @cache
 def _correlate(R: int, V: int, lanes: int) -> Any:
-    @parallel
-    def correlate(
-        source, panels, bias, out, N, G, blocks, part_rows, source_size, size, out_step, firsts, step, height, pitch,
-        table, offsets, bases, group_panels, images, image_size, scratches, scratch_size,
+    @serial
+    def correlate_part(
+        part, slot, source, panels, bias, out, G, blocks, part_rows, source_size, size, out_step, firsts, step, height,
+        pitch, table, offsets, bases, group_panels, images, image_size, scratches, scratch_size,
     ):  # fmt: skip
-        """For each image, group and block of rows: the image in cache, then every grid's sums of it."""
+        """An image, group and block of rows: the image in cache, then every grid's sums of it."""
         C, H, W = source_size
         K, out_H, out_W = size
-        for part in prange(N * G * blocks):
-            own, block = part // blocks, part % blocks
-            group, p0 = own % G, block * part_rows
-            at, scratch = get_thread_id() * image_size, get_thread_id() * scratch_size
-            _fill(source, own * C * H * W, C, H, W, firsts, step[0], step[1], p0, height, pitch, images, at)
-            for grid in range(len(table)):
-                first, steps, weights, rows, columns, start_h, start_w, base, of_row = table[grid, :9]
-                rows = min(part_rows, rows - p0)
-                row_pitch = of_row * lanes if of_row else pitch
-                vectors = rows * of_row if of_row else ((rows - 1) * pitch + columns + lanes - 1) // lanes
-                for k in range(0, K if rows > 0 else 0, R):
-                    panel = group * group_panels + weights + k * steps
-                    scratch_pitch = (vectors + V - 1) // V * V * lanes
-                    for v in range(0, vectors, V):
-                        _sums(panels, panel, images, at, offsets, first, steps, bases, base + v,
-                              scratches, scratch + v * lanes, scratch_pitch, R, V)  # fmt: skip
-                    for i in range(min(R, K - k)):
-                        b = bias[group * K + k + i] if bias.size else bias.dtype.type(0)
-                        plane = (own * K + k + i) * out_H * out_W
+        own, block = part // blocks, part % blocks
+        group, p0 = own % G, block * part_rows
+        at, scratch = slot * image_size, slot * scratch_size
+        _fill(source, own * C * H * W, C, H, W, firsts, step[0], step[1], p0, height, pitch, images, at)
+        for grid in range(len(table)):
+            first, steps, weights, rows, columns, start_h, start_w, base, of_row = table[grid, :9]
+            rows = min(part_rows, rows - p0)
+            row_pitch = of_row * lanes if of_row else pitch
+            vectors = rows * of_row if of_row else ((rows - 1) * pitch + columns + lanes - 1) // lanes
+            for k in range(0, K if rows > 0 else 0, R):
+                panel = group * group_panels + weights + k * steps
+                scratch_pitch = (vectors + V - 1) // V * V * lanes
+                for v in range(0, vectors, V):
+                    _sums(panels, panel, images, at, offsets, first, steps, bases, base + v,
+                          scratches, scratch + v * lanes, scratch_pitch, R, V)  # fmt: skip
+                for i in range(min(R, K - k)):
+                    b = bias[group * K + k + i] if bias.size else bias.dtype.type(0)
+                    here = scratch + i * scratch_pitch
+                    to = ((own * K + k + i) * out_H + start_h + p0 * out_step[0]) * out_W + start_w
+                    if out_step[1] == 1:
+                        _deliver(scratches, here, row_pitch, out, to, out_step[0] * out_W, rows, columns, b)
+                    else:
                         for p in range(rows):
-                            here = scratch + i * scratch_pitch + p * row_pitch
-                            to = plane + (start_h + (p0 + p) * out_step[0]) * out_W + start_w
-                            if out_step[1] == 1:
-                                for q in range(columns):
-                                    out[to + q] = scratches[here + q] + b
-                            else:
-                                for q in range(columns):
-                                    out[to + q * out_step[1]] = scratches[here + q] + b
+                            for q in range(columns):
+                                place = to + p * out_step[0] * out_W + q * out_step[1]
+                                out[place] = scratches[here + p * row_pitch + q] + b
+
+    @parallel
+    def correlate(
+        parts, source, panels, bias, out, G, blocks, part_rows, source_size, size, out_step, firsts, step, height,
+        pitch, table, offsets, bases, group_panels, images, image_size, scratches, scratch_size,
+    ):  # fmt: skip
+        for part in prange(parts):
+            correlate_part(
+                part, get_thread_id(), source, panels, bias, out, G, blocks, part_rows, source_size, size, out_step,
+                firsts, step, height, pitch, table, offsets, bases, group_panels, images, image_size, scratches,
+                scratch_size,
+            )  # fmt: skip
 
     return correlate
 
@@ -358,10 +390,10 @@ def _run(
     images = workspace("conv2d images", thread_slots() * image_size, source.dtype)
     scratches = workspace("conv2d sums", thread_slots() * plan.scratch, source.dtype)
     _correlate(plan.R, plan.V, lanes)(
-        source.reshape(-1), panels, panels[:0] if bias is None else bias, out.reshape(-1), g.N, g.G, plan.blocks,
-        plan.rows, plan.source, plan.destination, plan.out_step, plan.image.firsts, plan.image.step, plan.image.height,
-        plan.image.pitch, plan.table, plan.offsets, plan.bases, plan.weights, images, image_size, scratches,
-        plan.scratch,
+        g.N * g.G * plan.blocks, source.reshape(-1), panels, panels[:0] if bias is None else bias, out.reshape(-1), g.G,
+        plan.blocks, plan.rows, plan.source, plan.destination, plan.out_step, plan.image.firsts, plan.image.step,
+        plan.image.height, plan.image.pitch, plan.table, plan.offsets, plan.bases, plan.weights, images, image_size,
+        scratches, plan.scratch,
     )  # fmt: skip
 
 
@@ -387,19 +419,42 @@ def conv2d_backward_input(grad: np.ndarray, weight: np.ndarray, g: Geometry, out
 class WeightPlan(NamedTuple):
     """What :func:`_correlate_weight` is told."""
 
+    kind: str  # "dots" or "outers"
+    channels: int  # output channels of a tile
+    taps: int  # of a tile
+    run: bool  # the taps of a tile lie side by side
     rows: int  # of outputs in a piece, which is an image in cache
     blocks: int  # pieces of a plane
     at_once: int  # pieces in cache
     pieces: int  # of a part
     parts: int  # of the pieces
-    channels: int  # of a part
+    inputs: int  # input channels of a part
+    tiles: tuple[int, int]  # of a part: of output channels, of taps
     image: Image
-    offsets: np.ndarray  # (taps of those channels,)
+    offsets: np.ndarray  # (taps of those input channels,)
+    grad_pitch: int  # of the gradient's rows in cache
+
+
+def _weight_tile(g: Geometry, lanes: int) -> tuple[str, int, int, bool]:
+    """The kind of tile, its output channels and taps, and whether these lie side by side: the quicker kind.
+
+    ``dots`` leaves lanes empty at the end of rows, ``outers`` where the output channels are not a multiple of them.
+    """
+    K = g.K // g.G
+    vectors = 1 if K <= lanes else 2 if K <= 2 * lanes else 4
+    outers = math.ceil(K / (vectors * lanes)) * vectors * lanes / K
+    dots = math.ceil(g.Q / lanes) * lanes / g.Q * 1.15  # vectors of the image lie across cache lines
+    if outers < dots:
+        return "outers", vectors * lanes, max(R for R in (2, 6, 12) if registers_fit(R, vectors) or R == 2), False
+    run = g.stride[1] == g.dilation[1] == 1 and g.S in (3, 5)  # the usual ones: each is compiled for itself
+    taps = g.S if run else 5 if registers_fit(5, 5) else 3
+    return "dots", max(R for R in range(1, 9) if registers_fit(R, taps)), taps, run
 
 
 @lru_cache(maxsize=256)
 def _weight_plan(g: Geometry, itemsize: int) -> WeightPlan:
-    C = g.C // g.G
+    K, C, lanes = g.K // g.G, g.C // g.G, vector_bytes() // itemsize
+    kind, of_k, of_taps, run = _weight_tile(g, lanes)
     rows = _rows_of_a_part(g.P, g.N * 8, lambda rows: _forward_image(g, rows)[0].plane * C * itemsize)
     image, shifts = _forward_image(g, rows)
     blocks = math.ceil(g.P / rows)
@@ -407,83 +462,144 @@ def _weight_plan(g: Geometry, itemsize: int) -> WeightPlan:
     parts, chunks = min(pieces, max(1, 16 // g.G)), 1
     while parts > 1 and parts * g.K * C * g.R * g.S * itemsize > 2**25:  # partial sums take memory
         parts, chunks = math.ceil(parts / 2), min(C, chunks * 2)
-    channels = math.ceil(C / chunks)
+    inputs = math.ceil(C / chunks)
     of_part = math.ceil(pieces / parts)
-    at_once = 1 if blocks > 1 else max(1, min(of_part, _IMAGE_BYTES // (image.plane * channels * itemsize)))
-    offsets = [c * image.plane + shift for c in range(channels) for shift in shifts]
-    # The last tile's surplus repeats the last tap.
-    offsets += offsets[-1:] * _DOT[1]
+    grad_pitch = g.Q if kind == "outers" else math.ceil(g.Q / lanes) * lanes
+    bytes_of_a_piece = (image.plane * inputs + rows * grad_pitch * K) * itemsize
+    at_once = 1 if blocks > 1 else max(1, min(of_part, _IMAGE_BYTES // bytes_of_a_piece))
+    offsets = [c * image.plane + shift for c in range(inputs) for shift in shifts]
+    offsets += offsets[-1:] * of_taps  # the last tile's surplus repeats the last tap
+    tiles = math.ceil(K / of_k), math.ceil(inputs * g.R * g.S / of_taps)
+    parts = math.ceil(pieces / of_part)
     return WeightPlan(
-        rows, blocks, at_once, of_part, math.ceil(pieces / of_part), channels, image, np.array(offsets, np.int64)
-    )
+        kind, of_k, of_taps, run, rows, blocks, at_once, of_part, parts, inputs, tiles, image,
+        np.array(offsets, np.int64), grad_pitch,
+    )  # fmt: skip
+
+
+def _add_or_store(s: Stage, sums: Pointer, to: Value, totals_: list[Value], add: Value) -> None:
+    """Write vectors side by side, or add them where ``add`` is not 0."""
+    for i, total in enumerate(totals_):
+        place, value = to + i * total.lanes, s.variable(total)
+        with s.when(add > 0):
+            value.value += sums.load(place, total.lanes)
+        sums.store(place, value.value)
 
 
 @simd
 def _dots(
-    s: Stage, grad: Pointer, at: Value, k: Value, K: Value, plane: Value, image: Pointer, image_at: Value,
-    offsets: Pointer, first: Value, taps: Value, pieces: Value, grad_step: Value, image_step: Value, rows: Value,
-    Q: Value, pitch: Value, sums: Pointer, to: Value, sums_pitch: Value, add: Value, R: int, V: int,
+    s: Stage, grad: Pointer, at: Value, plane: Value, grad_step: Value, grad_pitch: Value, image: Pointer,
+    image_at: Value, image_step: Value, pitch: Value, offsets: Pointer, first: Value, pieces: Value, rows: Value,
+    Q: Value, sums: Pointer, to: Value, add: Value, K: int, T: int, RUN: bool,
 ) -> None:  # fmt: skip
-    """sums[i, j] = sum over pieces, rows and columns of grad[k + i] image[offset[first + j]]; or that much more."""
-    tile, lanes = Tile(s, R, V, grad), s.lanes(grad)
-    last = K - k - 1
-    of_k = [at + (k + (s.integer(i) > last).where(last, s.integer(i))) * plane for i in range(R)]
-    of_tap = [image_at + offsets[first + j] for j in range(V)]
-    with s.range(0, pieces) as piece, s.range(0, rows) as p, s.range(0, Q, lanes) as q:
-        here = s.first(Q - q, lanes)
-        of_grad, of_image = piece * grad_step + p * Q + q, piece * image_step + p * pitch + q
-        tile.dot(
-            [grad.load(start + of_grad, lanes, here) for start in of_k],
-            [image.load(start + of_image, lanes, here) for start in of_tap],
-        )
-    for i in range(R):
-        for j in range(V):
-            with s.when((s.integer(i) <= last) & (first + j < taps)):
-                place = to + i * sums_pitch + j
-                before = s.variable(s.zero(sums))
-                with s.when(add > 0):
-                    before.value = sums[place]
-                sums[place] = before.value + tile.sums[i][j].value.sum()
+    """sums[k, t] = sum over pieces, rows and columns of grad[k] image[offset[first + t]]"""
+    tile, lanes = Tile(s, K, T, grad), s.lanes(grad)
+    of_k = [at + k * plane for k in range(K)]
+    of_tap = [image_at + (offsets[first] + t if RUN else offsets[first + t]) for t in range(T)]
+    with s.range(0, Q, lanes) as q:
+        here = s.first(Q - q, lanes)  # not even a zero of the gradient may meet what lies between rows
+        with s.range(0, pieces) as piece, s.range(0, rows) as p:
+            of_grad, of_image = piece * grad_step + p * grad_pitch + q, piece * image_step + p * pitch + q
+            tile.dot(
+                [grad.load(start + of_grad, lanes) for start in of_k],
+                [image.load(start + of_image, lanes, here) for start in of_tap],
+            )
+    every = [sum_.value for row in tile.sums for sum_ in row]
+    _add_or_store(s, sums, to, [totals(every[e : e + lanes]) for e in range(0, len(every), lanes)], add)
 
 
-_ELEMENTS = 4096  # of the gradient, whose parts one part of the second pass adds
+@simd
+def _outers(
+    s: Stage, grad: Pointer, at: Value, grad_step: Value, image: Pointer, image_at: Value, image_step: Value,
+    pitch: Value, offsets: Pointer, first: Value, pieces: Value, rows: Value, Q: Value, sums: Pointer, to: Value,
+    add: Value, K: int, T: int,
+) -> None:  # fmt: skip
+    """sums[t, k] = sum over pieces and outputs of image[offset[first + t]] grad[k], the k side by side"""
+    lanes = s.lanes(grad)
+    tile = Tile(s, T, K // lanes, grad)
+    of_tap = [image_at + offsets[first + t] for t in range(T)]
+    with s.range(0, pieces) as piece, s.range(0, rows) as p, s.range(0, Q) as q:
+        of_grad, of_image = at + piece * grad_step + (p * Q + q) * K, piece * image_step + p * pitch + q
+        vectors = [grad.load(of_grad + v * lanes, lanes) for v in range(K // lanes)]
+        tile.outer(lambda t: image[of_tap[t] + of_image], vectors)
+    _add_or_store(s, sums, to, [sum_.value for row in tile.sums for sum_ in row], add)
 
 
 @cache
-def _correlate_weight(R: int, V: int) -> Any:
+def _correlate_weight(OUTERS: bool, of_k: int, of_taps: int, RUN: bool, lanes: int) -> Any:
+    size = (of_k * of_taps + lanes - 1) // lanes * lanes  # elements of a tile's sums
+
+    @serial
+    def sum_part(
+        part, slot, x, grad, N, G, K, source_size, grad_size, RS, rows, blocks, at_once, of_part,
+        inputs, tiles, firsts, step, height, pitch, offsets, images, image_size, grads, grad_pitch, sums,
+    ):  # fmt: skip
+        """A part's images and input channels, tile after tile."""
+        C, H, W = source_size
+        P, Q = grad_size
+        chunks = (C + inputs - 1) // inputs
+        whole = np.zeros((1, 2), np.int64)
+        share, group, chunk = part // (G * chunks), part // chunks % G, part % chunks
+        c0 = chunk * inputs
+        taps, at = min(inputs, C - c0) * RS, slot * at_once * image_size
+        begin, end = share * of_part, min((share + 1) * of_part, N * blocks)
+        for piece in range(begin, end, at_once):
+            pieces, p0 = min(at_once, end - piece), piece % blocks * rows
+            heights = min(rows, P - p0)
+            plane = rows * grad_pitch
+            for i in range(pieces):
+                n = (piece + i) // blocks
+                _fill(x, ((n * G + group) * C + c0) * H * W, taps // RS, H, W, firsts, step[0], step[1],
+                      p0, height, pitch, images, at + i * image_size)  # fmt: skip
+            for k in range(0, K, of_k):
+                grad_step = (of_k if OUTERS else K) * plane
+                grad_at = slot * at_once * grad_step
+                for i in range(pieces if OUTERS or k == 0 else 0):
+                    n = (piece + i) // blocks
+                    from_grad, to_grad = (n * G + group) * K * P * Q, grad_at + i * grad_step
+                    if OUTERS:
+                        pack_columns(grad, from_grad + k * P * Q + p0 * Q, P * Q, K - k, heights * Q, grads,
+                                     to_grad, of_k)  # fmt: skip
+                    else:
+                        _fill(grad, from_grad, K, P, Q, whole, 1, 1, p0, rows, grad_pitch, grads, to_grad)
+                for j in range(0, taps, of_taps):
+                    to = ((part * tiles[0] + k // of_k) * tiles[1] + j // of_taps) * size
+                    if OUTERS:
+                        _outers(grads, grad_at, grad_step, images, at, image_size, pitch, offsets, j, pieces,
+                                heights, Q, sums, to, piece - begin, of_k, of_taps)  # fmt: skip
+                    else:
+                        _dots(grads, grad_at + k * plane, plane, grad_step, grad_pitch, images, at, image_size,
+                              pitch, offsets, j, pieces, heights, Q, sums, to, piece - begin, of_k, of_taps,
+                              RUN)  # fmt: skip
+
+    @serial
+    def add_parts(tile, parts, all_tiles, out, K, C, RS, inputs, tiles, sums):
+        """A tile's sums of all parts, added in order, to their places in the gradient."""
+        chunks = (C + inputs - 1) // inputs
+        at = tile * size
+        owner, k, j = tile // (tiles[0] * tiles[1]), tile // tiles[1] % tiles[0] * of_k, tile % tiles[1] * of_taps
+        group, c0 = owner // chunks, owner % chunks * inputs
+        taps = min(of_taps, min(inputs, C - c0) * RS - j)
+        for share in range(1, parts if taps > 0 else 0):
+            for e in range(size):
+                sums[at + e] += sums[share * all_tiles * size + at + e]
+        for i in range(min(of_k, K - k)):
+            for tap in range(taps):
+                e = tap * of_k + i if OUTERS else i * of_taps + tap
+                out[((group * K + k + i) * C + c0) * RS + j + tap] = sums[at + e]
+
     @parallel
     def correlate_weight(
-        x, grad, out, N, G, K, source_size, size, RS, rows, blocks, at_once, of_part, parts, channels, firsts, step,
-        height, pitch, offsets, images, image_size, partial,
+        parts, all_tiles, out, x, grad, N, G, K, source_size, grad_size, RS, rows, blocks, at_once, of_part,
+        inputs, tiles, firsts, step, height, pitch, offsets, images, image_size, grads, grad_pitch, sums,
     ):  # fmt: skip
-        C, H, W = source_size
-        P, Q = size
-        chunks, all_taps = (C + channels - 1) // channels, C * RS
-        for part in prange(parts * G * chunks):
-            share, group, chunk = part // (G * chunks), part // chunks % G, part % chunks
-            c0 = chunk * channels
-            taps, at = min(channels, C - c0) * RS, get_thread_id() * at_once * image_size
-            begin, end = share * of_part, min((share + 1) * of_part, N * blocks)
-            for piece in range(begin, end, at_once):
-                pieces = min(at_once, end - piece)
-                for i in range(pieces):
-                    n, block = (piece + i) // blocks, (piece + i) % blocks
-                    _fill(x, ((n * G + group) * C + c0) * H * W, taps // RS, H, W, firsts, step[0], step[1],
-                          block * rows, height, pitch, images, at + i * image_size)  # fmt: skip
-                n, p0 = piece // blocks, piece % blocks * rows
-                grad_at = (n * G + group) * K * P * Q + p0 * Q
-                for k in range(0, K, R):
-                    to = ((share * G + group) * K + k) * all_taps + c0 * RS
-                    for j in range(0, taps, V):
-                        _dots(grad, grad_at, k, K, P * Q, images, at, offsets, j, taps, pieces, G * K * P * Q,
-                              image_size, min(rows, P - p0), Q, pitch, partial, to + j, all_taps, piece - begin,
-                              R, V)  # fmt: skip
-        for part in prange((out.size + _ELEMENTS - 1) // _ELEMENTS if parts > 1 else 0):
-            for e in range(part * _ELEMENTS, min((part + 1) * _ELEMENTS, out.size)):
-                total = partial[e]
-                for share in range(1, parts):
-                    total += partial[share * out.size + e]
-                out[e] = total
+        for part in prange(parts * all_tiles // (tiles[0] * tiles[1])):
+            sum_part(
+                part, get_thread_id(), x, grad, N, G, K, source_size, grad_size, RS, rows, blocks, at_once, of_part,
+                inputs, tiles, firsts, step, height, pitch, offsets, images, image_size, grads, grad_pitch, sums,
+            )  # fmt: skip
+        for tile in prange(all_tiles):
+            add_parts(tile, parts, all_tiles, out, K, source_size[0], RS, inputs, tiles, sums)
 
     return correlate_weight
 
@@ -494,14 +610,18 @@ def conv2d_backward_weight(x: np.ndarray, grad: np.ndarray, g: Geometry, out: np
         dw.fill(0)
         return dw
     plan, lanes = _weight_plan(g, x.itemsize), vector_bytes() // x.itemsize
-    image_size = plan.image.plane * plan.channels + lanes
-    images = workspace("conv2d images", thread_slots() * plan.at_once * image_size, x.dtype)
-    flat = dw.reshape(-1)
-    partial = flat if plan.parts == 1 else workspace("conv2d partial", plan.parts * dw.size, x.dtype)
-    _correlate_weight(*_DOT)(
-        x.reshape(-1), grad.reshape(-1), flat, g.N, g.G, g.K // g.G, (g.C // g.G, g.H, g.W), (g.P, g.Q), g.R * g.S,
-        plan.rows, plan.blocks, plan.at_once, plan.pieces, plan.parts, plan.channels, plan.image.firsts,
-        plan.image.step, plan.image.height, plan.image.pitch, plan.offsets, images, image_size, partial,
+    K, slots = g.K // g.G, thread_slots() * plan.at_once
+    # With room for tiles that end beyond the last output channel, and vectors beyond the last element.
+    of_grad = math.ceil(K / plan.channels) * plan.channels * plan.rows * plan.grad_pitch
+    image_size = math.ceil((plan.image.plane * plan.inputs + lanes) / lanes) * lanes
+    tiles = g.G * math.ceil(g.C // g.G / plan.inputs) * plan.tiles[0] * plan.tiles[1]
+    _correlate_weight(plan.kind == "outers", plan.channels, plan.taps, plan.run, lanes)(
+        plan.parts, tiles, dw.reshape(-1), x.reshape(-1), grad.reshape(-1), g.N, g.G, K, (g.C // g.G, g.H, g.W),
+        (g.P, g.Q), g.R * g.S, plan.rows, plan.blocks, plan.at_once, plan.pieces, plan.inputs, plan.tiles,
+        plan.image.firsts, plan.image.step, plan.image.height, plan.image.pitch, plan.offsets,
+        workspace("conv2d images", slots * image_size, x.dtype), image_size,
+        workspace("conv2d gradients", slots * of_grad, x.dtype), plan.grad_pitch,
+        workspace("conv2d partial", plan.parts * tiles * math.ceil(plan.channels * plan.taps / lanes) * lanes, x.dtype),
     )  # fmt: skip
     return dw
 

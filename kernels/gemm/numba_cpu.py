@@ -63,7 +63,7 @@ def _tile(
     a, b, y = a + a_at, b + b_at, y + y_at
     masks = [None if WHOLE else s.first(columns - v * lanes, lanes) for v in range(V)]
     with s.range(0, steps) as j:
-        tile.outer(a + j * R, [b.load(j * b_pitch + v * lanes, lanes, masks[v]) for v in range(V)])
+        tile.outer((a + j * R).__getitem__, [b.load(j * b_pitch + v * lanes, lanes, masks[v]) for v in range(V)])
     initial = [s.variable(s.zero(y, lanes)) for _ in range(V)]
     with s.when(bias_at >= 0):
         for v in range(V):
