@@ -1,9 +1,12 @@
 """Compiling CPU kernels with Numba, and keeping what was compiled.
 
-A kernel is a function under ``@parallel`` (it has a ``prange``, over parts whose number depends on shapes
-alone, so that results have the same bits for any number of threads) or ``@serial`` (called from kernels).
-Neither reorders arithmetic: no fast-math.  Both release the GIL.  Kernels under ``@parallel`` are called
-from Python, by any thread.
+A kernel is a function under ``@in_parts`` (it computes one part of the work, and is called for all of them),
+``@parallel`` (it has a ``prange`` over the parts itself) or ``@serial`` (called from kernels).  The number of
+parts depends on shapes alone, so results have the same bits for any number of threads.  None of them reorders
+arithmetic: no fast-math.  All release the GIL.  Kernels are called from Python, by any thread.
+
+``@in_parts`` compiles in a fraction of the time: a ``prange`` makes Numba compile its body, and whatever that
+calls, several times over; one loop that calls any function by its address is compiled once for all kernels.
 
 What was compiled is kept in :func:`._cache.cache_folder`, in a folder per module and digest of the
 sources and constants that its code came from, so that no kernel can outlive a change of a function that it
@@ -20,6 +23,7 @@ from . import _threads  # isort: skip  (before Numba is imported, which then dec
 
 import functools
 import hashlib
+import inspect
 import logging
 import os
 import pickle
@@ -35,8 +39,10 @@ from typing import Any
 import llvmlite
 import numba
 import numpy as np
-from numba.core import caching, compiler, serialize
-from numba.np.ufunc.parallel import threading_layer
+from llvmlite import ir
+from numba.core import caching, cgutils, compiler, serialize, types
+from numba.extending import intrinsic
+from numba.np.ufunc.parallel import get_thread_id, threading_layer
 from threadpoolctl import threadpool_limits
 
 from ._cache import cache_folder, is_temporary, prune
@@ -83,6 +89,104 @@ def parallel(function: Callable[..., Any]) -> Any:
             return kernel(*arguments)
 
     return launch
+
+
+def in_parts(function: Callable[..., Any]) -> Any:
+    """Compile ``function(part, slot, *arguments)``, to be called as ``kernel(parts, *arguments)``.
+
+    It runs for each part from 0 to parts - 1, in any order and at the same time, where ``slot`` is a number below
+    :func:`thread_slots` that no other part has at that time.  With one part, or one thread, there is no launch;
+    ``kernel.here(parts, *arguments)`` has none either, for little work.
+    """
+    part = serial(function)
+    names = ", ".join(list(inspect.signature(function).parameters)[2:])
+    code = function.__code__
+    source = (
+        f"def {function.__name__}(_launcher, _parts, {names}):\n    _for_parts(_part, _launcher, _parts, ({names},))"
+    )
+    scope: dict[str, Any] = {"_for_parts": _for_parts, "_part": part, "__name__": function.__module__}
+    exec(compile(source, code.co_filename, "exec"), scope)
+    entry = scope[function.__name__]
+    entry.__qualname__ = function.__qualname__
+    own = (code.co_firstlineno, *_closed_over(function))
+    kernel: Any = numba.njit(nogil=True, error_model="numpy")(entry)
+    kernel._cache = _Cache(entry, {"parts of": own})
+
+    @functools.wraps(function)
+    def launch(parts: int, *arguments: Any) -> None:
+        if parts == 1 or _threads.count == 1:
+            kernel(0, parts, *arguments)
+            return
+        if _told.count != _threads.count:
+            numba.set_num_threads(_threads.count)
+            _told.count = _threads.count
+        if _one_at_a_time is None:
+            kernel(_launcher(), parts, *arguments)
+        else:
+            with _one_at_a_time:
+                kernel(_launcher(), parts, *arguments)
+
+    launch.here = functools.partial(kernel, 0)  # type: ignore[attr-defined]
+    return launch
+
+
+_PART = ir.FunctionType(ir.VoidType(), [ir.IntType(64), ir.IntType(64), ir.IntType(64)])  # part, slot, arguments
+
+
+@intrinsic
+def _for_parts(typing_context: Any, part: Any, launcher: Any, parts: Any, arguments: Any) -> Any:
+    """Call ``part(i, slot, *arguments)`` for i < parts: by the function at the address ``launcher``, or here if 0."""
+    kinds = types.int64, types.int64, *(types.unliteral(kind) for kind in arguments.types)
+    part.dispatcher.compile(kinds)
+    compiled = part.dispatcher.overloads[kinds]
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+        _, address, count, packed = values
+        # The arguments travel in a struct, whose address any function can take.
+        elements = cgutils.unpack_tuple(builder, packed)
+        struct = cgutils.alloca_once(builder, ir.LiteralStructType([element.type for element in elements]))
+        for i, element in enumerate(elements):
+            builder.store(element, cgutils.gep_inbounds(builder, struct, 0, i))
+        one = ir.Function(builder.module, _PART, builder.module.get_unique_name("part_of"))
+        one.linkage = "internal"
+        inside = ir.IRBuilder(one.append_basic_block())
+        there = inside.inttoptr(one.args[2], struct.type)
+        loaded = [inside.load(cgutils.gep_inbounds(inside, there, 0, i)) for i in range(len(elements))]
+        context.active_code_library.add_linking_library(compiled.library)
+        callee = context.declare_function(builder.module, compiled.fndesc)
+        restype = compiled.signature.return_type
+        context.call_conv.call_function(inside, callee, restype, kinds, [*one.args[:2], *loaded])
+        inside.ret_void()
+
+        data, zero = builder.ptrtoint(struct, ir.IntType(64)), ir.Constant(ir.IntType(64), 0)
+        with builder.if_else(builder.icmp_signed("==", address, zero)) as (here, launched):
+            with here, cgutils.for_range(builder, count) as loop:
+                builder.call(one, [loop.index, zero, data])
+            with launched:
+                launch = builder.inttoptr(address, _PART.as_pointer())
+                builder.call(launch, [count, builder.ptrtoint(one, ir.IntType(64)), data])
+        return context.get_dummy_value()
+
+    return types.void(part, types.int64, types.int64, arguments), generate
+
+
+@intrinsic
+def _call_part(typing_context: Any, function: Any, part: Any, slot: Any, data: Any) -> Any:
+    """Call the function at an address."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+        builder.call(builder.inttoptr(values[0], _PART.as_pointer()), values[1:])
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 4), generate
+
+
+@functools.cache
+def _launcher() -> int:
+    """The address of the one loop that launches parts."""
+    _launch.compile((types.int64,) * 3)
+    (compiled,) = _launch.overloads.values()
+    return int(compiled.library.get_pointer_to_function(compiled.fndesc.llvm_cfunc_wrapper_name))
 
 
 def serial(function: Callable[..., Any]) -> Any:
@@ -262,6 +366,14 @@ def _constants(module: ModuleType) -> list[tuple[str, str]]:
     """The module's numbers and strings in capital letters: some are computed, or imported from elsewhere."""
     kinds = (int, float, bool, str, tuple)
     return [(name, repr(value)) for name, value in vars(module).items() if name.isupper() and type(value) in kinds]
+
+
+def _launch_parts(parts: int, function: int, data: int) -> None:
+    for part in numba.prange(parts):
+        _call_part(function, part, get_thread_id(), data)  # type: ignore[call-arg]
+
+
+_launch = _compiled(_launch_parts, parallel=True)
 
 
 @serial

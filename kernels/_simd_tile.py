@@ -85,14 +85,18 @@ def pack_columns(
     for start in range(0, width, lanes):
         used = min(lanes, width - start)
         full = None if used == lanes else s.first(used, lanes)
-        with s.range(0, steps, lanes) as j:
-            here = s.first(steps - j, lanes)
-            vectors = []
+        unchecked = s.variable(s.integer(0))  # the steps of whole squares
+        with s.when(rows >= start + used):
+            unchecked.value = steps - steps % lanes
+        with s.range(0, unchecked.value, lanes) as j:
+            vectors = [a.load(pitch * (start + i) + j, lanes) if i < used else s.zero(a, lanes) for i in range(lanes)]
+            for i, column in enumerate(transpose(vectors)):
+                panel.store((j + i) * width + start, column, full)
+        with s.range(unchecked.value, steps, lanes) as j:
+            here, vectors = s.first(steps - j, lanes), []
             for i in range(lanes):
-                exists = s.splat(s.integer(start + i) < rows, lanes) & here
-                vectors.append(
-                    a.load(s.integer(start + i) * pitch + j, lanes, exists) if i < used else s.zero(a, lanes)
-                )
+                exists = s.splat(rows > start + i, lanes) & here
+                vectors.append(a.load(pitch * (start + i) + j, lanes, exists) if i < used else s.zero(a, lanes))
             for i, column in enumerate(transpose(vectors)):
                 with s.when(j + i < steps):
                     panel.store((j + i) * width + start, column, full)

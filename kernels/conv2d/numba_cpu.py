@@ -27,10 +27,8 @@ from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import prange
-from numba.np.ufunc.parallel import get_thread_id
 
-from .._jit import parallel, serial, thread_slots, workspace
+from .._jit import in_parts, serial, thread_slots, workspace
 from .._simd import Pointer, Stage, Value, simd, vector_bytes
 from .._simd_tile import Tile, pack_columns, registers_fit, totals
 from . import Geometry
@@ -39,7 +37,11 @@ from . import Geometry
 _IMAGE_BYTES = 512 * 1024
 #: The tiles among which a shape chooses, output channels and vectors, with the time of a multiplication relative to
 #: the processor's best (measured with 500 steps): few channels leave each load fewer multiplications.
-_TILES = {(1, 8): 2.4, (4, 6): 1.25, (4, 3): 1.4, (6, 4): 1.08, (6, 2): 1.1, (8, 3): 1.03, (10, 2): 1.04, (14, 2): 1.0}
+_TILES = {(1, 8): 2.4, (6, 4): 1.08, (8, 3): 1.03, (10, 2): 1.04}
+if not registers_fit(10, 2):
+    _TILES = {(1, 8): 2.4, (4, 2): 1.2, (6, 2): 1.0}
+
+_WHOLE = np.zeros((1, 2), np.int64)  # the single phase of an image without zeros around it
 
 
 # ---- plans: what depends on the shapes alone
@@ -147,7 +149,7 @@ def _best_tile(channels: int, vectors: int) -> tuple[int, int]:
         R, V = tile
         return math.ceil(channels / R) * math.ceil(vectors / V) * R * V * _TILES[tile]
 
-    return min((tile for tile in _TILES if registers_fit(*tile)), key=cost)
+    return min(_TILES, key=cost)
 
 
 def _rows_of_a_part(rows: int, images: int, bytes_of: Any) -> int:
@@ -270,27 +272,22 @@ def _fill(source, at, channels, H, W, firsts, step_h, step_w, first_row, height,
 # ---- forward, and backward to the input
 
 
-@cache
-def _filters(R: int) -> Any:
-    @parallel
-    def filters(weight, groups, K, C, RS, backward, table, taps, size, panels):
-        """Per group, grid and R output channels a panel (steps, R), steps over input channels and taps."""
-        rows, channels = (C, K) if backward else (K, C)
-        blocks = (rows + R - 1) // R
-        for part in prange(groups * len(table) * blocks):
-            group, grid, block = part // (len(table) * blocks), part // blocks % len(table), part % blocks
-            steps, first_tap, count = table[grid, 1], table[grid, 9], table[grid, 10]
-            to = group * size + table[grid, 2] + block * steps * R
-            for channel in range(channels):
-                for tap in range(count):
-                    for i in range(R):
-                        row = block * R + i
-                        k, c = (channel, row) if backward else (row, channel)
-                        place = ((group * K + k) * C + c) * RS + taps[first_tap + tap]
-                        panels[to + i] = weight[place] if row < rows else 0
-                    to += R
-
-    return filters
+@in_parts
+def _filters(part, slot, weight, K, C, RS, backward, table, taps, R, size, panels):
+    """Of a group, a grid and R output channels the panel (steps, R), steps over input channels and taps."""
+    rows, channels = (C, K) if backward else (K, C)
+    blocks = (rows + R - 1) // R
+    group, grid, block = part // (len(table) * blocks), part // blocks % len(table), part % blocks
+    steps, first_tap, count = table[grid, 1], table[grid, 9], table[grid, 10]
+    to = group * size + table[grid, 2] + block * steps * R
+    for channel in range(channels):
+        for tap in range(count):
+            for i in range(R):
+                row = block * R + i
+                k, c = (channel, row) if backward else (row, channel)
+                place = ((group * K + k) * C + c) * RS + taps[first_tap + tap]
+                panels[to + i] = weight[place] if row < rows else 0
+            to += R
 
 
 @simd
@@ -326,8 +323,8 @@ def _deliver(
 
 @cache
 def _correlate(R: int, V: int, lanes: int) -> Any:
-    @serial
-    def correlate_part(
+    @in_parts
+    def correlate(
         part, slot, source, panels, bias, out, G, blocks, part_rows, source_size, size, out_step, firsts, step, height,
         pitch, table, offsets, bases, group_panels, images, image_size, scratches, scratch_size,
     ):  # fmt: skip
@@ -361,18 +358,6 @@ def _correlate(R: int, V: int, lanes: int) -> Any:
                                 place = to + p * out_step[0] * out_W + q * out_step[1]
                                 out[place] = scratches[here + p * row_pitch + q] + b
 
-    @parallel
-    def correlate(
-        parts, source, panels, bias, out, G, blocks, part_rows, source_size, size, out_step, firsts, step, height,
-        pitch, table, offsets, bases, group_panels, images, image_size, scratches, scratch_size,
-    ):  # fmt: skip
-        for part in prange(parts):
-            correlate_part(
-                part, get_thread_id(), source, panels, bias, out, G, blocks, part_rows, source_size, size, out_step,
-                firsts, step, height, pitch, table, offsets, bases, group_panels, images, image_size, scratches,
-                scratch_size,
-            )  # fmt: skip
-
     return correlate
 
 
@@ -383,8 +368,9 @@ def _run(
     lanes = vector_bytes() // source.itemsize
     panels = workspace("conv2d filters", g.G * plan.weights, source.dtype)
     of_group = g.K // g.G, g.C // g.G
-    _filters(plan.R)(
-        weight.reshape(-1), g.G, *of_group, g.R * g.S, backward, plan.table, plan.taps, plan.weights, panels
+    parts = g.G * len(plan.table) * math.ceil(plan.destination[0] / plan.R)
+    _filters(
+        parts, weight.reshape(-1), *of_group, g.R * g.S, backward, plan.table, plan.taps, plan.R, plan.weights, panels
     )
     image_size = plan.image.plane * plan.source[0] + (plan.V + 1) * lanes
     images = workspace("conv2d images", thread_slots() * image_size, source.dtype)
@@ -529,7 +515,7 @@ def _outers(
 def _correlate_weight(OUTERS: bool, of_k: int, of_taps: int, RUN: bool, lanes: int) -> Any:
     size = (of_k * of_taps + lanes - 1) // lanes * lanes  # elements of a tile's sums
 
-    @serial
+    @in_parts
     def sum_part(
         part, slot, x, grad, N, G, K, source_size, grad_size, RS, rows, blocks, at_once, of_part,
         inputs, tiles, firsts, step, height, pitch, offsets, images, image_size, grads, grad_pitch, sums,
@@ -538,7 +524,6 @@ def _correlate_weight(OUTERS: bool, of_k: int, of_taps: int, RUN: bool, lanes: i
         C, H, W = source_size
         P, Q = grad_size
         chunks = (C + inputs - 1) // inputs
-        whole = np.zeros((1, 2), np.int64)
         share, group, chunk = part // (G * chunks), part // chunks % G, part % chunks
         c0 = chunk * inputs
         taps, at = min(inputs, C - c0) * RS, slot * at_once * image_size
@@ -561,7 +546,7 @@ def _correlate_weight(OUTERS: bool, of_k: int, of_taps: int, RUN: bool, lanes: i
                         pack_columns(grad, from_grad + k * P * Q + p0 * Q, P * Q, K - k, heights * Q, grads,
                                      to_grad, of_k)  # fmt: skip
                     else:
-                        _fill(grad, from_grad, K, P, Q, whole, 1, 1, p0, rows, grad_pitch, grads, to_grad)
+                        _fill(grad, from_grad, K, P, Q, _WHOLE, 1, 1, p0, rows, grad_pitch, grads, to_grad)
                 for j in range(0, taps, of_taps):
                     to = ((part * tiles[0] + k // of_k) * tiles[1] + j // of_taps) * size
                     if OUTERS:
@@ -572,8 +557,8 @@ def _correlate_weight(OUTERS: bool, of_k: int, of_taps: int, RUN: bool, lanes: i
                               pitch, offsets, j, pieces, heights, Q, sums, to, piece - begin, of_k, of_taps,
                               RUN)  # fmt: skip
 
-    @serial
-    def add_parts(tile, parts, all_tiles, out, K, C, RS, inputs, tiles, sums):
+    @in_parts
+    def add_parts(tile, slot, parts, all_tiles, out, K, C, RS, inputs, tiles, sums):
         """A tile's sums of all parts, added in order, to their places in the gradient."""
         chunks = (C + inputs - 1) // inputs
         at = tile * size
@@ -588,20 +573,7 @@ def _correlate_weight(OUTERS: bool, of_k: int, of_taps: int, RUN: bool, lanes: i
                 e = tap * of_k + i if OUTERS else i * of_taps + tap
                 out[((group * K + k + i) * C + c0) * RS + j + tap] = sums[at + e]
 
-    @parallel
-    def correlate_weight(
-        parts, all_tiles, out, x, grad, N, G, K, source_size, grad_size, RS, rows, blocks, at_once, of_part,
-        inputs, tiles, firsts, step, height, pitch, offsets, images, image_size, grads, grad_pitch, sums,
-    ):  # fmt: skip
-        for part in prange(parts * all_tiles // (tiles[0] * tiles[1])):
-            sum_part(
-                part, get_thread_id(), x, grad, N, G, K, source_size, grad_size, RS, rows, blocks, at_once, of_part,
-                inputs, tiles, firsts, step, height, pitch, offsets, images, image_size, grads, grad_pitch, sums,
-            )  # fmt: skip
-        for tile in prange(all_tiles):
-            add_parts(tile, parts, all_tiles, out, K, source_size[0], RS, inputs, tiles, sums)
-
-    return correlate_weight
+    return sum_part, add_parts
 
 
 def conv2d_backward_weight(x: np.ndarray, grad: np.ndarray, g: Geometry, out: np.ndarray | None) -> np.ndarray:
@@ -615,14 +587,18 @@ def conv2d_backward_weight(x: np.ndarray, grad: np.ndarray, g: Geometry, out: np
     of_grad = math.ceil(K / plan.channels) * plan.channels * plan.rows * plan.grad_pitch
     image_size = math.ceil((plan.image.plane * plan.inputs + lanes) / lanes) * lanes
     tiles = g.G * math.ceil(g.C // g.G / plan.inputs) * plan.tiles[0] * plan.tiles[1]
-    _correlate_weight(plan.kind == "outers", plan.channels, plan.taps, plan.run, lanes)(
-        plan.parts, tiles, dw.reshape(-1), x.reshape(-1), grad.reshape(-1), g.N, g.G, K, (g.C // g.G, g.H, g.W),
-        (g.P, g.Q), g.R * g.S, plan.rows, plan.blocks, plan.at_once, plan.pieces, plan.inputs, plan.tiles,
-        plan.image.firsts, plan.image.step, plan.image.height, plan.image.pitch, plan.offsets,
+    sum_part, add_parts = _correlate_weight(plan.kind == "outers", plan.channels, plan.taps, plan.run, lanes)
+    sums = workspace(
+        "conv2d partial", plan.parts * tiles * math.ceil(plan.channels * plan.taps / lanes) * lanes, x.dtype
+    )
+    sum_part(
+        plan.parts * tiles // math.prod(plan.tiles), x.reshape(-1), grad.reshape(-1), g.N, g.G, K,
+        (g.C // g.G, g.H, g.W), (g.P, g.Q), g.R * g.S, plan.rows, plan.blocks, plan.at_once, plan.pieces, plan.inputs,
+        plan.tiles, plan.image.firsts, plan.image.step, plan.image.height, plan.image.pitch, plan.offsets,
         workspace("conv2d images", slots * image_size, x.dtype), image_size,
-        workspace("conv2d gradients", slots * of_grad, x.dtype), plan.grad_pitch,
-        workspace("conv2d partial", plan.parts * tiles * math.ceil(plan.channels * plan.taps / lanes) * lanes, x.dtype),
+        workspace("conv2d gradients", slots * of_grad, x.dtype), plan.grad_pitch, sums,
     )  # fmt: skip
+    add_parts(tiles, plan.parts, tiles, dw.reshape(-1), K, g.C // g.G, g.R * g.S, plan.inputs, plan.tiles, sums)
     return dw
 
 
@@ -637,17 +613,16 @@ def _sum(s: Stage, array: Pointer, at: Value, count: Value) -> Value:
     return ((sums[0].value + sums[1].value) + (sums[2].value + sums[3].value)).sum()
 
 
-@parallel
-def _bias(grad, N, K, plane, out):
-    for k in prange(K):
-        total = out.dtype.type(0)
-        for n in range(N):
-            total += _sum(grad, (n * K + k) * plane, plane)
-        out[k] = total
+@in_parts
+def _bias(k, slot, grad, N, K, plane, out):
+    total = out.dtype.type(0)
+    for n in range(N):
+        total += _sum(grad, (n * K + k) * plane, plane)
+    out[k] = total
 
 
 def conv2d_backward_bias(grad: np.ndarray, out: np.ndarray | None) -> np.ndarray:
     N, K, P, Q = grad.shape
     db = np.empty(K, grad.dtype) if out is None else out
-    _bias(grad.reshape(-1), N, K, P * Q, db)
+    _bias(K, grad.reshape(-1), N, K, P * Q, db)
     return db

@@ -2,35 +2,33 @@
 
 Two ways, chosen by shape:
 
-``panels``  op(a) is copied into panels (K, R) and op(b) into panels (K, V lanes), zeros where they end; a tile of
-            R rows and V vectors of y then reads both from front to back.  Parts are blocks of y; within one,
-            blocks of _DEPTH steps of K keep the panel of b in the first-level cache, and y takes a block's sums.
-            Where the rows of b are used few times, b is read in place.
-``dot``     of a bᵀ with few columns: rows of both lie along the sum already, so tiles of 5 x 5 dot products
-            need no copies.
+``panels``  op(a) is copied into panels (K, R), and op(b) into panels (K, V lanes) unless its rows, used few times, are
+            read in place; what a panel lacks at the edges is zero.  A tile of R rows and V vectors of y then reads
+            both from front to back.  Parts are blocks of y; within one, blocks of _DEPTH steps of K keep a panel of b
+            in the first-level cache, and the tiles of y take one block's sums after the other's.
+``dots``    a bᵀ with few columns: rows of both lie along the sum already, so tiles of dot products need no copies.
 
-Each sum over K runs in one order whatever the number of threads: the lanes of ``dot`` side by side, everything
-else from first to last.
+Each sum over K runs in one order whatever the number of threads: first to last in ``panels``, lane by lane in ``dots``.
 """
 
 from __future__ import annotations
 
 import math
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import prange
 
 from .._contracts import deliver
-from .._jit import parallel, workspace
+from .._jit import in_parts, workspace
 from .._simd import Pointer, Stage, Value, simd, vector_bytes
-from .._simd_tile import Tile, pack_columns, pack_rows, registers_fit
+from .._simd_tile import Tile, pack_columns, pack_rows, registers_fit, totals
 from ..activation import activation_forward
-from . import Geometry, geometry
+from . import geometry
 
 _DEPTH = 256  # steps of K: a panel of b, of 128 bytes a step, is then 32 KB
-_TILES = ((14, 2), (6, 4), (6, 2))
+#: Tiles, rows and vectors, with the time of a multiplication relative to the processor's best.
+_TILES = {(14, 2): 1.0, (6, 4): 1.08} if registers_fit(14, 2) else {(6, 2): 1.0}
 
 
 @simd
@@ -81,104 +79,182 @@ def _tile(
                 y.store(y_pitch * i + v * lanes, result.value, masks[v])
 
 
-class _Sizes(NamedTuple):
-    """What a product's kernel is told: in elements, panels and parts."""
+@simd
+def _dots(
+    s: Stage, a: Pointer, a_at: Value, rows: Value, b: Pointer, b_at: Value, columns: Value, K: Value, y: Pointer,
+    y_at: Value, N: Value, bias: Pointer, bias_at: Value, relu: Value, R: int, V: int,
+) -> None:  # fmt: skip
+    """y[:rows, :columns] = a bᵀ + bias of rows along the sum; rows beyond the last repeat it."""
+    tile, lanes = Tile(s, R, V, y), s.lanes(y)
+    last_a, last_b = rows - 1, columns - 1
+    of_a = [a_at + (last_a < i).where(last_a, s.integer(i)) * K for i in range(R)]
+    of_b = [b_at + (last_b < i).where(last_b, s.integer(i)) * K for i in range(V)]
 
-    R: int
-    V: int
-    width: int
-    blocks_m: int
-    blocks_n: int
-    panels_m: int
-    panels_n: int
-    pack_b: bool
+    def add(k: Value, count: Value | None) -> None:
+        here = None if count is None else s.first(count, lanes)
+        tile.dot([a.load(at + k, lanes, here) for at in of_a], [b.load(at + k, lanes, here) for at in of_b])
+
+    s.each(s.integer(0), K, lanes, add)
+    every = [sum_.value for row in tile.sums for sum_ in row]
+    sums = [totals(every[e : e + lanes]).lane(i) for e in range(0, R * V, lanes) for i in range(min(lanes, R * V - e))]
+    offsets = [s.variable(s.zero(y)) for _ in range(V)]
+    with s.when(bias_at >= 0):
+        for j in range(V):
+            with s.when(last_b >= j):
+                offsets[j].value = bias[bias_at + j]
+    for i in range(R):
+        for j in range(V):
+            with s.when((last_a >= i) & (last_b >= j)):
+                value = sums[i * V + j] + offsets[j].value
+                y[y_at + i * N + j] = (relu.equals(1) & (value < 0.0)).where(0.0, value)  # a NaN stays
 
 
-@cache
-def _sizes(M: int, N: int, K: int, batch: int, itemsize: int, transpose_b: bool) -> _Sizes:
-    lanes = vector_bytes() // itemsize
-    fitting = [(R, V) for R, V in _TILES if registers_fit(R, V)]
+# ---- plans: what depends on the shapes alone
+
+#: The most columns, and multiplications of a part, for which ``dots`` and a single thread are quicker.
+_FEW_COLUMNS, _LITTLE_WORK = 24, 1 << 18
+_DOTS = (5, 5) if registers_fit(5, 5) else (3, 3)
+
+
+class Plan(NamedTuple):
+    """How a product of given shapes is computed."""
+
+    y_shape: tuple[int, ...]
+    kernel: Any
+    parts: int
+    arguments: tuple[Any, ...]
+    pack: Any = None
+    packing: tuple[Any, ...] = ()  # parts, arguments
+    panels_a: int = 0  # elements
+    panels_b: int = 0  # none: the rows of b are read in place
+
+
+def _blocks(M: int, N: int, work: float, batch: int) -> tuple[int, int]:
+    """Of M x N panels of y how many a part owns: 8 x 8, or fewer where that leaves few parts and they are worth it."""
+    m, n = max(min(8, M), 1), max(min(8, N), 1)
+    while (parts := batch * math.ceil(M / m) * math.ceil(N / n)) < 16 and work > _LITTLE_WORK * parts and m * n > 1:
+        if m >= n:
+            m = math.ceil(m / 2)
+        else:
+            n = math.ceil(n / 2)
+    return m, n
+
+
+@lru_cache(maxsize=1024)
+def _plan(
+    a_shape: tuple[int, ...], b_shape: tuple[int, ...], transpose_a: bool, transpose_b: bool, itemsize: int
+) -> Plan:
+    g = geometry(a_shape, b_shape, transpose_a, transpose_b)
+    M, N, K, lanes = g.M, g.N, g.K, vector_bytes() // itemsize
+    of_a, of_b = _matrices(g.batch, a_shape[:-2]), _matrices(g.batch, b_shape[:-2])
+    batch, work = of_a.size - 1, float(M) * N * K * (of_a.size - 1)
+    if transpose_b and not transpose_a and N <= _FEW_COLUMNS:
+        R, V = _DOTS
+        m, n = _blocks(math.ceil(M / R), math.ceil(N / V), work, batch)
+        parts = batch * math.ceil(math.ceil(M / R) / m)
+        return Plan(g.y_shape, _dot_kernel(R, V), parts, (M, N, K, of_a, of_b, m))
 
     def cost(tile: tuple[int, int]) -> float:
-        R, V = tile
-        rows, columns = math.ceil(M / R) * R, math.ceil(N / (V * lanes)) * V
-        return rows * columns * (1 + (R + V) / (R * V))
+        return math.ceil(M / tile[0]) * math.ceil(N / (tile[1] * lanes)) * tile[0] * tile[1] * _TILES[tile]
 
-    R, V = min(fitting, key=cost)
+    R, V = min(_TILES, key=cost)
     width = V * lanes
-    # Blocks of y of about 8 x 8 panels; smaller ones where that leaves few parts.
-    rows_of_panels, columns_of_panels = math.ceil(M / R), math.ceil(N / width)
-    of_m, of_n = min(8, rows_of_panels), min(8, columns_of_panels)
-    work = 2.0 * M * N * K * batch
-
-    def parts() -> int:
-        return batch * math.ceil(rows_of_panels / of_m) * math.ceil(columns_of_panels / of_n)
-
-    while parts() < 16 and work / parts() > 1e6 and (of_m > 1 or of_n > 1):
-        if of_m == 1 or (of_n > 1 and of_n * width >= of_m * R):
-            of_n = math.ceil(of_n / 2)
-        else:
-            of_m = math.ceil(of_m / 2)
-    pack_b = transpose_b or (K * N * itemsize > 2**20 and rows_of_panels > 4)
-    return _Sizes(
-        R, V, width, math.ceil(rows_of_panels / of_m), math.ceil(columns_of_panels / of_n), of_m, of_n, pack_b
+    rows, columns = math.ceil(M / R), math.ceil(N / width)
+    m, n = _blocks(rows, columns, work, batch)
+    pack_b = transpose_b or (K * N * itemsize > 2**20 and rows > 4)
+    # Of row k of panel i of matrix j of b: k pitch + i panel + j matrix.
+    steps = (width, K * width, columns * K * width) if pack_b else (N, width, K * N)
+    blocks = math.ceil(rows / m), math.ceil(columns / n)
+    panels = int(of_a[-1]) * rows + (int(of_b[-1]) * columns if pack_b else 0)
+    multiply, pack = _panel_kernel(R, V, lanes), _pack_kernel(R, width)
+    if work < _LITTLE_WORK:  # a launch would take longer
+        multiply, pack = multiply.here, pack.here
+    return Plan(
+        g.y_shape,
+        multiply,
+        batch * math.prod(blocks),
+        (M, N, K, of_a, of_b, *blocks, m, n, *steps),
+        pack,
+        (panels, M, N, K, int(of_a[-1]), transpose_a, transpose_b),
+        int(of_a[-1]) * rows * K * R,
+        int(of_b[-1]) * columns * K * width if pack_b else 0,
     )
 
 
+def _matrices(batch: tuple[int, ...], own: tuple[int, ...]) -> np.ndarray:
+    """For each product of the batch the number of its matrix among those of one factor; last, how many it has."""
+    count = math.prod(own)
+    return np.append(np.broadcast_to(np.arange(count).reshape(own), batch).reshape(-1), count)
+
+
+# ---- kernels
+
+
 @cache
-def _pack(width: int) -> Any:
-    @parallel
-    def pack(a, matrices, length, steps, transposed, panels):
-        """Panels (steps, width) of each matrix: of (steps, length), or of (length, steps) where transposed."""
-        count = (length + width - 1) // width
-        for part in prange(matrices * count):
-            matrix, i, to = part // count, part % count * width, part * steps * width
-            if transposed:
-                pack_columns(a, (matrix * length + i) * steps, steps, length - i, steps, panels, to, width)
+def _dot_kernel(R: int, V: int) -> Any:
+    @in_parts
+    def dots(part, slot, a, b, bias, y, relu, M, N, K, of_a, of_b, m):
+        """m tiles of rows of one product."""
+        parts = ((M + R - 1) // R + m - 1) // m
+        product, first = part // parts, part % parts * m * R
+        for row in range(first, min(first + m * R, M), R):
+            for n in range(0, N, V):
+                bias_at = n if bias.size else -1
+                _dots(a, (of_a[product] * M + row) * K, M - row, b, (of_b[product] * N + n) * K, N - n, K, y,
+                      (product * M + row) * N + n, N, bias, bias_at, relu, R, V)  # fmt: skip
+
+    return dots
+
+
+@cache
+def _pack_kernel(R: int, width: int) -> Any:
+    @in_parts
+    def pack(part, slot, a, b, panels_a, panels_b, M, N, K, of_a, transpose_a, transpose_b):
+        """A panel of a, or of b: those of a come first."""
+        rows, columns = (M + R - 1) // R, (N + width - 1) // width
+        if part < of_a * rows:
+            start, i = part // rows * M * K, part % rows * R
+            if transpose_a:
+                pack_rows(a, start + i, M, M - i, K, panels_a, part * K * R, R)
             else:
-                pack_rows(a, matrix * length * steps + i, length, length - i, steps, panels, to, width)
+                pack_columns(a, start + i * K, K, M - i, K, panels_a, part * K * R, R)
+        else:
+            part -= of_a * rows
+            start, i = part // columns * N * K, part % columns * width
+            if transpose_b:
+                pack_columns(b, start + i * K, K, N - i, K, panels_b, part * K * width, width)
+            else:
+                pack_rows(b, start + i, N, N - i, K, panels_b, part * K * width, width)
 
     return pack
 
 
 @cache
-def _multiply(R: int, V: int, lanes: int) -> Any:
+def _panel_kernel(R: int, V: int, lanes: int) -> Any:
     width = V * lanes
 
-    @parallel
-    def multiply(
-        a, b, bias, y, M, N, K, of_a, of_b, blocks_m, blocks_n, panels_m, panels_n, pitch, panel, matrix, relu
-    ):
-        """y = a b of panels of a; row k of panel i of matrix j of b begins at j matrix + i panel + k pitch."""
+    @in_parts
+    def multiply(part, slot, a, b, bias, y, relu, M, N, K, of_a, of_b, blocks_m, blocks_n, m, n, pitch, panel, matrix):
+        """A block of y."""
         rows, columns = (M + R - 1) // R, (N + width - 1) // width
-        for part in prange((of_a.size - 1) * blocks_m * blocks_n):
-            product, block_m, block_n = part // (blocks_m * blocks_n), part // blocks_n % blocks_m, part % blocks_n
-            last_row, last_column = min((block_m + 1) * panels_m, rows), min((block_n + 1) * panels_n, columns)
-            for k in range(0, max(K, 1), _DEPTH):
-                steps, last = min(_DEPTH, K - k), relu if k + _DEPTH >= K else 0
-                for column in range(block_n * panels_n, last_column):
-                    n = column * width
-                    b_at = of_b[product] * matrix + column * panel + k * pitch
-                    bias_at = n if bias.size and k == 0 else -1
-                    for row in range(block_m * panels_m, last_row):
-                        a_at = ((of_a[product] * rows + row) * K + k) * R
-                        y_at = (product * M + row * R) * N + n
-                        if n + width <= N:
-                            _tile(a, a_at, b, b_at, pitch, steps, y, y_at, N, M - row * R, width, bias, bias_at, k,
-                                  last, R, V, True)  # fmt: skip
-                        else:
-                            _tile(a, a_at, b, b_at, pitch, steps, y, y_at, N, M - row * R, N - n, bias, bias_at, k,
-                                  last, R, V, False)  # fmt: skip
+        product, block_m, block_n = part // (blocks_m * blocks_n), part // blocks_n % blocks_m, part % blocks_n
+        for k in range(0, max(K, 1), _DEPTH):
+            steps, last = min(_DEPTH, K - k), relu if k + _DEPTH >= K else 0
+            for column in range(block_n * n, min((block_n + 1) * n, columns)):
+                b_at = of_b[product] * matrix + column * panel + k * pitch
+                left = N - column * width
+                bias_at = column * width if bias.size and k == 0 else -1
+                for row in range(block_m * m, min((block_m + 1) * m, rows)):
+                    a_at = ((of_a[product] * rows + row) * K + k) * R
+                    y_at = (product * M + row * R) * N + column * width
+                    if left >= width:
+                        _tile(a, a_at, b, b_at, pitch, steps, y, y_at, N, M - row * R, left, bias, bias_at, k, last,
+                              R, V, True)  # fmt: skip
+                    else:
+                        _tile(a, a_at, b, b_at, pitch, steps, y, y_at, N, M - row * R, left, bias, bias_at, k, last,
+                              R, V, False)  # fmt: skip
 
     return multiply
-
-
-@cache
-def _matrices(batch: tuple[int, ...], own: tuple[int, ...]) -> np.ndarray:
-    """For each product of the batch the number of its matrix among those of one factor; last, how many it has."""
-    count = math.prod(own)
-    numbers = np.broadcast_to(np.arange(count).reshape(own), batch).reshape(-1)
-    return np.append(numbers, count)
 
 
 def gemm(
@@ -190,38 +266,20 @@ def gemm(
     activation: str | None,
     out: np.ndarray | None,
 ) -> np.ndarray:
-    g = geometry(a.shape, b.shape, transpose_a, transpose_b)
-    y = np.empty(g.y_shape, a.dtype) if out is None else out
+    plan = _plan(a.shape, b.shape, transpose_a, transpose_b, a.itemsize)
+    y = np.empty(plan.y_shape, a.dtype) if out is None else out
     if y.size:
-        _product(a, b, bias, transpose_a, transpose_b, activation == "relu", g, y)
-    if activation not in (None, "relu"):
+        flat_a, flat_b = a.reshape(-1), b.reshape(-1)
+        if plan.packing:
+            panels_a = workspace("gemm a", plan.panels_a, a.dtype)
+            panels_b = workspace("gemm b", plan.panels_b, a.dtype)
+            plan.pack(plan.packing[0], flat_a, flat_b, panels_a, panels_b, *plan.packing[1:])
+            flat_a, flat_b = panels_a, panels_b if plan.panels_b else flat_b
+        no_bias = flat_a[:0]
+        plan.kernel(
+            plan.parts, flat_a, flat_b, no_bias if bias is None else bias, y.reshape(-1), int(activation == "relu"),
+            *plan.arguments,
+        )  # fmt: skip
+    if activation is not None and activation != "relu":
         y = deliver(activation_forward(y, activation), out)
     return y
-
-
-def _product(
-    a: np.ndarray,
-    b: np.ndarray,
-    bias: np.ndarray | None,
-    transpose_a: bool,
-    transpose_b: bool,
-    relu: bool,
-    g: Geometry,
-    y: np.ndarray,
-) -> None:
-    M, N, K = g.M, g.N, g.K
-    of_a, of_b = _matrices(g.batch, a.shape[:-2]), _matrices(g.batch, b.shape[:-2])
-    z = _sizes(M, N, K, of_a.size - 1, a.itemsize, transpose_b)
-    rows, columns = math.ceil(M / z.R), math.ceil(N / z.width)
-    panels_a = workspace("gemm a", of_a[-1] * rows * K * z.R, a.dtype)
-    _pack(z.R)(a.reshape(-1), of_a[-1], M, K, not transpose_a, panels_a)
-    if z.pack_b:
-        panels_b = workspace("gemm b", of_b[-1] * columns * K * z.width, b.dtype)
-        _pack(z.width)(b.reshape(-1), of_b[-1], N, K, transpose_b, panels_b)
-        steps = z.width, K * z.width, columns * K * z.width
-    else:
-        panels_b, steps = b.reshape(-1), (N, z.width, K * N)
-    _multiply(z.R, z.V, z.width // z.V)(
-        panels_a, panels_b, panels_a[:0] if bias is None else bias, y.reshape(-1), M, N, K, of_a, of_b,
-        z.blocks_m, z.blocks_n, z.panels_m, z.panels_n, *steps, int(relu),
-    )  # fmt: skip
