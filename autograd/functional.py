@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..kernels._errors import ArgumentError, DtypeError, IndexRangeError, ShapeError
+from ..kernels.conv2d import Padding
 from .functions import activation as _activation
 from .functions import avg_pool2d as _avg_pool2d
 from .functions import conv2d as _conv2d
@@ -67,12 +68,17 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, *, activat
     return _linear.linear(input, weight, bias, activation)
 
 
+def _hashable(option: Any) -> Any:
+    """Lists as tuples, which caches of sizes can look up."""
+    return tuple(map(_hashable, option)) if isinstance(option, list | tuple) else option
+
+
 def conv2d(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
     stride: int | tuple[int, int] = 1,
-    padding: int | tuple[int, int] = 0,
+    padding: Padding = 0,
     dilation: int | tuple[int, int] = 1,
     groups: int = 1,
 ) -> Tensor:
@@ -82,13 +88,48 @@ def conv2d(
         input: (N, C, H, W).
         weight: (K, C/groups, R, S).
         bias: (K) or None.
+        stride, padding, dilation: one integer or (vertical, horizontal); each of the padding's may be a
+            pair (before, after).
 
     Returns:
         (N, K, P, Q).
     """
     _tensors("conv2d", input=input, weight=weight, bias=bias)
-    stride, padding, dilation = (tuple(v) if isinstance(v, list) else v for v in (stride, padding, dilation))
+    stride, padding, dilation = (_hashable(v) for v in (stride, padding, dilation))
     return _conv2d.Conv2d.apply(input, weight, bias, stride, padding, dilation, groups)
+
+
+def conv2d_relu_pool(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, int] = 1,
+    padding: Padding = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    *,
+    kernel_size: int | tuple[int, int],
+    pool_stride: int | tuple[int, int] | None = None,
+    pool_padding: int | tuple[int, int] = 0,
+    pool_dilation: int | tuple[int, int] = 1,
+    ceil_mode: bool = False,
+) -> Tensor:
+    """``max_pool2d(relu(conv2d(...)))`` in one operation, which need not write what lies between.
+
+    Args:
+        input, weight, bias, stride, padding, dilation, groups: as in :func:`conv2d`.
+        kernel_size, pool_stride, pool_padding, pool_dilation, ceil_mode: as in :func:`max_pool2d`.
+
+    Returns:
+        (N, K, P, Q) of the pooling.
+    """
+    _tensors("conv2d_relu_pool", input=input, weight=weight, bias=bias)
+    for name, tensor in (("input", input), ("weight", weight)):
+        if tensor.ndim != 4:
+            raise ShapeError(f"conv2d_relu_pool: {name} must have 4 dimensions; got shape {tuple(tensor.shape)}")
+    options = *(_hashable(v) for v in (stride, padding, dilation)), groups
+    pool = *(_hashable(v) for v in (kernel_size, pool_stride, pool_padding, pool_dilation)), ceil_mode
+    return _conv2d.Conv2dReluPool.apply(input, weight, bias, options, pool)
 
 
 def mm(input: Tensor, mat2: Tensor) -> Tensor:

@@ -107,10 +107,9 @@ def in_parts(function: Callable[..., Any]) -> Any:
     scope: dict[str, Any] = {"_for_parts": _for_parts, "_part": part, "__name__": function.__module__}
     exec(compile(source, code.co_filename, "exec"), scope)
     entry = scope[function.__name__]
-    entry.__qualname__ = function.__qualname__
-    own = (code.co_firstlineno, *_closed_over(function))
+    entry.__qualname__ = f"{part.py_func.__qualname__}.launch"
     kernel: Any = numba.njit(nogil=True, error_model="numpy")(entry)
-    kernel._cache = _Cache(entry, {"parts of": own})
+    kernel._cache = _Cache(entry, {"parts of": (code.co_firstlineno, *_closed_over(function))})
 
     @functools.wraps(function)
     def launch(parts: int, *arguments: Any) -> None:
@@ -195,6 +194,11 @@ def serial(function: Callable[..., Any]) -> Any:
 
 
 def _compiled(function: Callable[..., Any], **options: Any) -> Any:
+    constants = _closed_over(function)
+    if constants:
+        # Numba makes symbols of the name, the types of arguments and a number that it counts up in each process.
+        # Of two variants of a kernel, compiled by two processes, a third one would load the first in place of both.
+        function.__qualname__ += "_" + hashlib.sha256(repr(constants).encode()).hexdigest()[:16]
     dispatcher = numba.njit(nogil=True, error_model="numpy", **options)(function)
     dispatcher._cache = _Cache(function, options)
     return dispatcher

@@ -19,11 +19,12 @@ from ._simd import Pointer, Stage, Value, simd, vector_registers
 
 
 class Tile:
-    """R times V sums that live in registers."""
+    """R times V sums that live in registers; row i begins with ``initial(i)`` in all lanes, or 0."""
 
-    def __init__(self, s: Stage, R: int, V: int, like: Pointer) -> None:
+    def __init__(self, s: Stage, R: int, V: int, like: Pointer, initial: Callable[[int], Value] | None = None) -> None:
         self.s, self.lanes = s, s.lanes(like)
-        self.sums = [[s.variable(s.zero(like, self.lanes)) for _ in range(V)] for _ in range(R)]
+        starts = [s.splat(initial(i), self.lanes) if initial else s.zero(like, self.lanes) for i in range(R)]
+        self.sums = [[s.variable(start) for _ in range(V)] for start in starts]
 
     def outer(self, a: Callable[[int], Value], b: Sequence[Value]) -> None:
         """Add a(i) b[v] to sum (i, v); each number is loaded where it is used."""

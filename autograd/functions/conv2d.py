@@ -16,16 +16,24 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...kernels.activation import activation_backward
 from ...kernels.conv2d import (
     Geometry,
     conv2d_backward_bias,
     conv2d_backward_input,
     conv2d_backward_weight,
     conv2d_forward,
+    conv2d_relu_pool_forward,
     geometry,
 )
-from ..function import Function
+from ...kernels.max_pool2d import geometry as pool_geometry
+from ...kernels.max_pool2d import max_pool2d_backward
+from ..function import Function, differentiate_again
+from ..graph import is_grad_enabled
 from ..tensor import Tensor
+from ._operands import raw
+from .activation import activation
+from .max_pool2d import MaxPool2d
 
 
 class Conv2d(Function):
@@ -60,7 +68,7 @@ class Conv2d(Function):
 
 
 def _conv2d(x: Tensor, weight: Tensor, g: Geometry) -> Tensor:
-    return Conv2d.apply(x, weight, None, g.stride, g.padding, g.dilation, g.G)
+    return Conv2d.apply(x, weight, None, g.stride, g.paddings, g.dilation, g.G)
 
 
 class Conv2dBackwardBias(Function):
@@ -114,3 +122,38 @@ class Conv2dBackwardWeight(Function):
             None if x is None else _conv2d(x, grad_w, ctx.geometry),
             None,
         )
+
+
+class Conv2dReluPool(Function):
+    """max_pool2d(relu(conv(x, w) + b)): where y > 0 its gradient goes to the element at the code, then as conv's"""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, options: tuple[Any, ...], pool: tuple[Any, ...]
+    ) -> Any:
+        g = geometry(x.shape, weight.shape, *options)
+        p = pool_geometry(g.y_shape, *pool)
+        y, codes = conv2d_relu_pool_forward(x.array, weight.array, raw(bias), g, p)
+        ctx.geometry, ctx.options = (g, p), (options, pool)
+        ctx.save_for_backward(x, weight, bias, y, codes)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, weight, bias, y, codes = ctx.saved_tensors
+        g, p = ctx.geometry
+        wanted = ctx.needs_input_grad
+        if is_grad_enabled():
+            return *differentiate_again(lambda *of: _unfused(*of, *ctx.options), (x, weight, bias), grad), None, None
+        h = max_pool2d_backward(activation_backward(grad.array, y.array, "relu"), codes.array, p)
+        return (
+            Tensor(conv2d_backward_input(h, weight.array, g)) if wanted[0] else None,
+            Tensor(conv2d_backward_weight(x.array, h, g)) if wanted[1] else None,
+            Tensor(conv2d_backward_bias(h)) if wanted[2] else None,
+            None,
+            None,
+        )
+
+
+def _unfused(x: Tensor, weight: Tensor, bias: Tensor | None, options: tuple[Any, ...], pool: tuple[Any, ...]) -> Tensor:
+    return MaxPool2d.apply(activation(Conv2d.apply(x, weight, bias, *options), "relu"), *pool)

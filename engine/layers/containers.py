@@ -3,25 +3,69 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import groupby
 from typing import Any, Self, overload
 
 from ...autograd import functional as F
 from ...autograd import graph
+from ...kernels._contracts import pair
 from ...kernels._errors import ArgumentError, IndexRangeError, RawgradError
 from ..module import Module, indented
 from .activation import ReLU, Sigmoid, Tanh
+from .conv2d import Conv2d
 from .linear import Linear
+from .max_pool2d import MaxPool2d
+from .pad import ZeroPad2d
 
 #: Activations that ``F.linear`` takes over from the layer after it.
-_FUSED: dict[type, str] = {ReLU: "relu", Sigmoid: "sigmoid", Tanh: "tanh"}
+_ACTIVATIONS: dict[type, str] = {ReLU: "relu", Sigmoid: "sigmoid", Tanh: "tanh"}
+
+
+def _fusion(layers: list[Module]) -> tuple[Callable[[Any], Any], int, int] | None:
+    """One call for the first of ``layers``, of how many, and which one an error concerns; None for no such call."""
+    if type(layers[0]) is ZeroPad2d and len(layers) > 1 and type(layers[1]) is Conv2d:
+        return _padded(*layers[:2]) if all(map(_is_plain, layers[:2])) else None
+    kinds = [type(layer) for layer in layers[:3]]
+    if kinds[0] is Linear and len(kinds) > 1 and kinds[1] in _ACTIVATIONS:
+        linear, kind = layers[0], _ACTIVATIONS[kinds[1]]
+        count, call = 2, lambda x: F.linear(x, linear.weight, linear.bias, activation=kind)
+    elif kinds == [Conv2d, ReLU, MaxPool2d]:
+        conv, pool = layers[0], layers[2]
+        count, call = (
+            3,
+            lambda x: F.conv2d_relu_pool(
+                x,
+                conv.weight,
+                conv.bias,
+                conv.stride,
+                conv.padding,
+                conv.dilation,
+                conv.groups,
+                kernel_size=pool.kernel_size,
+                pool_stride=pool.stride,
+                pool_padding=pool.padding,
+                pool_dilation=pool.dilation,
+                ceil_mode=pool.ceil_mode,
+            ),
+        )
+    else:
+        return None
+    return (call, count, 0) if all(map(_is_plain, layers[:count])) else None
 
 
 def _is_plain(layer: Module) -> bool:
     """Whether nobody watches ``layer`` and its forward is its class's."""
     watched = layer._hooks or layer._pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
     return not watched and "forward" not in layer.__dict__
+
+
+def _padded(zeros: Any, conv: Any) -> tuple[Callable[[Any], Any], int, int]:
+    """A convolution that pads by itself."""
+    left, right, top, bottom = zeros.padding
+    vertical, horizontal = pair("Conv2d", "padding", conv.padding, 0)
+    padding = (top + vertical, bottom + vertical), (left + horizontal, right + horizontal)
+    return lambda x: F.conv2d(x, conv.weight, conv.bias, conv.stride, padding, conv.dilation, conv.groups), 2, 1
 
 
 class _Indexed(Module):
@@ -89,8 +133,9 @@ class Sequential(_Indexed):
 
     Slices are Sequentials that share the layers, under the names they have here.
 
-    A ``Linear`` and the activation after it run as one call of ``F.linear``, unless one of them has
-    hooks, or in anomaly mode.
+    A ``Linear`` and the activation after it run as one call of ``F.linear``, ``ZeroPad2d`` and ``Conv2d``
+    as one of ``F.conv2d``, and ``Conv2d``, ``ReLU``, ``MaxPool2d`` as one of ``F.conv2d_relu_pool``,
+    unless one of them has hooks, or in anomaly mode.
 
     Attributes:
         fuse: whether they may; settable on an instance or on the class.
@@ -119,21 +164,16 @@ class Sequential(_Indexed):
     def forward(self, input: Any) -> Any:
         layers = list(self._modules.items())
         fuse = self.fuse and not graph.current_mode().anomaly
-        index = 0
+        index = blamed = 0
         try:
             while index < len(layers):
-                layer = layers[index][1]
-                after = layers[index + 1][1] if index + 1 < len(layers) else None
-                kind = _FUSED.get(type(after)) if fuse and type(layer) is Linear else None
-                if kind is not None and after is not None and _is_plain(layer) and _is_plain(after):
-                    input = F.linear(input, layer.weight, layer.bias, activation=kind)
-                    index += 2
-                else:
-                    input = layer(input)
-                    index += 1
+                fused = _fusion([layer for _, layer in layers[index : index + 3]]) if fuse else None
+                call, count, blamed = fused or (layers[index][1], 1, 0)
+                input = call(input)
+                index += count
         except RawgradError as error:
             # A layer may stand here under several names; only here is it known which one failed.
-            name, layer = layers[index]
+            name, layer = layers[index + blamed]
             if error.__dict__.get("_module", layer) is layer:
                 self._prefix(error, name)
             raise

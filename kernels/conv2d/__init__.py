@@ -5,11 +5,11 @@ Legend::
     N batch          C input channels    H W  input height, width
     G groups         K output channels   R S  filter height, width
                                          P Q  output height, width
-    stride (sh, sw)  padding (ph, pw): zeros on both sides  dilation (dh, dw)
+    stride (sh, sw)  padding (ph, pw): zeros before, (ah, aw): zeros after, usually the same  dilation (dh, dw)
 
 Output size::
 
-    P = (H + 2 ph - dh (R - 1) - 1) // sh + 1        Q likewise
+    P = (H + ph + ah - dh (R - 1) - 1) // sh + 1        Q likewise
 
 Forward, with x zero outside its bounds, and c running over the C/G channels of k's group::
 
@@ -25,6 +25,10 @@ Backward, with g = dL/dy::
 All three passes are linear in each argument and each is a derivative of the others, so the set is
 closed under differentiation.
 
+Fused, for the usual block of a convolutional network, with its backward pass made of these and max_pool2d's::
+
+    conv2d_relu_pool = max_pool2d(max(y, 0))
+
 Source: Dumoulin and Visin, "A guide to convolution arithmetic for deep learning", 2016.
 
 Backends: ``numpy`` (reference.py); ``numba`` (numba_cpu.py); ``cuda`` and ``emulated`` (cuda.py, conv2d.cu).
@@ -38,12 +42,16 @@ from typing import Any, NamedTuple
 from .._contracts import check_out, check_rank, check_shape, common_device, common_float, pair
 from .._dispatch import Operation
 from .._errors import ArgumentError, ShapeError
+from ..max_pool2d import Geometry as PoolGeometry
 
 _operation = Operation(__name__)
 
 
+Padding = int | tuple[int | tuple[int, int], int | tuple[int, int]]
+
+
 class Geometry(NamedTuple):
-    """All sizes of one convolution, in the letters of the legend."""
+    """All sizes of one convolution, in the letters of the legend; the padding after follows from P and Q."""
 
     N: int
     C: int
@@ -58,6 +66,16 @@ class Geometry(NamedTuple):
     stride: tuple[int, int]
     padding: tuple[int, int]
     dilation: tuple[int, int]
+
+    @property
+    def paddings(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """The zeros (above, below) and (left, right) of the input that windows reach."""
+
+        def sides(size: int, taps: int, count: int, stride: int, before: int, dilation: int) -> tuple[int, int]:
+            return before, max((count - 1) * stride + dilation * (taps - 1) + 1 - size - before, 0)
+
+        (sh, sw), (ph, pw), (dh, dw) = self.stride, self.padding, self.dilation
+        return sides(self.H, self.R, self.P, sh, ph, dh), sides(self.W, self.S, self.Q, sw, pw, dw)
 
     @property
     def x_shape(self) -> tuple[int, int, int, int]:
@@ -76,22 +94,38 @@ def geometry(
     x_shape: tuple[int, ...],
     weight_shape: tuple[int, ...],
     stride: int | tuple[int, int] = 1,
-    padding: int | tuple[int, int] = 0,
+    padding: Padding = 0,
     dilation: int | tuple[int, int] = 1,
     groups: int = 1,
 ) -> Geometry:
     """Check the sizes of a convolution against each other and give them all, P and Q included.
+
+    Args:
+        padding: each of (vertical, horizontal) may be a pair (before, after).
 
     Raises:
         ShapeError: channels do not match, or the filter does not fit into the padded input.
         ArgumentError: an option is outside its domain.
     """
     stride = pair("conv2d", "stride", stride, 1)
-    padding = pair("conv2d", "padding", padding, 0)
+    before, after = _sides(padding)
     dilation = pair("conv2d", "dilation", dilation, 1)
     if not isinstance(groups, int) or isinstance(groups, bool) or groups < 1:
         raise ArgumentError(f"conv2d: groups must be an integer of at least 1; got {groups!r}")
-    return _geometry(tuple(x_shape), tuple(weight_shape), stride, padding, dilation, groups)
+    return _geometry(tuple(x_shape), tuple(weight_shape), stride, before, after, dilation, groups)
+
+
+def _sides(padding: Padding) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The padding (vertical, horizontal) before, and after."""
+    try:
+        if not isinstance(padding, int) and any(isinstance(axis, tuple | list) for axis in padding):
+            both = [(axis, axis) if isinstance(axis, int) else axis for axis in padding]
+            (above, below), (left, right) = (pair("conv2d", "padding", axis, 0) for axis in both)
+            return (above, left), (below, right)
+    except (TypeError, ValueError):
+        pass  # neither; pair says what it must be
+    same = pair("conv2d", "padding", padding, 0)  # type: ignore[arg-type]
+    return same, same
 
 
 @lru_cache(maxsize=1024)
@@ -100,6 +134,7 @@ def _geometry(
     weight_shape: tuple[int, ...],
     stride: tuple[int, int],
     padding: tuple[int, int],
+    after: tuple[int, int],
     dilation: tuple[int, int],
     groups: int,
 ) -> Geometry:
@@ -115,12 +150,13 @@ def _geometry(
     if R < 1 or S < 1:
         raise ShapeError(f"conv2d: weight must have a filter of at least 1x1; got shape {weight_shape}")
     P, Q = (
-        (size + 2 * p - d * (taps - 1) - 1) // s + 1
-        for size, p, d, taps, s in zip((H, W), padding, dilation, (R, S), stride, strict=True)
+        (size + p + a - d * (taps - 1) - 1) // s + 1
+        for size, p, a, d, taps, s in zip((H, W), padding, after, dilation, (R, S), stride, strict=True)
     )
     if P < 1 or Q < 1:
         raise ShapeError(
-            f"conv2d: the filter {R}x{S} with dilation {dilation} does not fit into x of {H}x{W} with padding {padding}"
+            f"conv2d: the filter {R}x{S} with dilation {dilation} does not fit into x of {H}x{W} with "
+            f"padding {padding if padding == after else tuple(zip(padding, after, strict=True))}"
         )
     return Geometry(N, C, H, W, K, R, S, P, Q, groups, stride, padding, dilation)
 
@@ -131,7 +167,7 @@ def conv2d_forward(
     bias: Any = None,
     *,
     stride: int | tuple[int, int] = 1,
-    padding: int | tuple[int, int] = 0,
+    padding: Padding = 0,
     dilation: int | tuple[int, int] = 1,
     groups: int = 1,
     out: Any = None,
@@ -143,7 +179,8 @@ def conv2d_forward(
         x: (N, C, H, W), float32 or float64, any strides.
         weight: (K, C/groups, R, S), the dtype of ``x``.
         bias: (K,) or None.
-        stride, padding, dilation: in elements; one integer or (vertical, horizontal).
+        stride, padding, dilation: in elements; one integer or (vertical, horizontal); each of the
+            padding's may be a pair (before, after).
         out: array of the result's shape and dtype to write into.
         version: the version of the kernel to run, by name.
 
@@ -162,6 +199,31 @@ def conv2d_forward(
         check_shape("conv2d", "bias", bias, (g.K,), "K")
     check_out("conv2d", out, g.y_shape, dtype, device, x, weight, bias)
     return _operation.run("conv2d_forward", device, x, weight, bias, g, out, version=version)
+
+
+def conv2d_relu_pool_forward(
+    x: Any, weight: Any, bias: Any, g: Geometry, p: PoolGeometry, *, version: str | None = None
+) -> tuple[Any, Any]:
+    """The largest value of each window of max(conv2d(x, weight) + bias, 0), and where in its window it is.
+
+    Args:
+        x, weight, bias: as in :func:`conv2d_forward`.
+        g: the :func:`geometry` of the convolution.
+        p: :func:`.max_pool2d.geometry` of the pooling, for an input of ``g.y_shape``.
+        version: as in :func:`conv2d_forward`.
+
+    Returns:
+        y (N, K, p.P, p.Q), the dtype of ``x``, and codes of that shape, as ``max_pool2d_forward`` gives.
+    """
+    device = common_device("conv2d_relu_pool", x=x, weight=weight, bias=bias)
+    common_float("conv2d_relu_pool", x=x, weight=weight, bias=bias)
+    check_shape("conv2d_relu_pool", "x", x, g.x_shape, "N C H W")
+    check_shape("conv2d_relu_pool", "weight", weight, g.weight_shape, "K C/groups R S")
+    if bias is not None:
+        check_shape("conv2d_relu_pool", "bias", bias, (g.K,), "K")
+    if p.x_shape != g.y_shape:
+        raise ShapeError(f"conv2d_relu_pool: p must pool the convolution's {g.y_shape}; it is of {p.x_shape}")
+    return _operation.run("conv2d_relu_pool_forward", device, x, weight, bias, g, p, version=version)
 
 
 def conv2d_backward_input(grad: Any, weight: Any, g: Geometry, *, out: Any = None, version: str | None = None) -> Any:

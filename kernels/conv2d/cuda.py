@@ -8,6 +8,9 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from .._launch import FLOATS, Kernel, ceil_div, empty, result
+from ..activation.cuda import activation_forward
+from ..max_pool2d import Geometry as PoolGeometry
+from ..max_pool2d.cuda import max_pool2d_forward
 from . import Geometry
 
 _THREADS = 256  # of a block of v1 and v2
@@ -183,6 +186,12 @@ def conv2d_forward(x: Any, weight: Any, bias: Any, g: Geometry, out: Any) -> Any
     """As the reference's; see the package's docstring."""
     version = _forward_register if _fills_rows(g.K, g.G) else _forward_smem
     return version(x, weight, bias, g, out)
+
+
+def conv2d_relu_pool_forward(x: Any, weight: Any, bias: Any, g: Geometry, p: PoolGeometry) -> tuple[Any, Any]:
+    """As the reference's, in three launches."""
+    y = conv2d_forward(x, weight, bias, g, None)
+    return max_pool2d_forward(activation_forward(y, "relu", (), None), p, None)
 
 
 def _fills_rows(channels: int, groups: int) -> bool:

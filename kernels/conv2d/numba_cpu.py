@@ -31,6 +31,10 @@ import numpy as np
 from .._jit import in_parts, serial, thread_slots, workspace
 from .._simd import Pointer, Stage, Value, simd, vector_bytes
 from .._simd_tile import Tile, pack_columns, registers_fit, totals
+from .._simd_windows import Window
+from ..activation.numba_cpu import activation_forward
+from ..max_pool2d import Geometry as PoolGeometry
+from ..max_pool2d.numba_cpu import max_pool2d_forward, pool_row
 from . import Geometry
 
 #: Bytes of an image in cache: with what else a part touches it stays in the second-level cache.
@@ -42,6 +46,7 @@ if not registers_fit(10, 2):
     _TILES = {(1, 8): 2.4, (4, 2): 1.2, (6, 2): 1.0}
 
 _WHOLE = np.zeros((1, 2), np.int64)  # the single phase of an image without zeros around it
+_NO_CODES = np.empty(0, np.uint8)
 
 
 # ---- plans: what depends on the shapes alone
@@ -200,7 +205,7 @@ def _plan(g: Geometry, itemsize: int, backward: bool) -> Plan:
         bases += own + own[-1:] * V  # the last tile may have fewer
         taps += grid.taps
         weights += blocks_of_k * steps * R
-        scratch = max(scratch, R * (count + V) * lanes)
+        scratch = max(scratch, (R * (count + V) + 2) * lanes)  # the last elements hold the tile's bias
     return Plan(
         R,
         V,
@@ -293,10 +298,15 @@ def _filters(part, slot, weight, K, C, RS, backward, table, taps, R, size, panel
 @simd
 def _sums(
     s: Stage, panels: Pointer, panel: Value, image: Pointer, at: Value, offsets: Pointer, first: Value, steps: Value,
-    bases: Pointer, vector: Value, scratch: Pointer, to: Value, pitch: Value, R: int, V: int,
+    bases: Pointer, vector: Value, scratch: Pointer, initial: Value, to: Value, pitch: Value, low: Value, R: int,
+    V: int,
 ) -> None:  # fmt: skip
-    """scratch[i, v] = sum over steps j of panel[j, i] image[offset[j] + base[v]]"""
-    tile, lanes = Tile(s, R, V, image), s.lanes(image)
+    """scratch[i, v] = max(bias[i] + sum over steps j of panel[j, i] image[offset[j] + base[v]], low)
+
+    The bias lies at scratch[initial + i].
+    """
+    lanes = s.lanes(image)
+    tile = Tile(s, R, V, image, lambda i: scratch[initial + i])
     begins = [at + bases[vector + v] for v in range(V)]
     panels, offsets, scratch = panels + panel, offsets + first, scratch + to
     with s.range(0, steps) as j:
@@ -304,36 +314,48 @@ def _sums(
         tile.outer((panels + j * R).__getitem__, [image.load(begin + offset, lanes) for begin in begins])
     for i in range(R):
         for v in range(V):
-            scratch.store(pitch * i + v * lanes, tile.sums[i][v].value)
+            value = tile.sums[i][v].value
+            scratch.store(pitch * i + v * lanes, (value < low).where(low, value))  # a NaN stays
 
 
 @simd
 def _deliver(
     s: Stage, scratch: Pointer, at: Value, pitch: Value, out: Pointer, to: Value, out_pitch: Value, rows: Value,
-    columns: Value, bias: Value,
+    columns: Value,
 ) -> None:  # fmt: skip
-    """out[p, q] = scratch[p, q] + bias"""
+    """out[p, q] = scratch[p, q]"""
     lanes = s.lanes(out)
-    offset = s.splat(bias, lanes)
     with s.range(0, columns, lanes) as q:
         here = s.first(columns - q, lanes)
         with s.range(0, rows) as p:
-            out.store(to + p * out_pitch + q, scratch.load(at + p * pitch + q, lanes) + offset, here)
+            out.store(to + p * out_pitch + q, scratch.load(at + p * pitch + q, lanes), here)
+
+
+@simd
+def _pool(s: Stage, scratch: Pointer, at: Value, sizes: Pointer, out: Pointer, codes: Pointer, to: Value) -> None:
+    """The windows of 2 x 2 of a plane of sums."""
+    w = Window(sizes, 2, 2, 2)
+    with s.range(0, w.P) as p:
+        here = to + p * w.Q
+        pool_row(s, w, scratch + at, p, out + here, codes + here, True)
 
 
 @cache
-def _correlate(R: int, V: int, lanes: int) -> Any:
+def _correlate(R: int, V: int, lanes: int, POOL: bool) -> Any:
     @in_parts
     def correlate(
-        part, slot, source, panels, bias, out, G, blocks, part_rows, source_size, size, out_step, firsts, step, height,
-        pitch, table, offsets, bases, group_panels, images, image_size, scratches, scratch_size,
+        part, slot, source, panels, bias, low, out, codes, pool, G, blocks, part_rows, source_size, size, out_step,
+        firsts, step, height, pitch, table, offsets, bases, group_panels, images, image_size, scratches, scratch_size,
     ):  # fmt: skip
-        """An image, group and block of rows: the image in cache, then every grid's sums of it."""
+        """An image, group and block of rows: the image in cache, then every grid's sums of it.
+
+        With POOL there is one block and one grid, whose sums are pooled as ``pool`` says.
+        """
         C, H, W = source_size
         K, out_H, out_W = size
         own, block = part // blocks, part % blocks
         group, p0 = own % G, block * part_rows
-        at, scratch = slot * image_size, slot * scratch_size
+        at, scratch, initial = slot * image_size, slot * scratch_size, (slot + 1) * scratch_size - R
         _fill(source, own * C * H * W, C, H, W, firsts, step[0], step[1], p0, height, pitch, images, at)
         for grid in range(len(table)):
             first, steps, weights, rows, columns, start_h, start_w, base, of_row = table[grid, :9]
@@ -343,41 +365,53 @@ def _correlate(R: int, V: int, lanes: int) -> Any:
             for k in range(0, K if rows > 0 else 0, R):
                 panel = group * group_panels + weights + k * steps
                 scratch_pitch = (vectors + V - 1) // V * V * lanes
+                for i in range(R):
+                    scratches[initial + i] = bias[group * K + k + i] if bias.size and k + i < K else 0
                 for v in range(0, vectors, V):
                     _sums(panels, panel, images, at, offsets, first, steps, bases, base + v,
-                          scratches, scratch + v * lanes, scratch_pitch, R, V)  # fmt: skip
+                          scratches, initial, scratch + v * lanes, scratch_pitch, low, R, V)  # fmt: skip
                 for i in range(min(R, K - k)):
-                    b = bias[group * K + k + i] if bias.size else bias.dtype.type(0)
                     here = scratch + i * scratch_pitch
-                    to = ((own * K + k + i) * out_H + start_h + p0 * out_step[0]) * out_W + start_w
-                    if out_step[1] == 1:
-                        _deliver(scratches, here, row_pitch, out, to, out_step[0] * out_W, rows, columns, b)
+                    plane = own * K + k + i
+                    to = (plane * out_H + start_h + p0 * out_step[0]) * out_W + start_w
+                    if POOL:
+                        _pool(scratches, here, pool, out, codes, plane * pool[4] * pool[5])
+                    elif out_step[1] == 1:
+                        _deliver(scratches, here, row_pitch, out, to, out_step[0] * out_W, rows, columns)
                     else:
                         for p in range(rows):
                             for q in range(columns):
                                 place = to + p * out_step[0] * out_W + q * out_step[1]
-                                out[place] = scratches[here + p * row_pitch + q] + b
+                                out[place] = scratches[here + p * row_pitch + q]
 
     return correlate
 
 
 def _run(
-    source: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, g: Geometry, backward: bool, out: np.ndarray
+    source: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    plan: Plan,
+    g: Geometry,
+    backward: bool,
+    out: np.ndarray,
+    codes: np.ndarray | None = None,
+    pool: np.ndarray = _WHOLE,
 ) -> None:
-    plan = _plan(g, source.itemsize, backward)
-    lanes = vector_bytes() // source.itemsize
+    lanes, K, C = vector_bytes() // source.itemsize, g.K // g.G, g.C // g.G
     panels = workspace("conv2d filters", g.G * plan.weights, source.dtype)
-    of_group = g.K // g.G, g.C // g.G
     parts = g.G * len(plan.table) * math.ceil(plan.destination[0] / plan.R)
     _filters(
-        parts, weight.reshape(-1), *of_group, g.R * g.S, backward, plan.table, plan.taps, plan.R, plan.weights, panels
-    )
+        parts, weight.reshape(-1), K, C, g.R * g.S, backward, plan.table, plan.taps, plan.R, plan.weights, panels
+    )  # fmt: skip
     image_size = plan.image.plane * plan.source[0] + (plan.V + 1) * lanes
     images = workspace("conv2d images", thread_slots() * image_size, source.dtype)
     scratches = workspace("conv2d sums", thread_slots() * plan.scratch, source.dtype)
-    _correlate(plan.R, plan.V, lanes)(
-        g.N * g.G * plan.blocks, source.reshape(-1), panels, panels[:0] if bias is None else bias, out.reshape(-1), g.G,
-        plan.blocks, plan.rows, plan.source, plan.destination, plan.out_step, plan.image.firsts, plan.image.step,
+    low = source.dtype.type(-math.inf if codes is None else 0)
+    _correlate(plan.R, plan.V, lanes, codes is not None)(
+        g.N * g.G * plan.blocks, source.reshape(-1), panels, panels[:0] if bias is None else bias, low,
+        out.reshape(-1), _NO_CODES if codes is None else codes.reshape(-1), pool.reshape(-1), g.G, plan.blocks,
+        plan.rows, plan.source, plan.destination, plan.out_step, plan.image.firsts, plan.image.step,
         plan.image.height, plan.image.pitch, plan.table, plan.offsets, plan.bases, plan.weights, images, image_size,
         scratches, plan.scratch,
     )  # fmt: skip
@@ -388,15 +422,33 @@ def conv2d_forward(
 ) -> np.ndarray:
     y = np.empty(g.y_shape, x.dtype) if out is None else out
     if y.size:
-        _run(x, weight, bias, g, False, y)
+        _run(x, weight, bias, _plan(g, x.itemsize, False), g, False, y)
     return y
 
 
 def conv2d_backward_input(grad: np.ndarray, weight: np.ndarray, g: Geometry, out: np.ndarray | None) -> np.ndarray:
     dx = np.empty(g.x_shape, grad.dtype) if out is None else out
     if dx.size:
-        _run(grad, weight, None, g, True, dx)
+        _run(grad, weight, None, _plan(g, grad.itemsize, True), g, True, dx)
     return dx
+
+
+def conv2d_relu_pool_forward(
+    x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, g: Geometry, p: PoolGeometry
+) -> tuple[np.ndarray, np.ndarray]:
+    """In one pass for windows of 2 x 2 side by side, where a part has whole planes; else in three."""
+    y, codes = np.empty(p.y_shape, x.dtype), np.empty(p.y_shape, p.code_dtype)
+    if not y.size:
+        return y, codes
+    plan = _plan(g, x.itemsize, False)
+    halves = (p.R, p.S, p.stride, p.padding, p.dilation) == (2, 2, (2, 2), (0, 0), (1, 1))
+    if not halves or (p.P, p.Q) != (g.P // 2, g.Q // 2) or plan.blocks > 1:
+        between = conv2d_forward(x, weight, bias, g, None)
+        return max_pool2d_forward(activation_forward(between, "relu", (), between), p, y)
+    row_pitch = int(plan.table[0, 8]) * vector_bytes() // x.itemsize or plan.image.pitch
+    sizes = np.array([g.P, row_pitch, 2, 2, p.P, p.Q, 2, 2, 0, 0, 1, 1])  # as Window reads them
+    _run(x, weight, bias, plan, g, False, y, codes, sizes)
+    return y, codes
 
 
 # ---- backward to the weight

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from .._contracts import deliver
+from ..max_pool2d import Geometry as PoolGeometry
+from ..max_pool2d.reference import max_pool2d_forward
 from . import Geometry
 
 
@@ -27,12 +29,20 @@ def conv2d_forward(
     return deliver(y, out)
 
 
+def conv2d_relu_pool_forward(
+    x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, g: Geometry, p: PoolGeometry
+) -> tuple[np.ndarray, np.ndarray]:
+    y = conv2d_forward(x, weight, bias, g, None)
+    return max_pool2d_forward(np.maximum(y, 0, out=y), p, None)
+
+
 @np.errstate(invalid="ignore", over="ignore")  # NaN and infinity travel silently
 def conv2d_backward_input(grad: np.ndarray, weight: np.ndarray, g: Geometry, out: np.ndarray | None) -> np.ndarray:
     """The gradient, spread out by the stride, correlated with the filter turned by 180 degrees."""
     (ph, pw), (dh, dw), (sh, sw) = g.padding, g.dilation, g.stride
     margin_h, margin_w = dh * (g.R - 1), dw * (g.S - 1)
-    spread = np.zeros((g.N, g.K, g.H + 2 * ph + margin_h, g.W + 2 * pw + margin_w), grad.dtype)
+    height, width = (size + sum(zeros) for size, zeros in zip((g.H, g.W), g.paddings, strict=True))
+    spread = np.zeros((g.N, g.K, height + margin_h, width + margin_w), grad.dtype)
     spread[:, :, _every(sh, margin_h, g.P), _every(sw, margin_w, g.Q)] = grad
     inside = spread[:, :, ph : ph + g.H + margin_h, pw : pw + g.W + margin_w]  # what meets x, not its padding
     turned = weight.reshape(g.G, g.K // g.G, g.C // g.G, g.R, g.S)[..., ::-1, ::-1].swapaxes(1, 2)
@@ -95,8 +105,7 @@ def _strips(
 
 
 def _padded(x: np.ndarray, g: Geometry) -> np.ndarray:
-    (ph, pw) = g.padding
-    return np.pad(x, ((0, 0), (0, 0), (ph, ph), (pw, pw)))
+    return np.pad(x, ((0, 0), (0, 0), *g.paddings))
 
 
 def _every(step: int, first: int, count: int) -> slice:

@@ -28,7 +28,7 @@ from . import geometry
 
 _DEPTH = 256  # steps of K: a panel of b, of 128 bytes a step, is then 32 KB
 #: Tiles, rows and vectors, with the time of a multiplication relative to the processor's best.
-_TILES = {(14, 2): 1.0, (6, 4): 1.08} if registers_fit(14, 2) else {(6, 2): 1.0}
+_TILES = {(14, 2): 1.0, (10, 2): 1.04, (6, 4): 1.08} if registers_fit(14, 2) else {(6, 2): 1.0}
 
 
 @simd

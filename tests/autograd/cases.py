@@ -245,6 +245,15 @@ case(
     of(1, 2, 5, 4), of(2, 2, 2, 3),
 )  # fmt: skip
 case("conv2d", "groups", lambda x, w, b: F.conv2d(x, w, b, padding=1, groups=2), of(1, 4, 3, 3), of(4, 2, 2, 2), of(4))
+case(
+    "conv2d_relu_pool", "", lambda x, w, b: F.conv2d_relu_pool(x, w, b, padding=1, kernel_size=2),
+    of(2, 2, 4, 5), of(3, 2, 3, 3), of(3),
+)  # fmt: skip
+case(
+    "conv2d_relu_pool", "overlapping windows, no bias",
+    lambda x, w: F.conv2d_relu_pool(x, w, stride=(1, 2), kernel_size=(3, 2), pool_stride=1, pool_padding=1),
+    of(1, 2, 5, 7), of(2, 2, 2, 3),
+)  # fmt: skip
 case("max_pool2d", "", lambda x: F.max_pool2d(x, 2), of(2, 2, 4, 5))
 case("max_pool2d", "overlapping, padded", lambda x: F.max_pool2d(x, 3, 2, 1, ceil_mode=True), of(1, 2, 5, 5))
 case("max_pool2d", "dilated", lambda x: F.max_pool2d(x, (2, 1), (1, 2), 0, 2), of(1, 1, 5, 4))

@@ -40,6 +40,7 @@ from rawgrad.kernels.conv2d import (
     conv2d_backward_input,
     conv2d_backward_weight,
     conv2d_forward,
+    conv2d_relu_pool_forward,
     geometry,
 )
 from rawgrad.kernels.dropout import dropout_forward, philox
@@ -135,6 +136,12 @@ def calls(n: int = 2) -> dict[str, Call]:
     call(conv2d_backward_input, {"grad": f(n, 3, 4, 2), "weight": f(3, 2, 2, 3)}, g=convolved)
     call(conv2d_backward_weight, {"x": f(n, 2, 5, 4), "grad": f(n, 3, 4, 2)}, g=convolved)
     call(conv2d_backward_bias, {"grad": f(n, 3, 4, 2)})
+    call(
+        conv2d_relu_pool_forward,
+        {"x": f(n, 2, 5, 4), "weight": f(3, 2, 2, 3), "bias": f(3)},
+        g=convolved,
+        p=max_geometry(convolved.y_shape, 2),
+    )
     call(dropout_forward, {"x": f(n, 5), "offset": offset}, p=0.3, seed=7)
     call(philox, {"offset": offset}, seed=7, n=4 * n + 1)
     call(embedding_forward, {"weight": f(4, 3), "indices": integers(4, n, 3)})

@@ -12,13 +12,15 @@ from _versions import every_version, skip_unless_there
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rawgrad.kernels import conv2d
+from rawgrad.kernels import conv2d, max_pool2d
 from rawgrad.kernels._errors import ArgumentError, DtypeError, ShapeError
+from rawgrad.kernels.activation import activation_forward
 from rawgrad.kernels.conv2d import (
     conv2d_backward_bias,
     conv2d_backward_input,
     conv2d_backward_weight,
     conv2d_forward,
+    conv2d_relu_pool_forward,
     geometry,
 )
 
@@ -578,3 +580,126 @@ def test_options_are_checked_even_if_an_equal_number_was_seen_before():
     for wrong in (1.0, True, (1, True)):
         with pytest.raises(ArgumentError, match="stride must be"):
             conv2d.geometry(X.shape, WEIGHT.shape, stride=wrong)
+
+
+# ---- other zeros before than after
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(
+    ("x_shape", "weight_shape", "stride", "padding", "dilation"),
+    [
+        ((2, 1, 9, 9), (3, 1, 6, 6), 1, ((2, 3), (2, 3)), 1),
+        ((2, 3, 8, 7), (4, 3, 5, 5), 2, ((1, 2), (1, 2)), 1),
+        ((1, 2, 5, 6), (2, 2, 2, 3), (2, 1), ((0, 3), 2), (1, 2)),
+        ((1, 2, 5, 6), (2, 2, 2, 3), 3, (1, (4, 0)), 1),
+    ],
+)
+def test_other_zeros_before_than_after(backend, version, x_shape, weight_shape, stride, padding, dilation):
+    skip_unless_there(backend.name, "conv2d", "conv2d_forward", version)
+    rng = np.random.default_rng(0)
+    g = geometry(x_shape, weight_shape, stride, padding, dilation)
+    sides = [(n, n) if isinstance(n, int) else n for n in padding]
+    padded_shape = (*x_shape[:2], x_shape[2] + sum(sides[0]), x_shape[3] + sum(sides[1]))
+    assert g.y_shape == geometry(padded_shape, weight_shape, stride, 0, dilation).y_shape
+    assert geometry(x_shape, weight_shape, stride, g.paddings, dilation) == g
+    x, weight, grad = (rng.integers(-4, 5, shape).astype(np.float32) for shape in (x_shape, weight_shape, g.y_shape))
+    device_x, device_weight, device_grad = map(backend.put, (x, weight, grad))
+    options = {"stride": stride, "padding": padding, "dilation": dilation}
+    y = conv2d_forward(device_x, device_weight, **options, version=version)
+    np.testing.assert_array_equal(backend.get(y), forward(x, weight, None, g))
+    dx = conv2d_backward_input(device_grad, device_weight, g, version=version)
+    np.testing.assert_array_equal(backend.get(dx), backward_input(grad, weight, g))
+    dw = conv2d_backward_weight(device_x, device_grad, g, version=version)
+    np.testing.assert_array_equal(backend.get(dw), backward_weight(x, grad, g))
+
+
+def test_zeros_that_are_none(backend):
+    x, weight = backend.put(np.zeros((1, 1, 4, 4), np.float32)), backend.put(np.zeros((1, 1, 1, 1), np.float32))
+    for padding in (((1, 2, 3), 0), ((1, -1), 0), (1, 2, 3), ((0.5, 1), 0), "same"):
+        with pytest.raises(ArgumentError, match="conv2d: padding must be"):
+            conv2d_forward(x, weight, padding=padding)
+
+
+# ---- fused with ReLU and pooling
+
+
+# Why each: planes of even and odd size (a row and a column that no window covers), rows of a vector's length and
+# one off, several groups of output channels, a single image (whose planes are cut), strides, windows that overlap or
+# are padded, groups, no bias.
+@pytest.mark.parametrize(
+    ("x_shape", "weight_shape", "options", "pool", "with_bias"),
+    [
+        ((3, 1, 28, 28), (20, 1, 5, 5), (1, 2), (2,), True),
+        ((2, 3, 9, 33), (13, 3, 3, 3), (1, 1), (2,), True),
+        ((2, 2, 7, 17), (1, 2, 3, 3), (1, 1), (2,), False),
+        ((4, 2, 6, 32), (7, 2, 1, 1), (1, 0), (2,), True),
+        ((1, 2, 12, 12), (4, 2, 3, 3), (1, 1), (2,), True),
+        ((2, 4, 15, 16), (6, 2, 4, 3), ((2, 1), (1, 2), (1, 2), 2), (2,), True),
+        ((2, 2, 9, 10), (3, 2, 3, 3), (1, 1), (3, 2, 1), True),
+        ((2, 2, 9, 10), (3, 2, 3, 3), (1, 1), ((2, 3), 1), False),
+        ((0, 2, 6, 6), (3, 2, 3, 3), (1, 1), (2,), True),
+    ],
+)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_with_relu_and_pooling_as_one_after_the_other(backend, x_shape, weight_shape, options, pool, with_bias, dtype):
+    rng = np.random.default_rng(0)
+    g = geometry(x_shape, weight_shape, *options)
+    p = max_pool2d.geometry(g.y_shape, *pool)
+    # Whole numbers, so that sums are exact and there are many ties.
+    x, weight, bias = (backend.put(rng.integers(-3, 4, shape).astype(dtype)) for shape in (x_shape, weight_shape, g.K))
+    bias = bias if with_bias else None
+    with untouched(x, weight):
+        y, codes = conv2d_relu_pool_forward(x, weight, bias, g, p)
+    options = {"stride": g.stride, "padding": g.padding, "dilation": g.dilation, "groups": g.G}
+    between = activation_forward(conv2d_forward(x, weight, bias, **options), "relu")
+    window = {"stride": p.stride, "padding": p.padding, "dilation": p.dilation}
+    expected, expected_codes = max_pool2d.max_pool2d_forward(between, (p.R, p.S), **window)
+    assert y.dtype == dtype
+    np.testing.assert_array_equal(backend.get(y), backend.get(expected))
+    np.testing.assert_array_equal(backend.get(codes), backend.get(expected_codes))
+
+
+def test_with_relu_and_pooling_nan_travels(backend):
+    x = np.zeros((2, 1, 8, 8), np.float32)
+    x[0, 0, 3, 5], x[1, 0, 6, 1] = np.nan, np.inf
+    weight = np.ones((2, 1, 1, 1), np.float32) * np.float32([1, -1]).reshape(2, 1, 1, 1)
+    g = geometry(x.shape, weight.shape)
+    y, codes = conv2d_relu_pool_forward(backend.put(x), backend.put(weight), None, g, max_pool2d.geometry(g.y_shape, 2))
+    y, codes = backend.get(y), backend.get(codes)
+    assert np.isnan(y[0, :, 1, 2]).all() and np.isnan(y).sum() == 2 and (codes[0, :, 1, 2] == 3).all()
+    assert y[1, 0, 3, 0] == np.inf and y[1, 1, 3, 0] == 0
+
+
+def test_with_relu_and_pooling_refuses_a_pooling_of_something_else(backend):
+    x, weight = backend.put(np.zeros((1, 1, 4, 4), np.float32)), backend.put(np.zeros((1, 1, 1, 1), np.float32))
+    g = geometry(x.shape, weight.shape)
+    with pytest.raises(ShapeError, match=r"p must pool the convolution's \(1, 1, 4, 4\); it is of \(1, 1, 6, 4\)"):
+        conv2d_relu_pool_forward(x, weight, None, g, max_pool2d.geometry((1, 1, 6, 4), 2))
+    with pytest.raises(ShapeError, match=r"conv2d_relu_pool: weight must have shape"):
+        conv2d_relu_pool_forward(x, x, None, g, max_pool2d.geometry(g.y_shape, 2))
+
+
+@pytest.mark.backends("numpy", "numba")
+def test_the_same_bits_for_any_number_of_threads(backend):
+    from rawgrad.kernels._threads import get_num_threads, set_num_threads
+
+    rng = np.random.default_rng(0)
+    before, results = get_num_threads(), []
+    for x_shape, weight_shape in (((9, 3, 14, 14), (20, 3, 5, 5)), ((1, 3, 40, 40), (8, 3, 3, 3))):
+        x, weight = rng.standard_normal(x_shape).astype("f"), rng.standard_normal(weight_shape).astype("f")
+        g = geometry(x.shape, weight.shape, 1, 2)
+        grad = rng.standard_normal(g.y_shape).astype("f")
+        try:
+            for count in {1, before}:
+                set_num_threads(count)
+                results.append([
+                    conv2d_forward(x, weight, padding=2).tobytes(),
+                    conv2d_backward_input(grad, weight, g).tobytes(),
+                    conv2d_backward_weight(x, grad, g).tobytes(),
+                    conv2d_backward_bias(grad).tobytes(),
+                ])  # fmt: skip
+        finally:
+            set_num_threads(before)
+        assert all(result == results[0] for result in results)
+        results.clear()

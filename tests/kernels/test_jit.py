@@ -105,6 +105,75 @@ def test_a_changed_source_is_compiled_anew(user: Path) -> None:
     assert printed(PRINT, user) == RIGHT  # what was compiled of the first is there still
 
 
+VARIANTS = """from functools import cache
+import numpy as np
+from numba import prange
+from rawgrad.kernels._jit import in_parts, parallel, serial
+
+@cache
+def adding(number):
+    @serial
+    def inner(x):
+        return x + number
+
+    @in_parts
+    def parts(part, slot, y):
+        y[part] = inner(part)
+LONG
+
+    @parallel
+    def loop(y):
+        for part in prange(y.size):
+            y[part] += inner(100)
+
+    return parts, loop
+
+def result(number):
+    y = np.zeros(3)
+    parts, loop = adding(number)
+    parts(3, y)
+    loop(y)
+    return y.tolist()
+"""
+
+
+def test_variants_compiled_by_different_processes(user: Path) -> None:
+    """Numba names machine code by what a process counted so far, so two variants may have one name."""
+    long = "        y[part] -= math.sin(y[part]) - math.sin(y[part])\n" * 50  # so that it is called, by its name
+    (user / "user" / "variants.py").write_text("import math\n" + VARIANTS.replace("LONG\n", long))
+    text = "from user.variants import result; print({})"
+    expected = {number: [100 + 2 * number + part for part in range(3)] for number in (10, 20, 30)}
+    for number, right in expected.items():
+        assert python(text.format(f"result({number})"), user).stdout == f"{[float(n) for n in right]}\n"
+    every = "*[x for number in (10, 20, 30) for x in result(number)]"
+    assert printed(text.format(every), user).split() == [f"{float(n)}" for right in expected.values() for n in right]
+
+
+def test_parts_run_once_each_and_apart() -> None:
+    @_jit.in_parts
+    def visit(part: int, slot: int, counts: Any, slots: Any, pair: Any) -> None:
+        counts[part] += pair[0]
+        slots[part] = slot
+        for _ in range(pair[1]):  # long enough for other threads to take parts too
+            counts[part] *= 1.0
+
+    before = _threads.get_num_threads()
+    for launch in (visit, visit.here):
+        for threads in {1, before}:
+            _threads.set_num_threads(threads)
+            try:
+                for parts in (0, 1, 2, 1000):
+                    counts, slots = np.zeros(1000), np.full(1000, -1)
+                    launch(parts, counts, slots, (3.0, 1000))
+                    np.testing.assert_array_equal(counts, [3.0] * parts + [0.0] * (1000 - parts))
+                    assert slots[:parts].min(initial=0) >= 0 and slots.max() < _jit.thread_slots()
+                    assert (slots[parts:] == -1).all()
+                    if launch is visit.here or threads == 1:
+                        assert not slots[:parts].any()
+            finally:
+                _threads.set_num_threads(before)
+
+
 def test_other_settings_are_compiled_apart(user: Path) -> None:
     assert python(PRINT, user).stdout == RIGHT
     narrow = {"RAWGRAD_VECTOR_BYTES": "16"} if _jit.vector_bytes() > 16 else {"NUMBA_OPT": "2"}
