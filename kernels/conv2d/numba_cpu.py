@@ -526,13 +526,13 @@ def _add_or_store(s: Stage, sums: Pointer, to: Value, totals_: list[Value], add:
 
 @simd
 def _dots(
-    s: Stage, grad: Pointer, at: Value, plane: Value, grad_step: Value, grad_pitch: Value, image: Pointer,
+    s: Stage, grad: Pointer, at: Value, last: Value, plane: Value, grad_step: Value, grad_pitch: Value, image: Pointer,
     image_at: Value, image_step: Value, pitch: Value, offsets: Pointer, first: Value, pieces: Value, rows: Value,
     Q: Value, sums: Pointer, to: Value, add: Value, K: int, T: int, RUN: bool,
 ) -> None:  # fmt: skip
-    """sums[k, t] = sum over pieces, rows and columns of grad[k] image[offset[first + t]]"""
+    """sums[k, t] = sum over pieces, rows and columns of grad[min(k, last)] image[offset[first + t]]"""
     tile, lanes = Tile(s, K, T, grad), s.lanes(grad)
-    of_k = [at + k * plane for k in range(K)]
+    of_k = [at + (last < k).where(last, s.integer(k)) * plane for k in range(K)]
     of_tap = [image_at + (offsets[first] + t if RUN else offsets[first + t]) for t in range(T)]
     with s.range(0, Q, lanes) as q:
         here = s.first(Q - q, lanes)  # not even a zero of the gradient may meet what lies between rows
@@ -605,9 +605,9 @@ def _correlate_weight(OUTERS: bool, of_k: int, of_taps: int, RUN: bool, lanes: i
                         _outers(grads, grad_at, grad_step, images, at, image_size, pitch, offsets, j, pieces,
                                 heights, Q, sums, to, piece - begin, of_k, of_taps)  # fmt: skip
                     else:
-                        _dots(grads, grad_at + k * plane, plane, grad_step, grad_pitch, images, at, image_size,
-                              pitch, offsets, j, pieces, heights, Q, sums, to, piece - begin, of_k, of_taps,
-                              RUN)  # fmt: skip
+                        _dots(grads, grad_at + k * plane, K - k - 1, plane, grad_step, grad_pitch, images, at,
+                              image_size, pitch, offsets, j, pieces, heights, Q, sums, to, piece - begin, of_k,
+                              of_taps, RUN)  # fmt: skip
 
     @in_parts
     def add_parts(tile, slot, parts, all_tiles, out, K, C, RS, inputs, tiles, sums):
@@ -635,7 +635,7 @@ def conv2d_backward_weight(x: np.ndarray, grad: np.ndarray, g: Geometry, out: np
         return dw
     plan, lanes = _weight_plan(g, x.itemsize), vector_bytes() // x.itemsize
     K, slots = g.K // g.G, thread_slots() * plan.at_once
-    # With room for tiles that end beyond the last output channel, and vectors beyond the last element.
+    # With room for panels that end beyond the last output channel, and vectors beyond the last element.
     of_grad = math.ceil(K / plan.channels) * plan.channels * plan.rows * plan.grad_pitch
     image_size = math.ceil((plan.image.plane * plan.inputs + lanes) / lanes) * lanes
     tiles = g.G * math.ceil(g.C // g.G / plan.inputs) * plan.tiles[0] * plan.tiles[1]

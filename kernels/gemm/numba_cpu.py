@@ -6,7 +6,7 @@ Two ways, chosen by shape:
             read in place; what a panel lacks at the edges is zero.  A tile of R rows and V vectors of y then reads
             both from front to back.  Parts are blocks of y; within one, blocks of _DEPTH steps of K keep a panel of b
             in the first-level cache, and the tiles of y take one block's sums after the other's.
-``dots``    a bᵀ with few columns: rows of both lie along the sum already, so tiles of dot products need no copies.
+``dots``    a bᵀ of moderate size: rows of both lie along the sum already, so tiles of dot products need no copies.
 
 Each sum over K runs in one order whatever the number of threads: first to last in ``panels``, lane by lane in ``dots``.
 """
@@ -111,8 +111,10 @@ def _dots(
 
 # ---- plans: what depends on the shapes alone
 
-#: The most columns, and multiplications of a part, for which ``dots`` and a single thread are quicker.
-_FEW_COLUMNS, _LITTLE_WORK = 24, 1 << 18
+#: Up to which size of y ``dots`` is quicker: copies cost more than the loads across cache lines that it makes.
+_MODERATE = 256
+#: Multiplications that take less time than a launch.
+_LITTLE_WORK = 1 << 18
 _DOTS = (5, 5) if registers_fit(5, 5) else (3, 3)
 
 
@@ -148,11 +150,15 @@ def _plan(
     M, N, K, lanes = g.M, g.N, g.K, vector_bytes() // itemsize
     of_a, of_b = _matrices(g.batch, a_shape[:-2]), _matrices(g.batch, b_shape[:-2])
     batch, work = of_a.size - 1, float(M) * N * K * (of_a.size - 1)
-    if transpose_b and not transpose_a and N <= _FEW_COLUMNS:
+    if transpose_b and not transpose_a and (min(M, N) <= 24 or max(M, N) <= _MODERATE):
         R, V = _DOTS
-        m, n = _blocks(math.ceil(M / R), math.ceil(N / V), work, batch)
-        parts = batch * math.ceil(math.ceil(M / R) / m)
-        return Plan(g.y_shape, _dot_kernel(R, V), parts, (M, N, K, of_a, of_b, m))
+        rows, columns = math.ceil(M / R), math.ceil(N / V)
+        m, n = _blocks(rows, columns, work, batch)
+        blocks = math.ceil(rows / m), math.ceil(columns / n)
+        kernel = _dot_kernel(R, V)
+        if work < _LITTLE_WORK:
+            kernel = kernel.here
+        return Plan(g.y_shape, kernel, batch * math.prod(blocks), (M, N, K, of_a, of_b, *blocks, m, n))
 
     def cost(tile: tuple[int, int]) -> float:
         return math.ceil(M / tile[0]) * math.ceil(N / (tile[1] * lanes)) * tile[0] * tile[1] * _TILES[tile]
@@ -165,7 +171,8 @@ def _plan(
     # Of row k of panel i of matrix j of b: k pitch + i panel + j matrix.
     steps = (width, K * width, columns * K * width) if pack_b else (N, width, K * N)
     blocks = math.ceil(rows / m), math.ceil(columns / n)
-    panels = int(of_a[-1]) * rows + (int(of_b[-1]) * columns if pack_b else 0)
+    # Parts of the copying are ranges of K: whatever the sizes of a and b, they take the same time.
+    each = max(math.ceil(K / 16 / lanes), 1) * lanes
     multiply, pack = _panel_kernel(R, V, lanes), _pack_kernel(R, width)
     if work < _LITTLE_WORK:  # a launch would take longer
         multiply, pack = multiply.here, pack.here
@@ -175,7 +182,7 @@ def _plan(
         batch * math.prod(blocks),
         (M, N, K, of_a, of_b, *blocks, m, n, *steps),
         pack,
-        (panels, M, N, K, int(of_a[-1]), transpose_a, transpose_b),
+        (math.ceil(K / each), each, M, N, K, int(of_a[-1]), int(of_b[-1]) if pack_b else 0, transpose_a, transpose_b),
         int(of_a[-1]) * rows * K * R,
         int(of_b[-1]) * columns * K * width if pack_b else 0,
     )
@@ -193,15 +200,14 @@ def _matrices(batch: tuple[int, ...], own: tuple[int, ...]) -> np.ndarray:
 @cache
 def _dot_kernel(R: int, V: int) -> Any:
     @in_parts
-    def dots(part, slot, a, b, bias, y, relu, M, N, K, of_a, of_b, m):
-        """m tiles of rows of one product."""
-        parts = ((M + R - 1) // R + m - 1) // m
-        product, first = part // parts, part % parts * m * R
-        for row in range(first, min(first + m * R, M), R):
-            for n in range(0, N, V):
-                bias_at = n if bias.size else -1
-                _dots(a, (of_a[product] * M + row) * K, M - row, b, (of_b[product] * N + n) * K, N - n, K, y,
-                      (product * M + row) * N + n, N, bias, bias_at, relu, R, V)  # fmt: skip
+    def dots(part, slot, a, b, bias, y, relu, M, N, K, of_a, of_b, blocks_m, blocks_n, m, n):
+        """A block of y."""
+        product, block_m, block_n = part // (blocks_m * blocks_n), part // blocks_n % blocks_m, part % blocks_n
+        for row in range(block_m * m * R, min((block_m + 1) * m * R, M), R):
+            for column in range(block_n * n * V, min((block_n + 1) * n * V, N), V):
+                bias_at = column if bias.size else -1
+                _dots(a, (of_a[product] * M + row) * K, M - row, b, (of_b[product] * N + column) * K, N - column, K, y,
+                      (product * M + row) * N + column, N, bias, bias_at, relu, R, V)  # fmt: skip
 
     return dots
 
@@ -209,22 +215,23 @@ def _dot_kernel(R: int, V: int) -> Any:
 @cache
 def _pack_kernel(R: int, width: int) -> Any:
     @in_parts
-    def pack(part, slot, a, b, panels_a, panels_b, M, N, K, of_a, transpose_a, transpose_b):
-        """A panel of a, or of b: those of a come first."""
+    def pack(part, slot, a, b, panels_a, panels_b, each, M, N, K, count_a, count_b, transpose_a, transpose_b):
+        """The steps ``part each`` to ``(part + 1) each`` of all panels."""
+        k = part * each
+        steps = min(each, K - k)
         rows, columns = (M + R - 1) // R, (N + width - 1) // width
-        if part < of_a * rows:
-            start, i = part // rows * M * K, part % rows * R
+        for panel in range(count_a * rows):
+            start, i, to = panel // rows * M * K, panel % rows * R, (panel * K + k) * R
             if transpose_a:
-                pack_rows(a, start + i, M, M - i, K, panels_a, part * K * R, R)
+                pack_rows(a, start + k * M + i, M, M - i, steps, panels_a, to, R)
             else:
-                pack_columns(a, start + i * K, K, M - i, K, panels_a, part * K * R, R)
-        else:
-            part -= of_a * rows
-            start, i = part // columns * N * K, part % columns * width
+                pack_columns(a, start + i * K + k, K, M - i, steps, panels_a, to, R)
+        for panel in range(count_b * columns):
+            start, i, to = panel // columns * N * K, panel % columns * width, (panel * K + k) * width
             if transpose_b:
-                pack_columns(b, start + i * K, K, N - i, K, panels_b, part * K * width, width)
+                pack_columns(b, start + i * K + k, K, N - i, steps, panels_b, to, width)
             else:
-                pack_rows(b, start + i, N, N - i, K, panels_b, part * K * width, width)
+                pack_rows(b, start + k * N + i, N, N - i, steps, panels_b, to, width)
 
     return pack
 
