@@ -112,7 +112,7 @@ def _dots(
 # ---- plans: what depends on the shapes alone
 
 #: Up to which size of y ``dots`` is quicker: copies cost more than the loads across cache lines that it makes.
-_MODERATE = 256
+_MODERATE, _FEW = 256, 24
 #: Multiplications that take less time than a launch.
 _LITTLE_WORK = 1 << 18
 _DOTS = (5, 5) if registers_fit(5, 5) else (3, 3)
@@ -150,7 +150,7 @@ def _plan(
     M, N, K, lanes = g.M, g.N, g.K, vector_bytes() // itemsize
     of_a, of_b = _matrices(g.batch, a_shape[:-2]), _matrices(g.batch, b_shape[:-2])
     batch, work = of_a.size - 1, float(M) * N * K * (of_a.size - 1)
-    if transpose_b and not transpose_a and (min(M, N) <= 24 or max(M, N) <= _MODERATE):
+    if transpose_b and not transpose_a and (min(M, N) <= _FEW or max(M, N) <= _MODERATE):
         R, V = _DOTS
         rows, columns = math.ceil(M / R), math.ceil(N / V)
         m, n = _blocks(rows, columns, work, batch)
@@ -273,6 +273,8 @@ def gemm(
     activation: str | None,
     out: np.ndarray | None,
 ) -> np.ndarray:
+    if b.shape[-1] <= _FEW <= a.shape[-2] and not transpose_a and not transpose_b:
+        b, transpose_b = b.swapaxes(-1, -2).copy(), True  # few columns: as rows they suit ``dots``
     plan = _plan(a.shape, b.shape, transpose_a, transpose_b, a.itemsize)
     y = np.empty(plan.y_shape, a.dtype) if out is None else out
     if y.size:

@@ -330,3 +330,48 @@ def zeros(*shape, dtype=np.float32):
 def test_refusals(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+# Why each: at and beyond the sizes up to which dot products are taken, with few rows or few columns; panels that end
+# early in either direction, a sum in several blocks; products so small that nothing is launched.
+@pytest.mark.backends("numpy", "numba")
+@pytest.mark.parametrize("transposed", [(False, False), (False, True), (True, False), (True, True)])
+@pytest.mark.parametrize(
+    ("M", "N", "K"),
+    [
+        (256, 256, 17),
+        (257, 256, 17),
+        (24, 300, 16),
+        (25, 300, 15),
+        (300, 24, 33),
+        (300, 25, 33),
+        (30, 70, 600),
+        (3, 2, 1),
+    ],
+)
+def test_sizes_at_the_edges_of_ways(backend, M, N, K, transposed):
+    rng = np.random.default_rng(0)
+    a = rng.integers(-3, 4, (K, M) if transposed[0] else (M, K)).astype(np.float32)
+    b = rng.integers(-3, 4, (N, K) if transposed[1] else (K, N)).astype(np.float32)
+    bias = rng.integers(-3, 4, N).astype(np.float32)
+    flags = {"transpose_a": transposed[0], "transpose_b": transposed[1]}
+    expected = (a.T if transposed[0] else a) @ (b.T if transposed[1] else b) + bias  # whole numbers: exact
+    np.testing.assert_array_equal(gemm(a, b, bias, **flags), expected)
+    np.testing.assert_array_equal(gemm(a, b, bias, activation="relu", **flags), np.maximum(expected, 0))
+
+
+@pytest.mark.backends("numpy", "numba")
+def test_the_same_bits_for_any_number_of_threads(backend):
+    from rawgrad.kernels._threads import get_num_threads, set_num_threads
+
+    rng, before = np.random.default_rng(0), get_num_threads()
+    for M, N, K in ((200, 300, 700), (100, 10, 980), (600, 500, 64)):
+        a, b = rng.standard_normal((M, K)), rng.standard_normal((K, N))
+        found = set()
+        try:
+            for count in {1, before}:
+                set_num_threads(count)
+                found.add(gemm(a, b).tobytes() + gemm(a, np.ascontiguousarray(b.T), transpose_b=True).tobytes())
+        finally:
+            set_num_threads(before)
+        assert len(found) == 1
