@@ -13,8 +13,9 @@ further on.  So a table of offsets stands for channels, filter, stride and dilat
 
 In the first two a tile is R output channels times V vectors of neighbouring outputs (Tile.outer); vectors begin at
 each row, or run on over the zeros between rows where that takes fewer of them (short rows).  In the third it is
-5 x 5 pairs of (channel, tap), whose lanes are added at the end (Tile.dot); each part sums its images, and parts
-are added in order.
+pairs of (channel, tap): vectors along rows, whose lanes are added at the end (Tile.dot), or, where the output
+channels fill whole vectors, those times numbers of the image (Tile.outer).  Each part sums its images, and the parts'
+sums are added in order.
 
 Sources: Zhang, Franchetti and Low, "High performance zero-memory overhead direct convolutions", 2018; Dukhan,
 "The indirect convolution algorithm", 2019.
@@ -84,7 +85,7 @@ class Plan(NamedTuple):
     rows: int  # of outputs in a part
     blocks: int  # parts of a plane
     image: Image
-    table: np.ndarray  # (grids, 9)
+    table: np.ndarray  # (grids, 11): what the loop over ``grids`` in _plan puts together
     offsets: np.ndarray
     bases: np.ndarray
     taps: np.ndarray
