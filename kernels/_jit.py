@@ -380,12 +380,6 @@ def _launch_parts(parts: int, function: int, data: int) -> None:
 _launch = _compiled(_launch_parts, parallel=True)
 
 
-@serial
-def address(array: Any) -> int:
-    """Where the elements of ``array`` begin; a fifth of the time of ``array.ctypes.data``."""
-    return array.ctypes.data
-
-
 def thread_slots() -> int:
     """One more than the largest ``numba.get_thread_id()``: a kernel's threads need as many workspaces."""
     return int(_config.NUMBA_NUM_THREADS)
