@@ -232,6 +232,10 @@ def backend_of(device: str) -> str | None:
     return current_choice().for_device(device) or next((name for name in able if not BACKENDS[name].problem()), None)
 
 
+#: Of how many signatures an operation remembers that they passed: shapes may change with every call.
+_SIGNATURES = 4096
+
+
 @dataclass
 class Operation:
     """One operation: the folder ``kernels/<name>/`` and the way to its implementations.
@@ -243,6 +247,7 @@ class Operation:
     package: str
     name: str = field(init=False)
     _cache: dict[tuple[Choice, str, str, str | None], Callable[..., Any]] = field(init=False, default_factory=dict)
+    _passed: dict[Any, Callable[..., Any]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.name = self.package.rpartition(".")[2]
@@ -252,11 +257,39 @@ class Operation:
 
         The arguments must have been checked; every backend of an operation takes the same ones.
         """
+        return self._kernel(function, device, version)(*arguments)
+
+    def _kernel(self, function: str, device: str, version: str | None) -> Callable[..., Any]:
         key = (current_choice(), device, function, version)
         kernel = self._cache.get(key)
         if kernel is None:
             kernel = self._cache[key] = self._resolve(*key)
-        return kernel(*arguments)
+        return kernel
+
+    # Checks look at types, dtypes, shapes and options alone.  Where they take as long as a small kernel does, what
+    # has passed them once is remembered by these.
+
+    def signature(self, function: str, arrays: tuple[Any, ...], *options: Any) -> Any:
+        """What the checks of a call look at, the active choice with it; None for what can be no call."""
+        try:
+            kinds = [None if array is None else (type(array), array.dtype, array.shape) for array in arrays]
+            key = function, current_choice(), *kinds, *options
+            hash(key)
+        except (AttributeError, TypeError):  # no array, or no option: the checks will say so
+            return None
+        return key
+
+    def passed(self, signature: Any) -> Callable[..., Any] | None:
+        """The kernel for a call of this signature, if one like it has passed the checks."""
+        return self._passed.get(signature)
+
+    def passes(self, signature: Any, device: str, version: str | None = None) -> Callable[..., Any]:
+        """Remember that calls of this signature pass the checks, and give the kernel."""
+        kernel = self._kernel(signature[0], device, version)
+        if len(self._passed) >= _SIGNATURES:
+            self._passed.clear()
+        self._passed[signature] = kernel
+        return kernel
 
     def module(self, name: str) -> Any:
         """The module that implements backend ``name`` for this operation."""

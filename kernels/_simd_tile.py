@@ -78,8 +78,9 @@ def transpose(rows: list[Value]) -> list[Value]:
 
 @simd
 def pack_columns(
-    s: Stage, a: Pointer, at: Value, pitch: Value, rows: Value, steps: Value, panel: Pointer, to: Value, width: int
-) -> None:
+    s: Stage, a: Pointer, at: Value, pitch: Value, rows: Value, steps: Value, panel: Pointer, to: Value,
+    panel_pitch: Value, width: int,
+) -> None:  # fmt: skip
     """The panel of a[i, j], i < rows and j < steps, whose rows are ``pitch`` apart: panel[j, i], zero from rows on."""
     lanes = s.lanes(a)
     a, panel = a + at, panel + to
@@ -92,7 +93,7 @@ def pack_columns(
         with s.range(0, unchecked.value, lanes) as j:
             vectors = [a.load(pitch * (start + i) + j, lanes) if i < used else s.zero(a, lanes) for i in range(lanes)]
             for i, column in enumerate(transpose(vectors)):
-                panel.store((j + i) * width + start, column, full)
+                panel.store((j + i) * panel_pitch + start, column, full)
         with s.range(unchecked.value, steps, lanes) as j:
             here, vectors = s.first(steps - j, lanes), []
             for i in range(lanes):
@@ -100,7 +101,7 @@ def pack_columns(
                 vectors.append(a.load(pitch * (start + i) + j, lanes, exists) if i < used else s.zero(a, lanes))
             for i, column in enumerate(transpose(vectors)):
                 with s.when(j + i < steps):
-                    panel.store((j + i) * width + start, column, full)
+                    panel.store((j + i) * panel_pitch + start, column, full)
 
 
 @simd

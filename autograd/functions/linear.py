@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...kernels._errors import ShapeError
-from ...kernels.activation import activation_backward, saves
-from ...kernels.gemm import ACTIVATIONS, gemm
+from ...kernels.gemm import BY_OUTPUT, gemm, linear_backward
 from ..function import Function, differentiate_again
 from ..graph import is_grad_enabled
 from ..tensor import Tensor
@@ -28,20 +27,14 @@ class Linear(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, weight, bias, y = ctx.saved_tensors
-        wanted = ctx.needs_input_grad
         if is_grad_enabled():
             return *differentiate_again(
                 lambda x, w, b: _unfused(x, w, b, ctx.activation), (x, weight, bias), grad
             ), None
-        h = grad.array
-        if ctx.activation:
-            h = activation_backward(h, y.array, ctx.activation)
-        return (
-            Tensor(gemm(h, weight.array)) if wanted[0] else None,
-            Tensor(gemm(h, x.array, transpose_a=True)) if wanted[1] else None,
-            Tensor(h.sum(axis=0)) if wanted[2] else None,
-            None,
+        gradients = linear_backward(
+            grad.array, x.array, weight.array, raw(y), activation=ctx.activation, wanted=ctx.needs_input_grad[:3]
         )
+        return *[None if gradient is None else Tensor(gradient) for gradient in gradients], None
 
 
 def _unfused(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> Tensor:
@@ -61,7 +54,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: st
             + ("; flatten it first?" if x.ndim > 2 and x.numel() == x.shape[0] * weight.shape[1] else "")
         )
     # In one kernel only where its gradient needs no more than the result.
-    fused = activation if activation in ACTIVATIONS and saves(activation) == "output" else None
+    fused = activation if activation in BY_OUTPUT else None
     rows = x if x.ndim == 2 else x.reshape(x.numel() // max(x.shape[-1], 1), x.shape[-1])
     y: Tensor = Linear.apply(rows, weight, bias, fused)
     if x.ndim != 2:

@@ -597,7 +597,7 @@ def _correlate_weight(OUTERS: bool, of_k: int, of_taps: int, RUN: bool, lanes: i
                     from_grad, to_grad = (n * G + group) * K * P * Q, grad_at + i * grad_step
                     if OUTERS:
                         pack_columns(grad, from_grad + k * P * Q + p0 * Q, P * Q, K - k, heights * Q, grads,
-                                     to_grad, of_k)  # fmt: skip
+                                     to_grad, of_k, of_k)  # fmt: skip
                     else:
                         _fill(grad, from_grad, K, P, Q, _WHOLE, 1, 1, p0, rows, grad_pitch, grads, to_grad)
                 for j in range(0, taps, of_taps):

@@ -15,6 +15,7 @@ With K = 0 the sum is 0.  Backward, with g = dL/d(the argument of the activation
 
 which are this operation again: for y = a b they are ``gemm(g, b, transpose_b=True)`` and
 ``gemm(a, g, transpose_a=True)``, summed over the dimensions that were broadcast.
+:func:`linear_backward` gives all three for y = activation(a bᵀ + bias) of matrices, in one call.
 
 Backends: ``numpy`` (reference.py); ``numba`` (numba_cpu.py); ``cuda`` and ``emulated`` (cuda.py, gemm.cu).
 """
@@ -25,14 +26,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._contracts import check_out, check_shape, common_device, common_float
+from .._contracts import check_out, check_rank, check_shape, common_device, common_float
 from .._dispatch import Operation
 from .._errors import ArgumentError, ShapeError
+from ..activation import KINDS
 
 _operation = Operation(__name__)
 
 #: Kinds of :mod:`..activation` that may follow the product, with their default options.
 ACTIVATIONS = ("relu", "gelu", "silu", "sigmoid", "tanh")
+#: Those of them whose gradient is a function of the result, which :func:`linear_backward` takes.
+BY_OUTPUT = tuple(kind for kind in ACTIVATIONS if KINDS[kind].saves == "output")
 
 
 class Geometry(NamedTuple):
@@ -108,13 +112,70 @@ def gemm(
     Raises:
         ShapeError, DtypeError, DeviceError, ArgumentError, BackendError.
     """
+    transpose_a, transpose_b = bool(transpose_a), bool(transpose_b)
+    signature = _operation.signature("gemm", (a, b, bias), transpose_a, transpose_b, activation, version)
+    arguments = a, b, bias, transpose_a, transpose_b, activation, out
+    if out is None and (kernel := _operation.passed(signature)) is not None:
+        return kernel(*arguments)
     device = common_device("gemm", a=a, b=b, bias=bias)
     dtype = common_float("gemm", a=a, b=b, bias=bias)
     g = geometry(a.shape, b.shape, transpose_a, transpose_b)
     if bias is not None:
         check_shape("gemm", "bias", bias, (g.N,), "N")
-    if activation is not None and activation not in ACTIVATIONS:
-        raise ArgumentError(f"gemm: activation must be one of {', '.join(ACTIVATIONS)} or None; got {activation!r}")
+    _check_activation("gemm", activation, ACTIVATIONS)
     check_out("gemm", out, g.y_shape, dtype, device, a, b, bias)
-    arguments = a, b, bias, bool(transpose_a), bool(transpose_b), activation, out
-    return _operation.run("gemm", device, *arguments, version=version)
+    return _operation.passes(signature, device, version)(*arguments)
+
+
+def linear_backward(
+    grad: Any,
+    a: Any,
+    b: Any,
+    y: Any = None,
+    *,
+    activation: str | None = None,
+    wanted: tuple[bool, bool, bool] = (True, True, True),
+) -> tuple[Any, Any, Any]:
+    """The gradients of y = activation(a bᵀ + bias).
+
+    With h = dL/dy times the slope of the activation: dL/da = h b, dL/db = hᵀ a, dL/dbias = Σₘ h[m].
+
+    Args:
+        grad: dL/dy, (M, N).
+        a: (M, K).
+        b: (N, K).
+        y: (M, N), the result; needed with an activation alone.
+        activation: one of :data:`BY_OUTPUT` or None.
+        wanted: which of the three gradients.
+
+    Returns:
+        dL/da (M, K), dL/db (N, K), dL/dbias (N,); None for what is not wanted.
+
+    Raises:
+        ShapeError, DtypeError, DeviceError, ArgumentError, BackendError.
+    """
+    y = None if activation is None else y
+    wanted = tuple(map(bool, wanted))  # type: ignore[assignment]
+    signature = _operation.signature("linear_backward", (grad, a, b, y), activation, wanted)
+    arguments = grad, a, b, y, activation, wanted
+    if (kernel := _operation.passed(signature)) is not None:
+        return kernel(*arguments)
+    _check_activation("linear_backward", activation, BY_OUTPUT)
+    if activation is not None and y is None:
+        raise ArgumentError(f"linear_backward: activation={activation!r} needs the result y; got None")
+    if len(wanted) != 3:
+        raise ArgumentError(f"linear_backward: wanted must be three booleans; got {wanted!r}")
+    device = common_device("linear_backward", grad=grad, a=a, b=b, y=y)
+    common_float("linear_backward", grad=grad, a=a, b=b, y=y)
+    check_rank("linear_backward", "a", a, "M K")
+    check_rank("linear_backward", "b", b, "N K")
+    check_shape("linear_backward", "b", b, (b.shape[0], a.shape[1]), "N K")
+    for name, array in (("grad", grad), ("y", y)):
+        if array is not None:
+            check_shape("linear_backward", name, array, (a.shape[0], b.shape[0]), "M N")
+    return _operation.passes(signature, device)(*arguments)
+
+
+def _check_activation(function: str, activation: Any, known: tuple[str, ...]) -> None:
+    if activation is not None and activation not in known:
+        raise ArgumentError(f"{function}: activation must be one of {', '.join(known)} or None; got {activation!r}")

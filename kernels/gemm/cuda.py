@@ -12,6 +12,7 @@ from .._devices import device_of
 from .._dispatch import current_choice
 from .._errors import BackendError
 from .._launch import BOOLS, FLOATS, Instance, Kernel, ceil_div, result, runtime_of
+from ..activation import activation_backward
 from ..activation.cuda import kind_number
 from . import geometry
 
@@ -124,6 +125,18 @@ def gemm(
 ) -> Any:
     """The matrix product; see the package's docstring."""
     return _run(None, a, b, bias, transpose_a, transpose_b, activation, out)
+
+
+def linear_backward(
+    grad: Any, a: Any, b: Any, y: Any, activation: str | None, wanted: tuple[bool, bool, bool]
+) -> tuple[Any, Any, Any]:
+    """The three gradients; see the package's docstring."""
+    h = grad if activation is None else activation_backward(grad, y, activation)
+    return (
+        gemm(h, b, None, False, False, None, None) if wanted[0] else None,
+        gemm(h, a, None, True, False, None, None) if wanted[1] else None,
+        h.sum(axis=0) if wanted[2] else None,
+    )
 
 
 def _pinned(version: Callable[..., _Plan]) -> Callable[..., Any]:

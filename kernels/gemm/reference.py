@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .._contracts import deliver
+from ..activation import activation_backward, activation_forward
 
 
 @np.errstate(invalid="ignore", over="ignore")  # NaN and infinity travel silently
@@ -21,7 +22,18 @@ def gemm(
     if bias is not None:
         y += bias
     if activation is not None:
-        from ..activation import activation_forward
-
         y = activation_forward(y, activation)
     return deliver(y, out)
+
+
+@np.errstate(invalid="ignore", over="ignore")
+def linear_backward(
+    grad: np.ndarray,
+    a: np.ndarray,
+    b: np.ndarray,
+    y: np.ndarray | None,
+    activation: str | None,
+    wanted: tuple[bool, bool, bool],
+) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
+    h = grad if activation is None else activation_backward(grad, y, activation)
+    return h @ b if wanted[0] else None, h.T @ a if wanted[1] else None, h.sum(axis=0) if wanted[2] else None

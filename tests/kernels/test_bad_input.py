@@ -45,7 +45,7 @@ from rawgrad.kernels.conv2d import (
 )
 from rawgrad.kernels.dropout import dropout_forward, philox
 from rawgrad.kernels.embedding import embedding_backward, embedding_forward
-from rawgrad.kernels.gemm import gemm
+from rawgrad.kernels.gemm import gemm, linear_backward
 from rawgrad.kernels.group_norm import group_norm_backward, group_norm_forward
 from rawgrad.kernels.layer_norm import layer_norm_backward, layer_norm_forward
 from rawgrad.kernels.max_pool2d import geometry as max_geometry
@@ -147,6 +147,7 @@ def calls(n: int = 2) -> dict[str, Call]:
     call(embedding_forward, {"weight": f(4, 3), "indices": integers(4, n, 3)})
     call(embedding_backward, {"grad": f(n, 3, 3), "indices": integers(4, n, 3)}, num_embeddings=4)
     call(gemm, {"a": f(n, 3), "b": f(3, 4), "bias": f(4)}, activation="relu")
+    call(linear_backward, {"grad": f(n, 4), "a": f(n, 3), "b": f(4, 3), "y": f(n, 4)}, activation="tanh")
     call(group_norm_forward, {"x": f(n, 4, 3), "weight": f(4), "bias": f(4)}, groups=2, eps=1e-5)
     call(
         group_norm_backward,

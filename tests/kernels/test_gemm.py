@@ -10,9 +10,9 @@ from _versions import every_version, skip_unless_there
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rawgrad.kernels._dispatch import precision
-from rawgrad.kernels._errors import ArgumentError, BackendError, DtypeError, ShapeError
-from rawgrad.kernels.gemm import ACTIVATIONS, gemm, geometry
+from rawgrad.kernels._dispatch import Operation, precision
+from rawgrad.kernels._errors import ArgumentError, BackendError, DeviceError, DtypeError, ShapeError
+from rawgrad.kernels.gemm import ACTIVATIONS, BY_OUTPUT, gemm, geometry, linear_backward
 
 DTYPES = [np.float32, np.float64]
 
@@ -375,3 +375,121 @@ def test_the_same_bits_for_any_number_of_threads(backend):
         finally:
             set_num_threads(before)
         assert len(found) == 1
+
+
+# ---- the gradients of y = activation(a bᵀ + bias)
+
+
+def slopes(grad, y, kind):
+    """dL/d(the argument of the activation)."""
+    if kind is None:
+        return grad
+    return {"relu": lambda: grad * (y > 0), "sigmoid": lambda: grad * y * (1 - y), "tanh": lambda: grad * (1 - y * y)}[
+        kind
+    ]()
+
+
+@given(
+    st.tuples(*[st.sampled_from([0, 1, 2, 3, 17, 70])] * 3),
+    st.sampled_from(DTYPES),
+    st.tuples(*[st.sampled_from(list(LAYOUTS))] * 4),
+    st.sampled_from([None, *BY_OUTPUT]),
+    st.tuples(*[st.booleans()] * 3),
+    st.integers(0, 2**32 - 1),
+)
+def test_linear_backward_agrees_with_its_definition(backend, sizes, dtype, layouts, activation, wanted, seed):
+    M, N, K = sizes
+    rng = np.random.default_rng(seed)
+    host = [rng.standard_normal(shape).astype(dtype) for shape in ((M, N), (M, K), (N, K), (M, N))]
+    grad, a, b, y = (backend.put(h, layout) for h, layout in zip(host, layouts, strict=True))
+    with untouched(grad, a, b, y):
+        results = linear_backward(grad, a, b, y, activation=activation, wanted=wanted)
+    definitions = [
+        lambda grad, a, b, y: product(slopes(grad, y, activation), b),
+        lambda grad, a, b, y: product(slopes(grad, y, activation), a, None, True),
+        lambda grad, a, b, y: slopes(grad, y, activation).sum(axis=0, dtype=grad.dtype),
+    ]
+    for result, definition, asked in zip(results, definitions, wanted, strict=True):
+        assert (result is not None) == asked
+        if asked:
+            assert result.dtype == dtype
+            scale = definition(*map(abs, host[:3]), 0.5 * np.ones_like(host[3])) + 1
+            assert_accurate(backend.get(result), definition, *host, scale=scale.astype(np.float64))
+
+
+def test_linear_backward_by_hand(backend):
+    grad = backend.put(np.array([[1.0, 2.0], [3.0, 4.0]]))
+    a, b = backend.put(np.array([[1.0, 0.0, 2.0], [0.0, 1.0, 1.0]])), backend.put(np.ones((2, 3)))
+    y = backend.put(np.array([[0.0, 5.0], [1.0, 1.0]]))
+    da, db, dbias = map(backend.get, linear_backward(grad, a, b, y, activation="relu"))
+    np.testing.assert_array_equal(da, [[2.0, 2.0, 2.0], [7.0, 7.0, 7.0]])
+    np.testing.assert_array_equal(db, [[0.0, 3.0, 3.0], [2.0, 4.0, 8.0]])
+    np.testing.assert_array_equal(dbias, [3.0, 6.0])
+
+
+def test_linear_backward_lets_nan_and_infinity_through(backend):
+    grad, y = np.ones((3, 70), np.float32), np.ones((3, 70), np.float32)
+    y[0, 0], y[1, 3], grad[2, 69] = np.nan, -np.inf, np.inf
+    a, b = np.ones((3, 2), np.float32), np.ones((70, 2), np.float32)
+    results = linear_backward(*map(backend.put, (grad, a, b, y)), activation="relu")
+    expected = np.full(70, 3.0), np.full(3, np.inf)
+    expected[0][3], expected[0][69], expected[1][:2] = 2.0, np.inf, [70, 69]
+    np.testing.assert_array_equal(backend.get(results[2]), expected[0])
+    np.testing.assert_array_equal(backend.get(results[0])[:, 0], expected[1])
+
+
+@pytest.mark.backends("numpy")
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"activation": "gelu"}, ArgumentError, "linear_backward: activation must be one of relu, sigmoid, tanh or"),
+        ({"y": None, "activation": "tanh"}, ArgumentError, "linear_backward: activation='tanh' needs the result y"),
+        (
+            {"wanted": (True, True)},
+            ArgumentError,
+            r"linear_backward: wanted must be three booleans; got",
+        ),
+        ({"b": np.ones((4, 2))}, ShapeError, r"linear_backward: b must have shape \(N, K\) = \(4, 3\); got \(4, 2\)"),
+        (
+            {"grad": np.ones((2, 5))},
+            ShapeError,
+            r"linear_backward: grad must have shape \(M, N\) = \(2, 4\); got \(2, 5",
+        ),
+        ({"y": np.ones((2, 5)), "activation": "relu"}, ShapeError, r"linear_backward: y must have shape \(M, N\) = "),
+        ({"a": np.ones(3)}, ShapeError, "linear_backward: a must have 2 dimensions"),
+        ({"a": np.ones((2, 3), np.float32)}, DtypeError, "linear_backward: all arguments must have one dtype"),
+    ],
+)
+def test_linear_backward_refusals(change, error, message):
+    good = {"grad": np.ones((2, 4)), "a": np.ones((2, 3)), "b": np.ones((4, 3)), "y": np.ones((2, 4))}
+    for _ in range(2):  # a call that was refused is refused again
+        linear_backward(**good)
+        with pytest.raises(error, match=message):
+            linear_backward(**{**good, **change})
+
+
+# ---- what has passed the checks once
+
+
+@pytest.mark.backends("numpy")
+def test_another_signature_is_checked_again():
+    a, b = random((3, 4)), random((4, 5))
+    for _ in range(3):
+        assert gemm(a, b).shape == (3, 5)
+        for wrong, error in (((a, b.astype(np.float64)), DtypeError), ((a, b.T), ShapeError), ((a, [1]), DeviceError)):
+            with pytest.raises(error):
+                gemm(*wrong)
+        with pytest.raises(ArgumentError):
+            gemm(a, b, activation=["relu"])
+        with pytest.raises(ArgumentError):
+            gemm(a, b, activation="swish")
+        with pytest.raises(ShapeError):
+            gemm(a, b, out=random((5, 3)))
+
+
+def test_signatures_are_forgotten_in_time(monkeypatch):
+    monkeypatch.setattr("rawgrad.kernels._dispatch._SIGNATURES", 3)
+    operation = Operation("rawgrad.kernels.gemm")
+    for n in range(10):
+        operation.passes(operation.signature("gemm", (random((n, n)),)), "cpu")
+        assert len(operation._passed) <= 3
