@@ -555,7 +555,7 @@ class _Collector:
         """
         if gradient.array.base is not None or _holders(gradient) > _SOLE or id(gradient.array) in self._taken:
             return gradient.clone()
-        self.shown([gradient])
+        self._taken[id(gradient.array)] = gradient.array
         return gradient
 
 

@@ -337,6 +337,11 @@ class Pointer:
         arguments = [builder.inttoptr(addresses.ir, pointers), _I32(self.itemsize), mask.ir, ir.Constant(vector, None)]
         return Value(self.stage, builder.call(function, arguments), self.unsigned)
 
+    def prefetch(self, i: Number) -> None:
+        """Have the cache line of element ``i`` fetched, to be written; a place that does not exist does no harm."""
+        function = self.stage.declare("llvm.prefetch.p0", ir.VoidType(), [self.data.type, _I32, _I32, _I32])
+        self.stage.builder.call(function, [self._at(i, 1), _I32(1), _I32(3), _I32(1)])
+
     def store(self, i: Number, value: Value, mask: Value | None = None) -> None:
         """Write ``value`` from element ``i`` on, where ``mask`` holds."""
         builder, lanes = self.stage.builder, value.lanes

@@ -1,15 +1,18 @@
 """Compiled matrix products: tiles of sums in registers over panels in cache.
 
-Two ways, chosen by shape:
+A part owns a block of y, and copies for itself what it needs: fetching what another core has written takes longer
+than copying it once more.  Two ways, chosen by shape:
 
-``panels``  op(a) is copied into panels (K, R), and op(b) into panels (K, V lanes) unless its rows are used once or
-            twice and read in place; what a panel lacks at the edges is zero.  A tile of R rows and V vectors of y
-            then reads both from front to back.  Parts are blocks of y; within one, blocks of _DEPTH steps of K keep a
-            panel of b in the first-level cache, and the tiles of y take one block's sums after the other's.
+``panels``  Blocks of op(a) are copied into panels (K, R), and of op(b) into panels (K, V lanes), unless the rows of b
+            are used once or twice and read in place; what a panel lacks at the edges is zero.  A tile of R rows and
+            V vectors of y then reads both from front to back.  A panel of b, _DEPTH steps long, stays in the
+            first-level cache while all of a's pass, which stay in the second level; the tiles of y take one such
+            block's sums after the other's.  Source: Goto and van de Geijn, as in ``_simd_tile.py``.
 ``dots``    Few rows or columns of y, where rows of a and bᵀ lie along the sum already: tiles of dot products need no
             copies.  A small b that lies the other way is transposed for it.
 
-Each sum over K runs in one order whatever the number of threads: first to last in ``panels``, lane by lane in ``dots``.
+Each sum over K runs in one order, whatever blocks y is cut into and so whatever the number of threads: first to last
+in ``panels``, lane by lane in ``dots``.
 """
 
 from __future__ import annotations
@@ -21,14 +24,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .._contracts import deliver
-from .._jit import in_parts, workspace
+from .._jit import in_parts, serial, thread_slots, workspace
 from .._simd import Pointer, Stage, Value, simd, vector_bytes
 from .._simd_tile import Tile, pack_columns, pack_rows, registers_fit, totals
+from .._threads import get_num_threads
 from ..activation import activation_forward
 from ..activation.numba_cpu import BACKWARD
 from . import geometry
 
 _DEPTH = 256  # steps of K: a panel of b, of 128 bytes a step, is then 32 KB
+_ROWS = 252  # of a block of a, of 0.25 MB then
+_COLUMNS = 2048  # of a block of b
 #: Tiles, rows and vectors, with the time of a multiplication relative to the processor's best.
 _TILES = {(14, 2): 1.0, (10, 2): 1.04, (6, 4): 1.08} if registers_fit(14, 2) else {(6, 2): 1.0}
 
@@ -62,6 +68,9 @@ def _tile(
     tile, lanes = Tile(s, R, V, y), s.lanes(y)
     a, b, y = a + a_at, b + b_at, y + y_at
     masks = [None if WHOLE else s.first(columns - v * lanes, lanes) for v in range(V)]
+    for i in range(R):  # by the time that the sums are ready, so is their place
+        for v in range(V):
+            y.prefetch(y_pitch * i + v * lanes)
     with s.range(0, steps) as j:
         tile.outer((a + j * R).__getitem__, [b.load(j * b_pitch + v * lanes, lanes, masks[v]) for v in range(V)])
     initial = [s.variable(s.zero(y, lanes)) for _ in range(V)]
@@ -128,14 +137,12 @@ def _pieces(R: int, V: int, lanes: int) -> list[list[tuple[int, int, int, int]]]
     return vectors
 
 
-# ---- plans: what depends on the shapes alone
+# ---- plans: what depends on the shapes and the number of threads alone
 
 #: Up to how many rows or columns ``dots`` is quicker.
 _FEW = 24
-#: Multiplications that take less time than a launch.
-_LITTLE_WORK = 1 << 18
-#: Elements of h that one thread has done before another would have begun, and the columns of a part.
-_LITTLE, _COLUMNS = 1 << 16, 64
+#: Multiplications that one thread has done before another would have begun.
+_LITTLE_WORK = 1 << 19
 _DOTS = (5, 5) if registers_fit(5, 5) else (3, 3)
 
 
@@ -145,186 +152,154 @@ class Plan(NamedTuple):
     y_shape: tuple[int, ...]
     kernel: Any
     parts: int
+    space: tuple[int, int]  # elements for a part's copies of a and of b
     arguments: tuple[Any, ...]
-    pack: Any = None
-    packing: tuple[Any, ...] = ()  # parts, arguments
-    copies_a: int = 0  # elements; none: a is read in place
-    copies_b: int = 0
-
-
-def _blocks(M: int, N: int, work: float, batch: int) -> tuple[int, int]:
-    """Of M x N panels of y how many a part owns: 8 x 8, or fewer where that leaves few parts and they are worth it."""
-    m, n = max(min(8, M), 1), max(min(8, N), 1)
-    while (parts := batch * math.ceil(M / m) * math.ceil(N / n)) < 16 and work > _LITTLE_WORK * parts and m * n > 1:
-        if m >= n:
-            m = math.ceil(m / 2)
-        else:
-            n = math.ceil(n / 2)
-    return m, n
 
 
 @lru_cache(maxsize=1024)
 def _plan(
-    a_shape: tuple[int, ...], b_shape: tuple[int, ...], transpose_a: bool, transpose_b: bool, itemsize: int
+    a_shape: tuple[int, ...], b_shape: tuple[int, ...], transposes: tuple[bool, bool], itemsize: int, threads: int
 ) -> Plan:
-    g = geometry(a_shape, b_shape, transpose_a, transpose_b)
+    g = geometry(a_shape, b_shape, *transposes)
     M, N, K, lanes = g.M, g.N, g.K, vector_bytes() // itemsize
     of_a, of_b = _matrices(g.batch, a_shape[:-2]), _matrices(g.batch, b_shape[:-2])
-    batch, work = of_a.size - 1, float(M) * N * K * (of_a.size - 1)
+    batch = len(of_a)
+    little = batch * M * N * K < _LITTLE_WORK
+    blocks = 1 if little else math.ceil(threads / max(batch, 1))  # at most, of one product
+    transpose_a, transpose_b = transposes
     if not transpose_a and ((transpose_b and min(M, N) <= _FEW) or N <= _FEW < M):
         R, V = _DOTS
-        rows, columns = math.ceil(M / R), math.ceil(N / V)
-        m, n = _blocks(rows, columns, work, batch)
-        blocks = math.ceil(rows / m), math.ceil(columns / n)
-        pitch = K if transpose_b else math.ceil(K / lanes) * lanes
-        kernel, pack = _dot_kernel(R, V), _transpose_kernel(lanes)
-        if work < _LITTLE_WORK:
-            kernel, pack = kernel.here, pack.here
-        return Plan(
-            g.y_shape,
-            kernel,
-            batch * math.prod(blocks),
-            (M, N, K, pitch, of_a, of_b, *blocks, m, n),
-            None if transpose_b else pack,
-            (*_ranges(K, lanes), N, K, pitch, int(of_b[-1])),
-            0,
-            0 if transpose_b else int(of_b[-1]) * N * pitch,
-        )
+        m, n = (_share(M, R, blocks), N) if M >= N else (M, _share(N, V, blocks))
+        pitch = K if transpose_b else _share(K, lanes, 1)
+        kernel, space = _dot_kernel(R, V, lanes), (0, 0 if transpose_b else N * pitch)
+        options: tuple[Any, ...] = (pitch, transpose_b)
+    else:
 
-    def cost(tile: tuple[int, int]) -> float:
-        R, V = tile
-        vectors = math.ceil(N / lanes)
-        if vectors % V != 1:  # a last panel of a single vector has a tile of its own
-            vectors = math.ceil(vectors / V) * V
-        return math.ceil(M / R) * R * vectors * _TILES[tile]
+        def cost(R: int, V: int, along_m: int) -> tuple[float, int, int, int, int]:
+            """Cycles that a part takes for each step of K, the tile, and the part's block of y."""
+            m, n = _share(M, R, along_m), _share(N, lanes, blocks // along_m)
+            vectors = n // lanes
+            if vectors % V != 1:  # a last panel of a single vector has a tile of its own
+                vectors = math.ceil(vectors / V) * V
+            return m * vectors * _TILES[R, V] / 2 + (m + n) / 2, R, V, m, n
 
-    R, V = min(_TILES, key=cost)
-    width = V * lanes
-    rows, columns = math.ceil(M / R), math.ceil(N / width)
-    m, n = _blocks(rows, columns, work, batch)
-    pack_b = transpose_b or rows > 2
-    # Of row k of panel i of matrix j of b: k pitch + i panel + j matrix.
-    steps = (width, K * width, columns * K * width) if pack_b else (N, width, K * N)
-    blocks = math.ceil(rows / m), math.ceil(columns / n)
-    multiply, pack = _panel_kernel(R, V, lanes), _pack_kernel(R, width)
-    if work < _LITTLE_WORK:  # a launch would take longer
-        multiply, pack = multiply.here, pack.here
+        _, R, V, m, n = min(cost(*tile, along_m) for tile in _TILES for along_m in range(1, blocks + 1))
+        copy_b, depth, width = transpose_b or m > 2 * R, min(K, _DEPTH), V * lanes
+        kernel = _panel_kernel(R, V, lanes)
+        space = min(m, _ROWS) * depth, _share(min(n, _COLUMNS), width, 1) * depth if copy_b else 0
+        options = (copy_b, transpose_a, transpose_b)
+    across = math.ceil(M / max(m, 1)), math.ceil(N / max(n, 1))
+    parts = batch * math.prod(across)
     return Plan(
-        g.y_shape,
-        multiply,
-        batch * math.prod(blocks),
-        (M, N, K, of_a, of_b, *blocks, m, n, *steps),
-        pack,
-        (*_ranges(K, lanes), M, N, K, int(of_a[-1]), int(of_b[-1]) if pack_b else 0, transpose_a, transpose_b),
-        int(of_a[-1]) * rows * K * R,
-        int(of_b[-1]) * columns * K * width if pack_b else 0,
+        g.y_shape, kernel.here if little else kernel, parts, space, (M, N, K, of_a, of_b, *across, m, n, *options)
     )
 
 
-def _ranges(K: int, lanes: int) -> tuple[int, int]:
-    """Parts of the copying, and the steps of K in each: whatever the sizes of a and b, they take the same time."""
-    each = max(math.ceil(K / 16 / lanes), 1) * lanes
-    return math.ceil(K / each), each
+def _share(size: int, unit: int, shares: int) -> int:
+    """A share of ``size``, as a whole number of units, the last of which may be beyond the end."""
+    return math.ceil(size / unit / shares) * unit
 
 
 def _matrices(batch: tuple[int, ...], own: tuple[int, ...]) -> np.ndarray:
-    """For each product of the batch the number of its matrix among those of one factor; last, how many it has."""
-    count = math.prod(own)
-    return np.append(np.broadcast_to(np.arange(count).reshape(own), batch).reshape(-1), count)
+    """For each product of the batch the number of its matrix among those of one factor."""
+    return np.array(np.broadcast_to(np.arange(math.prod(own)).reshape(own), batch).reshape(-1))
 
 
 # ---- kernels
 
 
 @cache
-def _dot_kernel(R: int, V: int) -> Any:
+def _dot_kernel(R: int, V: int, lanes: int) -> Any:
     @in_parts
-    def dots(part, slot, a, b, bias, y, relu, M, N, K, pitch, of_a, of_b, blocks_m, blocks_n, m, n):
+    def dots(part, slot, a, b, bias, y, copies_a, copies_b, space_a, space_b, relu, M, N, K, of_a, of_b, blocks_m,
+             blocks_n, m, n, pitch, transpose_b):  # fmt: skip
         """A block of y."""
         product, block_m, block_n = part // (blocks_m * blocks_n), part // blocks_n % blocks_m, part % blocks_n
-        for row in range(block_m * m * R, min((block_m + 1) * m * R, M), R):
-            for column in range(block_n * n * V, min((block_n + 1) * n * V, N), V):
-                bias_at = column if bias.size else -1
-                _dots(a, (of_a[product] * M + row) * K, M - row, b, (of_b[product] * N + column) * pitch, pitch,
-                      N - column, K, y, (product * M + row) * N + column, N, bias, bias_at, relu, R, V)  # fmt: skip
+        b_at, copy_at = of_b[product] * N * K, slot * space_b
+        if not transpose_b:
+            for k in range(0, K, lanes):
+                pack_columns(b, b_at + k * N, N, K - k, N, copies_b, copy_at + k, pitch, lanes)
+        for row in range(block_m * m, min((block_m + 1) * m, M), R):
+            a_at = (of_a[product] * M + row) * K
+            for column in range(block_n * n, min((block_n + 1) * n, N), V):
+                y_at, bias_at = (product * M + row) * N + column, column if bias.size else -1
+                if transpose_b:
+                    _dots(a, a_at, M - row, b, b_at + column * K, K, N - column, K, y, y_at, N, bias, bias_at, relu,
+                          R, V)  # fmt: skip
+                else:
+                    _dots(a, a_at, M - row, copies_b, copy_at + column * pitch, pitch, N - column, K, y, y_at, N, bias,
+                          bias_at, relu, R, V)  # fmt: skip
 
     return dots
 
 
 @cache
-def _transpose_kernel(lanes: int) -> Any:
-    @in_parts
-    def transpose(part, slot, a, b, copies_a, copies_b, each, N, K, pitch, count):
-        """The steps ``part each`` to ``(part + 1) each`` of the matrices b, as rows ``pitch`` apart."""
-        for matrix in range(count):
-            for k in range(part * each, min((part + 1) * each, K), lanes):
-                to = matrix * N * pitch + k
-                pack_columns(b, (matrix * K + k) * N, N, K - k, N, copies_b, to, pitch, lanes)
-
-    return transpose
-
-
-@cache
-def _pack_kernel(R: int, width: int) -> Any:
-    @in_parts
-    def pack(part, slot, a, b, panels_a, panels_b, each, M, N, K, count_a, count_b, transpose_a, transpose_b):
-        """The steps ``part each`` to ``(part + 1) each`` of all panels."""
-        k = part * each
-        steps = min(each, K - k)
-        rows, columns = (M + R - 1) // R, (N + width - 1) // width
-        for panel in range(count_a * rows):
-            start, i, to = panel // rows * M * K, panel % rows * R, (panel * K + k) * R
-            if transpose_a:
-                pack_rows(a, start + k * M + i, M, M - i, steps, panels_a, to, R)
-            else:
-                pack_columns(a, start + i * K + k, K, M - i, steps, panels_a, to, R, R)
-        for panel in range(count_b * columns):
-            start, i, to = panel // columns * N * K, panel % columns * width, (panel * K + k) * width
-            if transpose_b:
-                pack_columns(b, start + i * K + k, K, N - i, steps, panels_b, to, width, width)
-            else:
-                pack_rows(b, start + k * N + i, N, N - i, steps, panels_b, to, width)
-
-    return pack
-
-
-@cache
 def _panel_kernel(R: int, V: int, lanes: int) -> Any:
     width = V * lanes
+    most = _ROWS // R * R
+
+    @serial
+    def block(a, a_at, b, b_at, pitch, steps, y, y_at, N, rows, columns, bias, bias_at, k, relu):
+        """The tile for so many columns."""
+        if columns >= width:
+            _tile(a, a_at, b, b_at, pitch, steps, y, y_at, N, rows, columns, bias, bias_at, k, relu, R, V, True)
+        elif columns <= lanes:
+            _tile(a, a_at, b, b_at, pitch, steps, y, y_at, N, rows, columns, bias, bias_at, k, relu, R, 1, False)
+        else:
+            _tile(a, a_at, b, b_at, pitch, steps, y, y_at, N, rows, columns, bias, bias_at, k, relu, R, V, False)
 
     @in_parts
-    def multiply(part, slot, a, b, bias, y, relu, M, N, K, of_a, of_b, blocks_m, blocks_n, m, n, pitch, panel, matrix):
-        """A block of y."""
-        rows, columns = (M + R - 1) // R, (N + width - 1) // width
+    def panels(part, slot, a, b, bias, y, copies_a, copies_b, space_a, space_b, relu, M, N, K, of_a, of_b, blocks_m,
+               blocks_n, m, n, copy_b, transpose_a, transpose_b):  # fmt: skip
+        """A block of y, by blocks of b, and of a."""
         product, block_m, block_n = part // (blocks_m * blocks_n), part // blocks_n % blocks_m, part % blocks_n
-        for k in range(0, max(K, 1), _DEPTH):
-            steps, last = min(_DEPTH, K - k), relu if k + _DEPTH >= K else 0
-            for column in range(block_n * n, min((block_n + 1) * n, columns)):
-                b_at = of_b[product] * matrix + column * panel + k * pitch
-                left = N - column * width
-                bias_at = column * width if bias.size and k == 0 else -1
-                for row in range(block_m * m, min((block_m + 1) * m, rows)):
-                    a_at = ((of_a[product] * rows + row) * K + k) * R
-                    y_at = (product * M + row * R) * N + column * width
-                    if left >= width:
-                        _tile(a, a_at, b, b_at, pitch, steps, y, y_at, N, M - row * R, left, bias, bias_at, k, last,
-                              R, V, True)  # fmt: skip
-                    elif left <= lanes:
-                        _tile(a, a_at, b, b_at, pitch, steps, y, y_at, N, M - row * R, left, bias, bias_at, k, last,
-                              R, 1, False)  # fmt: skip
+        first_row, end_row = block_m * m, min((block_m + 1) * m, M)
+        end_column = min((block_n + 1) * n, N)
+        a_at, b_at = of_a[product] * M * K, of_b[product] * N * K
+        for first in range(block_n * n, end_column, _COLUMNS):
+            end = min(first + _COLUMNS, end_column)
+            for k in range(0, max(K, 1), _DEPTH):
+                steps, last = min(_DEPTH, K - k), relu if k + _DEPTH >= K else 0
+                for column in range(first, end if copy_b else first, width):
+                    to = slot * space_b + (column - first) * steps
+                    if transpose_b:
+                        pack_columns(b, b_at + column * K + k, K, N - column, steps, copies_b, to, width, width)
                     else:
-                        _tile(a, a_at, b, b_at, pitch, steps, y, y_at, N, M - row * R, left, bias, bias_at, k, last,
-                              R, V, False)  # fmt: skip
+                        pack_rows(b, b_at + k * N + column, N, N - column, steps, copies_b, to, width)
+                for top in range(first_row, end_row, most):
+                    bottom = min(top + most, end_row)
+                    for row in range(top, bottom, R):
+                        to = slot * space_a + (row - top) * steps
+                        if transpose_a:
+                            pack_rows(a, a_at + k * M + row, M, M - row, steps, copies_a, to, R)
+                        else:
+                            pack_columns(a, a_at + row * K + k, K, M - row, steps, copies_a, to, R, R)
+                    for column in range(first, end, width):
+                        bias_at = column if bias.size and k == 0 else -1
+                        for row in range(top, bottom, R):
+                            from_a = slot * space_a + (row - top) * steps
+                            y_at = (product * M + row) * N + column
+                            if copy_b:
+                                from_b = slot * space_b + (column - first) * steps
+                                block(copies_a, from_a, copies_b, from_b, width, steps, y, y_at, N, M - row,
+                                       end - column, bias, bias_at, k, last)  # fmt: skip
+                            else:
+                                block(copies_a, from_a, b, b_at + k * N + column, N, steps, y, y_at, N, M - row,
+                                       end - column, bias, bias_at, k, last)  # fmt: skip
 
-    return multiply
+    return panels
+
+
+#: Elements of a gradient that one thread has done before another would have begun, and the columns of a part.
+_LITTLE, _STRIP = 1 << 16, 64
 
 
 @cache
 def _slope_kernel(activation: str) -> Any:
     @in_parts
-    def slope(part, slot, grad, y, h, sums, M, N, width):
-        """Columns ``part width`` to ``(part + 1) width``."""
-        _slope(grad, y, h, sums, M, N, part * width, min((part + 1) * width, N), activation)
+    def slope(part, slot, grad, y, h, sums, M, N):
+        """_STRIP columns."""
+        _slope(grad, y, h, sums, M, N, part * _STRIP, min((part + 1) * _STRIP, N), activation)
 
     return slope
 
@@ -358,17 +333,18 @@ def _product(
     a: np.ndarray, b: np.ndarray, bias: np.ndarray | None, transposes: tuple[bool, bool], relu: bool,
     out: np.ndarray | None,
 ) -> np.ndarray:  # fmt: skip
-    plan = _plan(a.shape, b.shape, *transposes, a.itemsize)
+    plan = _plan(a.shape, b.shape, transposes, a.itemsize, get_num_threads())
     y = np.empty(plan.y_shape, a.dtype) if out is None else out
     if y.size:
-        flat_a, flat_b = a.reshape(-1), b.reshape(-1)
-        if plan.pack:
-            copies_a = workspace("gemm a", plan.copies_a, a.dtype)
-            copies_b = workspace("gemm b", plan.copies_b, a.dtype)
-            plan.pack(plan.packing[0], flat_a, flat_b, copies_a, copies_b, *plan.packing[1:])
-            flat_a, flat_b = copies_a if plan.copies_a else flat_a, copies_b if plan.copies_b else flat_b
-        bias = flat_a[:0] if bias is None else bias
-        plan.kernel(plan.parts, flat_a, flat_b, bias, y.reshape(-1), int(relu), *plan.arguments)
+        slots = thread_slots() if plan.parts > 1 else 1
+        copies_a, copies_b = (
+            workspace(name, slots * space, a.dtype)
+            for name, space in zip(("gemm a", "gemm b"), plan.space, strict=True)
+        )
+        plan.kernel(
+            plan.parts, a.reshape(-1), b.reshape(-1), copies_a[:0] if bias is None else bias, y.reshape(-1), copies_a,
+            copies_b, *plan.space, int(relu), *plan.arguments,
+        )  # fmt: skip
     return y
 
 
@@ -403,7 +379,7 @@ def linear_backward(
         kernel = _slope_kernel(activation or "")
         kernel = kernel if grad.size >= _LITTLE else kernel.here
         saved = (grad if y is None else y).reshape(-1)
-        kernel(math.ceil(N / _COLUMNS), grad.reshape(-1), saved, h.reshape(-1), sums, M, N, _COLUMNS)
+        kernel(math.ceil(N / _STRIP), grad.reshape(-1), saved, h.reshape(-1), sums, M, N)
     return (
         _product(h, b, None, (False, False), False, None) if wanted[0] else None,
         _product(h, a, None, (True, False), False, None) if wanted[1] else None,
