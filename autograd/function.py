@@ -158,11 +158,12 @@ class _Saved:
 
 
 def _save(thing: Any, results: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> _Saved:
-    array = thing.array if isinstance(thing, Tensor) else thing
+    is_tensor = isinstance(thing, Tensor)
+    array = thing.array if is_tensor else thing
     for index, output in enumerate(outputs):
         if output.array is array or results[index] is thing:
             return _Saved(None, output.array, index if output._node is not None else -1, output._version)
-    if isinstance(thing, Tensor):
+    if is_tensor:
         # A later in-place operation may tie the caller's tensor to another node: keep one of our own.
         return _Saved(thing if thing._node is None else thing._same(), array, -1, thing._version)
     if not is_array(array):

@@ -362,9 +362,10 @@ def run_backward(
 
 def _call_backward(node: Node, edges: tuple[Any, ...], arriving: list[Tensor | None]) -> list[Tensor | None]:
     """The gradients of the node's tensor arguments, checked, in the order of its edges."""
-    filled = [_zeros(*node._outputs[i]) if g is None else g for i, g in enumerate(arriving)]
+    if None in arriving:
+        arriving = [_zeros(*node._outputs[i]) if g is None else g for i, g in enumerate(arriving)]
     try:
-        results = node.function.backward(node, *filled)
+        results = node.function.backward(node, *arriving)
     except RawgradError as error:
         if node._origin and not error.layer:
             error.layer = node._origin[0]
@@ -379,7 +380,7 @@ def _call_backward(node: Node, edges: tuple[Any, ...], arriving: list[Tensor | N
                 f"forward; it returned {len(results)}"
             )
         results = results[: len(needs)]
-    wanted = [result for result, needed in zip(results, needs, strict=True) if needed]
+    wanted = itertools.compress(results, needs)
     return [
         None if gradient is None else _checked(node, number, edge, gradient)
         for number, (edge, gradient) in enumerate(zip(edges, wanted, strict=True))

@@ -232,6 +232,12 @@ def backend_of(device: str) -> str | None:
     return current_choice().for_device(device) or next((name for name in able if not BACKENDS[name].problem()), None)
 
 
+def _signature(function: str, arrays: tuple[Any, ...], options: tuple[Any, ...]) -> Any:
+    """What the checks of a call look at, and the active choice."""
+    kinds = [None if array is None else (type(array), array.dtype, array.shape) for array in arrays]
+    return function, current_choice(), options, *kinds
+
+
 #: Of how many signatures an operation remembers that they passed: shapes may change with every call.
 _SIGNATURES = 4096
 
@@ -269,26 +275,21 @@ class Operation:
     # Checks look at types, dtypes, shapes and options alone.  Where they take as long as a small kernel does, what
     # has passed them once is remembered by these.
 
-    def signature(self, function: str, arrays: tuple[Any, ...], *options: Any) -> Any:
-        """What the checks of a call look at, the active choice with it; None for what can be no call."""
+    def passed(self, function: str, arrays: tuple[Any, ...], *options: Any) -> Callable[..., Any] | None:
+        """The kernel for a call with such arrays (or None) and these options, if one like it has passed the checks."""
         try:
-            kinds = [None if array is None else (type(array), array.dtype, array.shape) for array in arrays]
-            key = function, current_choice(), *kinds, *options
-            hash(key)
+            return self._passed.get(_signature(function, arrays, options))
         except (AttributeError, TypeError):  # no array, or no option: the checks will say so
             return None
-        return key
 
-    def passed(self, signature: Any) -> Callable[..., Any] | None:
-        """The kernel for a call of this signature, if one like it has passed the checks."""
-        return self._passed.get(signature)
-
-    def passes(self, signature: Any, device: str, version: str | None = None) -> Callable[..., Any]:
-        """Remember that calls of this signature pass the checks, and give the kernel."""
-        kernel = self._kernel(signature[0], device, version)
+    def passes(
+        self, function: str, arrays: tuple[Any, ...], *options: Any, device: str, version: str | None = None
+    ) -> Callable[..., Any]:
+        """Remember that calls of this kind pass the checks, and give the kernel."""
+        kernel = self._kernel(function, device, version)
         if len(self._passed) >= _SIGNATURES:
             self._passed.clear()
-        self._passed[signature] = kernel
+        self._passed[_signature(function, arrays, options)] = kernel
         return kernel
 
     def module(self, name: str) -> Any:

@@ -113,10 +113,9 @@ def gemm(
         ShapeError, DtypeError, DeviceError, ArgumentError, BackendError.
     """
     transpose_a, transpose_b = bool(transpose_a), bool(transpose_b)
-    signature = _operation.signature("gemm", (a, b, bias), transpose_a, transpose_b, activation, version)
-    arguments = a, b, bias, transpose_a, transpose_b, activation, out
-    if out is None and (kernel := _operation.passed(signature)) is not None:
-        return kernel(*arguments)
+    arrays, options = (a, b, bias), (transpose_a, transpose_b, activation, version)
+    if out is None and (kernel := _operation.passed("gemm", arrays, *options)) is not None:
+        return kernel(a, b, bias, transpose_a, transpose_b, activation, None)
     device = common_device("gemm", a=a, b=b, bias=bias)
     dtype = common_float("gemm", a=a, b=b, bias=bias)
     g = geometry(a.shape, b.shape, transpose_a, transpose_b)
@@ -124,7 +123,8 @@ def gemm(
         check_shape("gemm", "bias", bias, (g.N,), "N")
     _check_activation("gemm", activation, ACTIVATIONS)
     check_out("gemm", out, g.y_shape, dtype, device, a, b, bias)
-    return _operation.passes(signature, device, version)(*arguments)
+    kernel = _operation.passes("gemm", arrays, *options, device=device, version=version)
+    return kernel(a, b, bias, transpose_a, transpose_b, activation, out)
 
 
 def linear_backward(
@@ -156,10 +156,9 @@ def linear_backward(
     """
     y = None if activation is None else y
     wanted = tuple(map(bool, wanted))  # type: ignore[assignment]
-    signature = _operation.signature("linear_backward", (grad, a, b, y), activation, wanted)
-    arguments = grad, a, b, y, activation, wanted
-    if (kernel := _operation.passed(signature)) is not None:
-        return kernel(*arguments)
+    arrays = grad, a, b, y
+    if (kernel := _operation.passed("linear_backward", arrays, activation, wanted)) is not None:
+        return kernel(*arrays, activation, wanted)
     _check_activation("linear_backward", activation, BY_OUTPUT)
     if activation is not None and y is None:
         raise ArgumentError(f"linear_backward: activation={activation!r} needs the result y; got None")
@@ -173,7 +172,8 @@ def linear_backward(
     for name, array in (("grad", grad), ("y", y)):
         if array is not None:
             check_shape("linear_backward", name, array, (a.shape[0], b.shape[0]), "M N")
-    return _operation.passes(signature, device)(*arguments)
+    kernel = _operation.passes("linear_backward", arrays, activation, wanted, device=device)
+    return kernel(*arrays, activation, wanted)
 
 
 def _check_activation(function: str, activation: Any, known: tuple[str, ...]) -> None:

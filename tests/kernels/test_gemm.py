@@ -489,5 +489,5 @@ def test_signatures_are_forgotten_in_time(monkeypatch):
     monkeypatch.setattr("rawgrad.kernels._dispatch._SIGNATURES", 3)
     operation = Operation("rawgrad.kernels.gemm")
     for n in range(10):
-        operation.passes(operation.signature("gemm", (random((n, n)),)), "cpu")
+        operation.passes("gemm", (random((n, n)),), device="cpu")
         assert len(operation._passed) <= 3
