@@ -81,6 +81,8 @@ def conv2d(
     padding: Padding = 0,
     dilation: int | tuple[int, int] = 1,
     groups: int = 1,
+    *,
+    activation: str | None = None,
 ) -> Tensor:
     """Two-dimensional convolution; see :mod:`rawgrad.kernels.conv2d` for the equations.
 
@@ -90,13 +92,14 @@ def conv2d(
         bias: (K) or None.
         stride, padding, dilation: one integer or (vertical, horizontal); each of the padding's may be a
             pair (before, after).
+        activation: None or the name of an activation that follows; "relu" in the same kernel.
 
     Returns:
         (N, K, P, Q).
     """
     _tensors("conv2d", input=input, weight=weight, bias=bias)
-    stride, padding, dilation = (_hashable(v) for v in (stride, padding, dilation))
-    return _conv2d.Conv2d.apply(input, weight, bias, stride, padding, dilation, groups)
+    options = *(_hashable(v) for v in (stride, padding, dilation)), groups
+    return _conv2d.conv2d(input, weight, bias, options, activation)
 
 
 def conv2d_relu_pool(

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from ._simd import Pointer, Stage, Value, simd, vector_registers
+from ._simd import Number, Pointer, Stage, Value, simd, vector_registers
 
 
 class Tile:
@@ -82,8 +82,18 @@ def pack_columns(
     panel_pitch: Value, width: int,
 ) -> None:  # fmt: skip
     """The panel of a[i, j], i < rows and j < steps, whose rows are ``pitch`` apart: panel[j, i], zero from rows on."""
-    lanes = s.lanes(a)
-    a, panel = a + at, panel + to
+    a, lanes = a + at, s.lanes(a)
+    panel_of_columns(
+        s, lambda i, j, here: a.load(pitch * i + j, lanes, here), rows, steps, panel + to, panel_pitch, width
+    )
+
+
+def panel_of_columns(
+    s: Stage, load: Callable[[int, Value, Value | None], Value], rows: Value, steps: Value, panel: Pointer,
+    pitch: Number, width: int,
+) -> None:  # fmt: skip
+    """The same of what ``load(i, j, mask)`` gives: row i from element j on, zeros where a mask does not hold."""
+    lanes = s.lanes(panel)
     for start in range(0, width, lanes):
         used = min(lanes, width - start)
         full = None if used == lanes else s.first(used, lanes)
@@ -91,17 +101,17 @@ def pack_columns(
         with s.when(rows >= start + used):
             unchecked.value = steps - steps % lanes
         with s.range(0, unchecked.value, lanes) as j:
-            vectors = [a.load(pitch * (start + i) + j, lanes) if i < used else s.zero(a, lanes) for i in range(lanes)]
+            vectors = [load(start + i, j, None) if i < used else s.zero(panel, lanes) for i in range(lanes)]
             for i, column in enumerate(transpose(vectors)):
-                panel.store((j + i) * panel_pitch + start, column, full)
+                panel.store((j + i) * pitch + start, column, full)
         with s.range(unchecked.value, steps, lanes) as j:
             here, vectors = s.first(steps - j, lanes), []
             for i in range(lanes):
                 exists = s.splat(rows > start + i, lanes) & here
-                vectors.append(a.load(pitch * (start + i) + j, lanes, exists) if i < used else s.zero(a, lanes))
+                vectors.append(load(start + i, j, exists) if i < used else s.zero(panel, lanes))
             for i, column in enumerate(transpose(vectors)):
                 with s.when(j + i < steps):
-                    panel.store((j + i) * panel_pitch + start, column, full)
+                    panel.store((j + i) * pitch + start, column, full)
 
 
 @simd

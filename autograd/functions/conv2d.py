@@ -18,6 +18,7 @@ from typing import Any
 
 from ...kernels.activation import activation_backward
 from ...kernels.conv2d import (
+    ACTIVATIONS,
     Geometry,
     conv2d_backward_bias,
     conv2d_backward_input,
@@ -32,7 +33,7 @@ from ..function import Function, differentiate_again
 from ..graph import is_grad_enabled
 from ..tensor import Tensor
 from ._operands import raw
-from .activation import activation
+from .activation import activation as unfused_activation
 from .max_pool2d import MaxPool2d
 
 
@@ -45,7 +46,7 @@ class Conv2d(Function):
         y = conv2d_forward(
             x.array,
             weight.array,
-            None if bias is None else bias.array,
+            raw(bias),
             stride=stride,
             padding=padding,
             dilation=dilation,
@@ -124,6 +125,44 @@ class Conv2dBackwardWeight(Function):
         )
 
 
+class Conv2dRelu(Function):
+    """y = relu(conv(x, w) + b); its gradient passes where y > 0, then as conv's"""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Any:
+        stride, padding, dilation, groups = options
+        y = conv2d_forward(
+            x.array,
+            weight.array,
+            raw(bias),
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            groups=groups,
+            activation="relu",
+        )
+        ctx.geometry, ctx.options = geometry(x.shape, weight.shape, *options), options
+        ctx.save_for_backward(x, weight, bias, y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, weight, bias, y = ctx.saved_tensors
+        g, options, wanted, none = ctx.geometry, ctx.options, ctx.needs_input_grad, (None,) * 4
+        if is_grad_enabled():
+            return *differentiate_again(lambda x, w, b: _then_relu(x, w, b, options), (x, weight, bias), grad), *none
+        return (
+            Tensor(conv2d_backward_input(grad.array, weight.array, g, y=y.array)) if wanted[0] else None,
+            Tensor(conv2d_backward_weight(x.array, grad.array, g, y=y.array)) if wanted[1] else None,
+            Tensor(conv2d_backward_bias(grad.array, y=y.array)) if wanted[2] else None,
+            *none,
+        )
+
+
+def _then_relu(x: Tensor, weight: Tensor, bias: Tensor | None, options: tuple[Any, ...]) -> Tensor:
+    return unfused_activation(Conv2d.apply(x, weight, bias, *options), "relu")
+
+
 class Conv2dReluPool(Function):
     """max_pool2d(relu(conv(x, w) + b)): where y > 0 its gradient goes to the element at the code, then as conv's"""
 
@@ -156,4 +195,14 @@ class Conv2dReluPool(Function):
 
 
 def _unfused(x: Tensor, weight: Tensor, bias: Tensor | None, options: tuple[Any, ...], pool: tuple[Any, ...]) -> Tensor:
-    return MaxPool2d.apply(activation(Conv2d.apply(x, weight, bias, *options), "relu"), *pool)
+    return MaxPool2d.apply(_then_relu(x, weight, bias, options), *pool)
+
+
+def conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None, options: tuple[Any, ...], activation: str | None = None
+) -> Tensor:
+    """See :func:`rawgrad.functional.conv2d`."""
+    if activation in ACTIVATIONS:
+        return Conv2dRelu.apply(x, weight, bias, *options)
+    y: Tensor = Conv2d.apply(x, weight, bias, *options)
+    return y if activation is None else unfused_activation(y, activation)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import groupby
+from itertools import groupby, takewhile
 from typing import Any, Self, overload
 
 from ...autograd import functional as F
@@ -24,48 +24,48 @@ _ACTIVATIONS: dict[type, str] = {ReLU: "relu", Sigmoid: "sigmoid", Tanh: "tanh"}
 
 def _fusion(layers: list[Module]) -> tuple[Callable[[Any], Any], int, int] | None:
     """One call for the first of ``layers``, of how many, and which one an error concerns; None for no such call."""
-    if type(layers[0]) is ZeroPad2d and len(layers) > 1 and type(layers[1]) is Conv2d:
-        return _padded(*layers[:2]) if all(map(_is_plain, layers[:2])) else None
-    kinds = [type(layer) for layer in layers[:3]]
-    if kinds[0] is Linear and len(kinds) > 1 and kinds[1] in _ACTIVATIONS:
-        linear, kind = layers[0], _ACTIVATIONS[kinds[1]]
-        count, call = 2, lambda x: F.linear(x, linear.weight, linear.bias, activation=kind)
-    elif kinds == [Conv2d, ReLU, MaxPool2d]:
-        conv, pool = layers[0], layers[2]
-        count, call = (
-            3,
-            lambda x: F.conv2d_relu_pool(
-                x,
-                conv.weight,
-                conv.bias,
-                conv.stride,
-                conv.padding,
-                conv.dilation,
-                conv.groups,
-                kernel_size=pool.kernel_size,
-                pool_stride=pool.stride,
-                pool_padding=pool.padding,
-                pool_dilation=pool.dilation,
-                ceil_mode=pool.ceil_mode,
-            ),
-        )
-    else:
+    kind = type(layers[0])
+    if kind is Conv2d or kind is ZeroPad2d:
+        return _convolution(list(takewhile(_is_plain, layers)))
+    activation = _ACTIVATIONS.get(type(layers[1])) if kind is Linear and len(layers) > 1 else None
+    if activation is None or not all(map(_is_plain, layers[:2])):
         return None
-    return (call, count, 0) if all(map(_is_plain, layers[:count])) else None
+    linear: Any = layers[0]
+    return lambda x: F.linear(x, linear.weight, linear.bias, activation=activation), 2, 0
+
+
+def _convolution(layers: list[Any]) -> tuple[Callable[[Any], Any], int, int] | None:
+    """A convolution with the zeros in front of it, and the ReLU and pooling behind it, that are there."""
+    kinds = [type(layer) for layer in layers]
+    first = int(kinds[:1] == [ZeroPad2d])
+    if kinds[first : first + 1] != [Conv2d]:
+        return None
+    conv = layers[first]
+    padding = conv.padding
+    if first:
+        left, right, top, bottom = layers[0].padding
+        vertical, horizontal = pair("Conv2d", "padding", conv.padding, 0)
+        padding = (top + vertical, bottom + vertical), (left + horizontal, right + horizontal)
+    options = conv.weight, conv.bias, conv.stride, padding, conv.dilation, conv.groups
+    if kinds[first + 1 : first + 3] == [ReLU, MaxPool2d]:
+        pool = layers[first + 2]
+        window = {
+            "kernel_size": pool.kernel_size,
+            "pool_stride": pool.stride,
+            "pool_padding": pool.padding,
+            "pool_dilation": pool.dilation,
+            "ceil_mode": pool.ceil_mode,
+        }
+        return lambda x: F.conv2d_relu_pool(x, *options, **window), first + 3, first
+    if kinds[first + 1 : first + 2] == [ReLU]:
+        return lambda x: F.conv2d(x, *options, activation="relu"), first + 2, first
+    return (lambda x: F.conv2d(x, *options), 2, 1) if first else None
 
 
 def _is_plain(layer: Module) -> bool:
     """Whether nobody watches ``layer`` and its forward is its class's."""
     watched = layer._hooks or layer._pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
     return not watched and "forward" not in layer.__dict__
-
-
-def _padded(zeros: Any, conv: Any) -> tuple[Callable[[Any], Any], int, int]:
-    """A convolution that pads by itself."""
-    left, right, top, bottom = zeros.padding
-    vertical, horizontal = pair("Conv2d", "padding", conv.padding, 0)
-    padding = (top + vertical, bottom + vertical), (left + horizontal, right + horizontal)
-    return lambda x: F.conv2d(x, conv.weight, conv.bias, conv.stride, padding, conv.dilation, conv.groups), 2, 1
 
 
 class _Indexed(Module):
@@ -133,9 +133,9 @@ class Sequential(_Indexed):
 
     Slices are Sequentials that share the layers, under the names they have here.
 
-    A ``Linear`` and the activation after it run as one call of ``F.linear``, ``ZeroPad2d`` and ``Conv2d``
-    as one of ``F.conv2d``, and ``Conv2d``, ``ReLU``, ``MaxPool2d`` as one of ``F.conv2d_relu_pool``,
-    unless one of them has hooks, or in anomaly mode.
+    A ``Linear`` and the activation after it run as one call of ``F.linear``; a ``Conv2d`` with a ``ZeroPad2d``
+    before it and a ``ReLU`` after it as one of ``F.conv2d``, and with a ``MaxPool2d`` after these as one of
+    ``F.conv2d_relu_pool``.  None of them may have hooks, and in anomaly mode each runs by itself.
 
     Attributes:
         fuse: whether they may; settable on an instance or on the class.
@@ -167,7 +167,7 @@ class Sequential(_Indexed):
         index = blamed = 0
         try:
             while index < len(layers):
-                fused = _fusion([layer for _, layer in layers[index : index + 3]]) if fuse else None
+                fused = _fusion([layer for _, layer in layers[index : index + 4]]) if fuse else None
                 call, count, blamed = fused or (layers[index][1], 1, 0)
                 input = call(input)
                 index += count

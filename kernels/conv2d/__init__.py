@@ -25,7 +25,12 @@ Backward, with g = dL/dy::
 All three passes are linear in each argument and each is a derivative of the others, so the set is
 closed under differentiation.
 
-Fused, for the usual block of a convolutional network, with its backward pass made of these and max_pool2d's::
+Fused with the ReLU that usually follows, ``activation="relu"``: y becomes max(y, 0), and a backward pass that is given
+this y takes for g the gradient in front of the ReLU::
+
+    g[n,k,p,q] = 0 where y[n,k,p,q] <= 0, else dL/dy[n,k,p,q]
+
+and with pooling too, its backward pass made of these and max_pool2d's::
 
     conv2d_relu_pool = max_pool2d(max(y, 0))
 
@@ -46,6 +51,8 @@ from ..max_pool2d import Geometry as PoolGeometry
 
 _operation = Operation(__name__)
 
+#: Kinds of :mod:`..activation` that may follow the convolution.
+ACTIVATIONS = ("relu",)
 
 Padding = int | tuple[int | tuple[int, int], int | tuple[int, int]]
 
@@ -170,10 +177,11 @@ def conv2d_forward(
     padding: Padding = 0,
     dilation: int | tuple[int, int] = 1,
     groups: int = 1,
+    activation: str | None = None,
     out: Any = None,
     version: str | None = None,
 ) -> Any:
-    """The convolution of ``x`` with ``weight``, plus ``bias``.
+    """The convolution of ``x`` with ``weight``, plus ``bias``, through ``activation``.
 
     Args:
         x: (N, C, H, W), float32 or float64, any strides.
@@ -181,6 +189,7 @@ def conv2d_forward(
         bias: (K,) or None.
         stride, padding, dilation: in elements; one integer or (vertical, horizontal); each of the
             padding's may be a pair (before, after).
+        activation: "relu" or None.
         out: array of the result's shape and dtype to write into.
         version: the version of the kernel to run, by name.
 
@@ -197,8 +206,10 @@ def conv2d_forward(
     g = geometry(x.shape, weight.shape, stride, padding, dilation, groups)
     if bias is not None:
         check_shape("conv2d", "bias", bias, (g.K,), "K")
+    if activation is not None and activation not in ACTIVATIONS:
+        raise ArgumentError(f"conv2d: activation must be {' or '.join(ACTIVATIONS)} or None; got {activation!r}")
     check_out("conv2d", out, g.y_shape, dtype, device, x, weight, bias)
-    return _operation.run("conv2d_forward", device, x, weight, bias, g, out, version=version)
+    return _operation.run("conv2d_forward", device, x, weight, bias, g, activation, out, version=version)
 
 
 def conv2d_relu_pool_forward(
@@ -226,40 +237,55 @@ def conv2d_relu_pool_forward(
     return _operation.run("conv2d_relu_pool_forward", device, x, weight, bias, g, p, version=version)
 
 
-def conv2d_backward_input(grad: Any, weight: Any, g: Geometry, *, out: Any = None, version: str | None = None) -> Any:
+def conv2d_backward_input(
+    grad: Any, weight: Any, g: Geometry, *, y: Any = None, out: Any = None, version: str | None = None
+) -> Any:
     """dL/dx of shape (N, C, H, W) from ``grad`` = dL/dy (N, K, P, Q) and ``weight`` (K, C/G, R, S).
 
     Args:
         g: the :func:`geometry` of the forward pass.
+        y: what the forward pass returned, if with ``activation="relu"``.
         out, version: as in :func:`conv2d_forward`.
     """
-    device = common_device("conv2d_backward_input", grad=grad, weight=weight)
-    dtype = common_float("conv2d_backward_input", grad=grad, weight=weight)
-    check_shape("conv2d_backward_input", "grad", grad, g.y_shape, "N K P Q")
+    device = common_device("conv2d_backward_input", grad=grad, weight=weight, y=y)
+    dtype = common_float("conv2d_backward_input", grad=grad, weight=weight, y=y)
+    _check_gradient("conv2d_backward_input", grad, y, g.y_shape)
     check_shape("conv2d_backward_input", "weight", weight, g.weight_shape, "K C/groups R S")
-    check_out("conv2d_backward_input", out, g.x_shape, dtype, device, grad, weight)
-    return _operation.run("conv2d_backward_input", device, grad, weight, g, out, version=version)
+    check_out("conv2d_backward_input", out, g.x_shape, dtype, device, grad, weight, y)
+    return _operation.run("conv2d_backward_input", device, grad, weight, g, y, out, version=version)
 
 
-def conv2d_backward_weight(x: Any, grad: Any, g: Geometry, *, out: Any = None, version: str | None = None) -> Any:
+def conv2d_backward_weight(
+    x: Any, grad: Any, g: Geometry, *, y: Any = None, out: Any = None, version: str | None = None
+) -> Any:
     """dL/dw of shape (K, C/G, R, S) from ``x`` (N, C, H, W) and ``grad`` = dL/dy (N, K, P, Q).
 
     Args:
-        g: the :func:`geometry` of the forward pass.
-        out, version: as in :func:`conv2d_forward`.
+        g, y, out, version: as in :func:`conv2d_backward_input`.
     """
-    device = common_device("conv2d_backward_weight", x=x, grad=grad)
-    dtype = common_float("conv2d_backward_weight", x=x, grad=grad)
+    device = common_device("conv2d_backward_weight", x=x, grad=grad, y=y)
+    dtype = common_float("conv2d_backward_weight", x=x, grad=grad, y=y)
     check_shape("conv2d_backward_weight", "x", x, g.x_shape, "N C H W")
-    check_shape("conv2d_backward_weight", "grad", grad, g.y_shape, "N K P Q")
-    check_out("conv2d_backward_weight", out, g.weight_shape, dtype, device, x, grad)
-    return _operation.run("conv2d_backward_weight", device, x, grad, g, out, version=version)
+    _check_gradient("conv2d_backward_weight", grad, y, g.y_shape)
+    check_out("conv2d_backward_weight", out, g.weight_shape, dtype, device, x, grad, y)
+    return _operation.run("conv2d_backward_weight", device, x, grad, g, y, out, version=version)
 
 
-def conv2d_backward_bias(grad: Any, *, out: Any = None, version: str | None = None) -> Any:
-    """dL/db of shape (K,) from ``grad`` = dL/dy (N, K, P, Q): its sum over N, P and Q."""
-    device = common_device("conv2d_backward_bias", grad=grad)
-    dtype = common_float("conv2d_backward_bias", grad=grad)
+def conv2d_backward_bias(grad: Any, *, y: Any = None, out: Any = None, version: str | None = None) -> Any:
+    """dL/db of shape (K,) from ``grad`` = dL/dy (N, K, P, Q): its sum over N, P and Q.
+
+    Args:
+        y, out, version: as in :func:`conv2d_backward_input`.
+    """
+    device = common_device("conv2d_backward_bias", grad=grad, y=y)
+    dtype = common_float("conv2d_backward_bias", grad=grad, y=y)
     check_rank("conv2d_backward_bias", "grad", grad, "N K P Q")
-    check_out("conv2d_backward_bias", out, (grad.shape[1],), dtype, device, grad)
-    return _operation.run("conv2d_backward_bias", device, grad, out, version=version)
+    _check_gradient("conv2d_backward_bias", grad, y, grad.shape)
+    check_out("conv2d_backward_bias", out, (grad.shape[1],), dtype, device, grad, y)
+    return _operation.run("conv2d_backward_bias", device, grad, y, out, version=version)
+
+
+def _check_gradient(operation: str, grad: Any, y: Any, shape: tuple[int, ...]) -> None:
+    check_shape(operation, "grad", grad, shape, "N K P Q")
+    if y is not None:
+        check_shape(operation, "y", y, shape, "N K P Q")

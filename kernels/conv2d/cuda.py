@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 from .._launch import FLOATS, Kernel, ceil_div, empty, result
-from ..activation.cuda import activation_forward
+from ..activation.cuda import activation_backward, activation_forward
 from ..max_pool2d import Geometry as PoolGeometry
 from ..max_pool2d.cuda import max_pool2d_forward
 from . import Geometry
@@ -106,17 +106,17 @@ def _correlation_tile(axes: list[_Axis], M: int, C: int) -> _Tile:
     return _Tile(P, Q, channels, max(1, depth), R, S)
 
 
-@lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=1024)
 def _forward_tile(g: Geometry) -> _Tile:
     return _correlation_tile(_forward_axes(g), g.K // g.G, g.C // g.G)
 
 
-@lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=1024)
 def _input_tile(g: Geometry) -> _Tile:
     return _correlation_tile(_input_axes(g), g.C // g.G, g.K // g.G)
 
 
-@lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=1024)
 def _weight_tile(g: Geometry) -> _Tile:
     """As many weights as there are threads, filters and channels about evenly; positions as fit."""
     axes, K, C = _forward_axes(g), max(1, g.K // g.G), max(1, g.C // g.G)
@@ -159,12 +159,31 @@ def _cols(taps: int) -> int:
 # ---- forward
 
 
+def _then_activation(version: Callable[..., Any]) -> Callable[..., Any]:
+    """``version`` of the forward pass with an activation behind it, in a launch of its own."""
+
+    @functools.wraps(version)
+    def forward(x: Any, weight: Any, bias: Any, g: Geometry, activation: str | None, out: Any) -> Any:
+        if activation is None:
+            return version(x, weight, bias, g, out)
+        return activation_forward(version(x, weight, bias, g, None), activation, (), out)
+
+    return forward
+
+
+def _before_relu(grad: Any, y: Any) -> Any:
+    """The gradient in front of the ReLU that gave ``y``, if there is one."""
+    return grad if y is None else activation_backward(grad, y, "relu", ())
+
+
+@_then_activation
 def _forward_plain(x: Any, weight: Any, bias: Any, g: Geometry, out: Any) -> Any:
     y = result(out, x, g.y_shape)
     _FORWARD_PLAIN[x.dtype](ceil_div(y.size, _THREADS), _THREADS, x, weight, bias, y, g)
     return y
 
 
+@_then_activation
 def _forward_smem(x: Any, weight: Any, bias: Any, g: Geometry, out: Any) -> Any:
     y = result(out, x, g.y_shape)
     t = _forward_tile(g)
@@ -173,6 +192,7 @@ def _forward_smem(x: Any, weight: Any, bias: Any, g: Geometry, out: Any) -> Any:
     return y
 
 
+@_then_activation
 def _forward_register(x: Any, weight: Any, bias: Any, g: Geometry, out: Any) -> Any:
     y = result(out, x, g.y_shape)
     K = g.K // g.G
@@ -182,16 +202,15 @@ def _forward_register(x: Any, weight: Any, bias: Any, g: Geometry, out: Any) -> 
     return y
 
 
-def conv2d_forward(x: Any, weight: Any, bias: Any, g: Geometry, out: Any) -> Any:
+def conv2d_forward(x: Any, weight: Any, bias: Any, g: Geometry, activation: str | None, out: Any) -> Any:
     """As the reference's; see the package's docstring."""
     version = _forward_register if _fills_rows(g.K, g.G) else _forward_smem
-    return version(x, weight, bias, g, out)
+    return version(x, weight, bias, g, activation, out)
 
 
 def conv2d_relu_pool_forward(x: Any, weight: Any, bias: Any, g: Geometry, p: PoolGeometry) -> tuple[Any, Any]:
     """As the reference's, in three launches."""
-    y = conv2d_forward(x, weight, bias, g, None)
-    return max_pool2d_forward(activation_forward(y, "relu", (), None), p, None)
+    return max_pool2d_forward(conv2d_forward(x, weight, bias, g, "relu", None), p, None)
 
 
 def _fills_rows(channels: int, groups: int) -> bool:
@@ -202,13 +221,15 @@ def _fills_rows(channels: int, groups: int) -> bool:
 # ---- gradient of the input
 
 
-def _input_plain(grad: Any, weight: Any, g: Geometry, out: Any) -> Any:
+def _input_plain(grad: Any, weight: Any, g: Geometry, y: Any, out: Any) -> Any:
+    grad = _before_relu(grad, y)
     dx = result(out, grad, g.x_shape)
     _INPUT_PLAIN[grad.dtype](ceil_div(dx.size, _THREADS), _THREADS, grad, weight, dx, g)
     return dx
 
 
-def _input_smem(grad: Any, weight: Any, g: Geometry, out: Any) -> Any:
+def _input_smem(grad: Any, weight: Any, g: Geometry, y: Any, out: Any) -> Any:
+    grad = _before_relu(grad, y)
     dx = result(out, grad, g.x_shape)
     t = _input_tile(g)
     down, across = _input_axes(g)
@@ -217,7 +238,8 @@ def _input_smem(grad: Any, weight: Any, g: Geometry, out: Any) -> Any:
     return dx
 
 
-def _input_register(grad: Any, weight: Any, g: Geometry, out: Any) -> Any:
+def _input_register(grad: Any, weight: Any, g: Geometry, y: Any, out: Any) -> Any:
+    grad = _before_relu(grad, y)
     dx = result(out, grad, g.x_shape)
     C = g.C // g.G
     rows = _rows(C)
@@ -233,10 +255,10 @@ def _classes(g: Geometry) -> int:
     return min(g.stride[0], g.H) * min(g.stride[1], g.W)
 
 
-def conv2d_backward_input(grad: Any, weight: Any, g: Geometry, out: Any) -> Any:
+def conv2d_backward_input(grad: Any, weight: Any, g: Geometry, y: Any, out: Any) -> Any:
     """As the reference's; see the package's docstring."""
     version = _input_register if _fills_rows(g.C, g.G) else _input_smem
-    return version(grad, weight, g, out)
+    return version(grad, weight, g, y, out)
 
 
 # ---- gradients of the weights and of the bias
@@ -251,7 +273,8 @@ def _summed(like: Any, slices: int, dw: Any, launch: Callable[[Any], None]) -> A
     return dw
 
 
-def _weight_plain(x: Any, grad: Any, g: Geometry, out: Any) -> Any:
+def _weight_plain(x: Any, grad: Any, g: Geometry, y: Any, out: Any) -> Any:
+    grad = _before_relu(grad, y)
     dw = result(out, x, g.weight_shape)
     slices, length = _slices(g.N * g.P, g.N * g.P * g.Q, ceil_div(dw.size, _THREADS), dw.size)
     blocks = ceil_div(slices * dw.size, _THREADS)
@@ -259,7 +282,8 @@ def _weight_plain(x: Any, grad: Any, g: Geometry, out: Any) -> Any:
     return _summed(x, slices, dw, lambda partials: kernel(blocks, _THREADS, x, grad, partials, g, slices, length))
 
 
-def _weight_smem(x: Any, grad: Any, g: Geometry, out: Any) -> Any:
+def _weight_smem(x: Any, grad: Any, g: Geometry, y: Any, out: Any) -> Any:
+    grad = _before_relu(grad, y)
     dw = result(out, x, g.weight_shape)
     t = _weight_tile(g)
     blocks = g.G * ceil_div(g.K // g.G, t.M) * ceil_div(g.C // g.G, t.C) * ceil_div(g.R, t.R) * ceil_div(g.S, t.S)
@@ -268,7 +292,8 @@ def _weight_smem(x: Any, grad: Any, g: Geometry, out: Any) -> Any:
     return _summed(x, slices, dw, lambda partials: kernel(slices * blocks, _THREADS, x, grad, partials, g, t, length))
 
 
-def _weight_register(x: Any, grad: Any, g: Geometry, out: Any) -> Any:
+def _weight_register(x: Any, grad: Any, g: Geometry, y: Any, out: Any) -> Any:
+    grad = _before_relu(grad, y)
     dw = result(out, x, g.weight_shape)
     K, taps, positions = g.K // g.G, g.C // g.G * g.R * g.S, g.N * g.P * g.Q
     rows, cols = _rows(K), _cols(taps)
@@ -278,14 +303,15 @@ def _weight_register(x: Any, grad: Any, g: Geometry, out: Any) -> Any:
     return _summed(x, slices, dw, lambda partials: kernel(slices * blocks, _WIDTH, x, grad, partials, g, length))
 
 
-def conv2d_backward_weight(x: Any, grad: Any, g: Geometry, out: Any) -> Any:
+def conv2d_backward_weight(x: Any, grad: Any, g: Geometry, y: Any, out: Any) -> Any:
     """As the reference's; see the package's docstring."""
     version = _weight_register if _fills_rows(g.K, g.G) else _weight_smem
-    return version(x, grad, g, out)
+    return version(x, grad, g, y, out)
 
 
-def conv2d_backward_bias(grad: Any, out: Any) -> Any:
+def conv2d_backward_bias(grad: Any, y: Any, out: Any) -> Any:
     """As the reference's; see the package's docstring."""
+    grad = _before_relu(grad, y)
     N, K, P, Q = grad.shape
     db = result(out, grad, (K,))
     slices, length = _slices(N * P * Q, N * P * Q, K, K, least=4 * _THREADS)

@@ -31,9 +31,8 @@ import numpy as np
 
 from .._jit import in_parts, serial, thread_slots, workspace
 from .._simd import Pointer, Stage, Value, simd, vector_bytes
-from .._simd_tile import Tile, pack_columns, totals
+from .._simd_tile import Tile, pack_columns, panel_of_columns, totals
 from .._simd_windows import Window
-from ..activation.numba_cpu import activation_forward
 from ..max_pool2d import Geometry as PoolGeometry
 from ..max_pool2d.numba_cpu import max_pool2d_forward, pool_row
 from . import Geometry
@@ -46,12 +45,20 @@ _NO_CODES = np.empty(0, np.uint8)
 # ---- the image in cache
 
 
+def _passed(grad: Value, y: Value) -> Value:
+    """What a ReLU that gave ``y`` lets through of a gradient; a NaN in y lets it pass."""
+    return (y <= 0.0).where(0.0, grad)
+
+
 @simd
 def _copy_plane(
-    s: Stage, source: Pointer, at: Value, W: Value, first: Value, image: Pointer, to: Value, begin: Value, end: Value,
-    height: Value, pitch: Value, step_h: Value, STEP: int,
+    s: Stage, source: Pointer, y: Pointer, at: Value, W: Value, first: Value, image: Pointer, to: Value, begin: Value,
+    end: Value, height: Value, pitch: Value, step_h: Value, STEP: int, RELU: bool,
 ) -> None:  # fmt: skip
-    """image[i, j] = source[at + i step_h W + first + j STEP], zero beyond the row and outside of begin <= i < end."""
+    """image[i, j] = source[at + i step_h W + first + j STEP], zero beyond the row and outside of begin <= i < end.
+
+    With RELU, and STEP 1, it is a gradient that passes where y > 0.
+    """
     lanes = s.lanes(source)
     columns = s.counting(lanes, 32)
     with s.range(0, pitch, lanes) as j:
@@ -66,14 +73,19 @@ def _copy_plane(
         with s.range(begin, end) as i:
             parts = [source.load(row + i * step_h * W + part * lanes, lanes, there[part]) for part in range(STEP)]
             vector = parts[0] if STEP == 1 else parts[0].shuffle(list(range(0, 2 * lanes, 2)), parts[1])
+            if RELU:
+                vector = _passed(vector, y.load(row + i * step_h * W, lanes, there[0]))
             image.store(here + i * pitch, vector, wanted)
         with s.range(end, height) as i:
             image.store(here + i * pitch, s.zero(image, lanes), wanted)
 
 
 @serial
-def _fill(source, at, channels, H, W, firsts, step_h, step_w, first_row, height, pitch, image, to):
-    """The image in cache, from output row ``first_row`` on."""
+def _fill(source, y, at, channels, H, W, firsts, step_h, step_w, first_row, height, pitch, image, to):
+    """The image in cache, from output row ``first_row`` on.
+
+    If the source is the gradient of a ReLU's output y, which is not empty then, it is the gradient before that.
+    """
     for phase in range(len(firsts)):
         h, w = firsts[phase, 0] + first_row * step_h, firsts[phase, 1]
         # Rows begin to end - 1 lie inside the source.
@@ -81,10 +93,12 @@ def _fill(source, at, channels, H, W, firsts, step_h, step_w, first_row, height,
         end = max(min((H - h + step_h - 1) // step_h, height), begin)
         for c in range(channels):
             plane, here = at + (c * H + h) * W, to + (c * len(firsts) + phase) * height * pitch
-            if step_w == 1:
-                _copy_plane(source, plane, W, w, image, here, begin, end, height, pitch, step_h, 1)
+            if step_w == 1 and y.size:
+                _copy_plane(source, y, plane, W, w, image, here, begin, end, height, pitch, step_h, 1, True)
+            elif step_w == 1:
+                _copy_plane(source, y, plane, W, w, image, here, begin, end, height, pitch, step_h, 1, False)
             elif step_w == 2:
-                _copy_plane(source, plane, W, w, image, here, begin, end, height, pitch, step_h, 2)
+                _copy_plane(source, y, plane, W, w, image, here, begin, end, height, pitch, step_h, 2, False)
             else:
                 for i in range(height):
                     for j in range(pitch):
@@ -134,7 +148,7 @@ def _sums(
     for i in range(R):
         for v in range(V):
             value = tile.sums[i][v].value
-            scratch.store(pitch * i + v * lanes, (value < low).where(low, value))  # a NaN stays
+            scratch.store(pitch * i + v * lanes, (value <= low).where(low, value))  # a NaN stays
 
 
 @simd
@@ -163,11 +177,13 @@ def _pool(s: Stage, scratch: Pointer, at: Value, sizes: Pointer, out: Pointer, c
 def _correlate(R: int, V: int, lanes: int, POOL: bool) -> Any:
     @in_parts
     def correlate(
-        part, slot, source, panels, bias, low, out, codes, pool, G, blocks, part_rows, source_size, size, out_step,
-        firsts, step, height, pitch, table, offsets, bases, group_panels, images, image_size, scratches, scratch_size,
+        part, slot, source, relu, panels, bias, low, out, codes, pool, G, blocks, part_rows, source_size, size,
+        out_step, firsts, step, height, pitch, table, offsets, bases, group_panels, images, image_size, scratches,
+        scratch_size,
     ):  # fmt: skip
         """An image, group and block of rows: the image in cache, then every grid's sums of it.
 
+        No sum is below ``low``.  ``relu`` is a ReLU's output, of which the source is the gradient, or empty.
         With POOL there is one block and one grid, whose sums are pooled as ``pool`` says.
         """
         C, H, W = source_size
@@ -175,7 +191,7 @@ def _correlate(R: int, V: int, lanes: int, POOL: bool) -> Any:
         own, block = part // blocks, part % blocks
         group, p0 = own % G, block * part_rows
         at, scratch, initial = slot * image_size, slot * scratch_size, (slot + 1) * scratch_size - R
-        _fill(source, own * C * H * W, C, H, W, firsts, step[0], step[1], p0, height, pitch, images, at)
+        _fill(source, relu, own * C * H * W, C, H, W, firsts, step[0], step[1], p0, height, pitch, images, at)
         for grid in range(len(table)):
             first, steps, weights, rows, columns, start_h, start_w, base, of_row = table[grid, :9]
             rows = min(part_rows, rows - p0)
@@ -214,6 +230,8 @@ def _run(
     g: Geometry,
     backward: bool,
     out: np.ndarray,
+    relu: bool = False,
+    y: np.ndarray | None = None,
     codes: np.ndarray | None = None,
     pool: np.ndarray = _WHOLE,
 ) -> None:
@@ -226,29 +244,41 @@ def _run(
     image_size = plan.image.plane * plan.source[0] + (plan.V + 1) * lanes
     images = workspace("conv2d images", thread_slots() * image_size, source.dtype)
     scratches = workspace("conv2d sums", thread_slots() * plan.scratch, source.dtype)
-    low = source.dtype.type(-math.inf if codes is None else 0)
+    low = source.dtype.type(0 if relu else -math.inf)
     _correlate(plan.R, plan.V, lanes, codes is not None)(
-        g.N * g.G * plan.blocks, source.reshape(-1), panels, panels[:0] if bias is None else bias, low,
-        out.reshape(-1), _NO_CODES if codes is None else codes.reshape(-1), pool.reshape(-1), g.G, plan.blocks,
+        g.N * g.G * plan.blocks, source.reshape(-1), _flat(y, source), panels, panels[:0] if bias is None else bias,
+        low, out.reshape(-1), _NO_CODES if codes is None else codes.reshape(-1), pool.reshape(-1), g.G, plan.blocks,
         plan.rows, plan.source, plan.destination, plan.out_step, plan.image.firsts, plan.image.step,
         plan.image.height, plan.image.pitch, plan.table, plan.offsets, plan.bases, plan.weights, images, image_size,
         scratches, plan.scratch,
     )  # fmt: skip
 
 
+def _flat(array: np.ndarray | None, like: np.ndarray) -> np.ndarray:
+    """Its elements; none if there is no array."""
+    return np.empty(0, like.dtype) if array is None else array.reshape(-1)
+
+
 def conv2d_forward(
-    x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, g: Geometry, out: np.ndarray | None
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    g: Geometry,
+    activation: str | None,
+    out: np.ndarray | None,
 ) -> np.ndarray:
     y = np.empty(g.y_shape, x.dtype) if out is None else out
     if y.size:
-        _run(x, weight, bias, correlation_plan(g, x.itemsize, False), g, False, y)
+        _run(x, weight, bias, correlation_plan(g, x.itemsize, False), g, False, y, activation == "relu")
     return y
 
 
-def conv2d_backward_input(grad: np.ndarray, weight: np.ndarray, g: Geometry, out: np.ndarray | None) -> np.ndarray:
+def conv2d_backward_input(
+    grad: np.ndarray, weight: np.ndarray, g: Geometry, y: np.ndarray | None, out: np.ndarray | None
+) -> np.ndarray:
     dx = np.empty(g.x_shape, grad.dtype) if out is None else out
     if dx.size:
-        _run(grad, weight, None, correlation_plan(g, grad.itemsize, True), g, True, dx)
+        _run(grad, weight, None, correlation_plan(g, grad.itemsize, True), g, True, dx, y=y)
     return dx
 
 
@@ -262,15 +292,28 @@ def conv2d_relu_pool_forward(
     plan = correlation_plan(g, x.itemsize, False)
     halves = (p.R, p.S, p.stride, p.padding, p.dilation) == (2, 2, (2, 2), (0, 0), (1, 1))
     if not halves or (p.P, p.Q) != (g.P // 2, g.Q // 2) or plan.blocks > 1:
-        between = conv2d_forward(x, weight, bias, g, None)
-        return max_pool2d_forward(activation_forward(between, "relu", (), between), p, y)
+        return max_pool2d_forward(conv2d_forward(x, weight, bias, g, "relu", None), p, y)
     row_pitch = int(plan.table[0, 8]) * vector_bytes() // x.itemsize or plan.image.pitch
     sizes = np.array([g.P, row_pitch, 2, 2, p.P, p.Q, 2, 2, 0, 0, 1, 1])  # as Window reads them
-    _run(x, weight, bias, plan, g, False, y, codes, sizes)
+    _run(x, weight, bias, plan, g, False, y, relu=True, codes=codes, pool=sizes)
     return y, codes
 
 
 # ---- backward to the weight
+
+
+@simd
+def _pack_passed(
+    s: Stage, grad: Pointer, y: Pointer, at: Value, pitch: Value, rows: Value, steps: Value, panel: Pointer, to: Value,
+    width: int,
+) -> None:  # fmt: skip
+    """As pack_columns, what a ReLU that gave y lets through."""
+    grad, y, lanes = grad + at, y + at, s.lanes(y)
+
+    def load(i: int, j: Value, here: Value | None) -> Value:
+        return _passed(grad.load(pitch * i + j, lanes, here), y.load(pitch * i + j, lanes, here))
+
+    panel_of_columns(s, load, rows, steps, panel + to, width, width)
 
 
 def _add_or_store(s: Stage, sums: Pointer, to: Value, totals_: list[Value], add: Value) -> None:
@@ -327,10 +370,10 @@ def _correlate_weight(OUTERS: bool, of_k: int, of_taps: int, RUN: bool, lanes: i
 
     @in_parts
     def sum_part(
-        part, slot, x, grad, N, G, K, source_size, grad_size, RS, rows, blocks, at_once, of_part,
+        part, slot, x, grad, relu, N, G, K, source_size, grad_size, RS, rows, blocks, at_once, of_part,
         inputs, tiles, firsts, step, height, pitch, offsets, images, image_size, grads, grad_pitch, sums,
     ):  # fmt: skip
-        """A part's images and input channels, tile after tile."""
+        """A part's images and input channels, tile after tile; ``relu`` as in the other passes."""
         C, H, W = source_size
         P, Q = grad_size
         chunks = (C + inputs - 1) // inputs
@@ -344,7 +387,7 @@ def _correlate_weight(OUTERS: bool, of_k: int, of_taps: int, RUN: bool, lanes: i
             plane = rows * grad_pitch
             for i in range(pieces):
                 n = (piece + i) // blocks
-                _fill(x, ((n * G + group) * C + c0) * H * W, taps // RS, H, W, firsts, step[0], step[1],
+                _fill(x, relu[:0], ((n * G + group) * C + c0) * H * W, taps // RS, H, W, firsts, step[0], step[1],
                       p0, height, pitch, images, at + i * image_size)  # fmt: skip
             for k in range(0, K, of_k):
                 grad_step = (of_k if OUTERS else K) * plane
@@ -352,11 +395,13 @@ def _correlate_weight(OUTERS: bool, of_k: int, of_taps: int, RUN: bool, lanes: i
                 for i in range(pieces if OUTERS or k == 0 else 0):
                     n = (piece + i) // blocks
                     from_grad, to_grad = (n * G + group) * K * P * Q, grad_at + i * grad_step
-                    if OUTERS:
-                        pack_columns(grad, from_grad + k * P * Q + p0 * Q, P * Q, K - k, heights * Q, grads,
-                                     to_grad, of_k, of_k)  # fmt: skip
+                    here = from_grad + k * P * Q + p0 * Q
+                    if not OUTERS:
+                        _fill(grad, relu, from_grad, K, P, Q, _WHOLE, 1, 1, p0, rows, grad_pitch, grads, to_grad)
+                    elif relu.size:
+                        _pack_passed(grad, relu, here, P * Q, K - k, heights * Q, grads, to_grad, of_k)
                     else:
-                        _fill(grad, from_grad, K, P, Q, _WHOLE, 1, 1, p0, rows, grad_pitch, grads, to_grad)
+                        pack_columns(grad, here, P * Q, K - k, heights * Q, grads, to_grad, of_k, of_k)
                 for j in range(0, taps, of_taps):
                     to = ((part * tiles[0] + k // of_k) * tiles[1] + j // of_taps) * size
                     if OUTERS:
@@ -386,7 +431,9 @@ def _correlate_weight(OUTERS: bool, of_k: int, of_taps: int, RUN: bool, lanes: i
     return sum_part, add_parts
 
 
-def conv2d_backward_weight(x: np.ndarray, grad: np.ndarray, g: Geometry, out: np.ndarray | None) -> np.ndarray:
+def conv2d_backward_weight(
+    x: np.ndarray, grad: np.ndarray, g: Geometry, y: np.ndarray | None, out: np.ndarray | None
+) -> np.ndarray:
     dw = np.empty(g.weight_shape, x.dtype) if out is None else out
     if not grad.size or not dw.size:
         dw.fill(0)
@@ -402,7 +449,7 @@ def conv2d_backward_weight(x: np.ndarray, grad: np.ndarray, g: Geometry, out: np
         "conv2d partial", plan.parts * tiles * math.ceil(plan.channels * plan.taps / lanes) * lanes, x.dtype
     )
     sum_part(
-        plan.parts * tiles // math.prod(plan.tiles), x.reshape(-1), grad.reshape(-1), g.N, g.G, K,
+        plan.parts * tiles // math.prod(plan.tiles), x.reshape(-1), grad.reshape(-1), _flat(y, x), g.N, g.G, K,
         (g.C // g.G, g.H, g.W), (g.P, g.Q), g.R * g.S, plan.rows, plan.blocks, plan.at_once, plan.pieces, plan.inputs,
         plan.tiles, plan.image.firsts, plan.image.step, plan.image.height, plan.image.pitch, plan.offsets,
         workspace("conv2d images", slots * image_size, x.dtype), image_size,
@@ -413,26 +460,29 @@ def conv2d_backward_weight(x: np.ndarray, grad: np.ndarray, g: Geometry, out: np
 
 
 @simd(returns="array")
-def _sum(s: Stage, array: Pointer, at: Value, count: Value) -> Value:
-    """Of ``count`` elements, in four vectors of sums."""
+def _sum(s: Stage, array: Pointer, y: Pointer, at: Value, count: Value, RELU: bool) -> Value:
+    """Of ``count`` elements, in four vectors of sums; with RELU of what a ReLU that gave y lets through."""
     lanes = s.lanes(array)
     sums = [s.variable(s.zero(array, lanes)) for _ in range(4)]
     with s.range(0, count, 4 * lanes) as i:
         for part, total in enumerate(sums):
-            total.value += array.load(at + i + part * lanes, lanes, s.first(count - i - part * lanes, lanes))
+            place, here = at + i + part * lanes, s.first(count - i - part * lanes, lanes)
+            vector = array.load(place, lanes, here)
+            total.value += _passed(vector, y.load(place, lanes, here)) if RELU else vector
     return ((sums[0].value + sums[1].value) + (sums[2].value + sums[3].value)).sum()
 
 
 @in_parts
-def _bias(k, slot, grad, N, K, plane, out):
+def _bias(k, slot, grad, relu, N, K, plane, out):
     total = out.dtype.type(0)
     for n in range(N):
-        total += _sum(grad, (n * K + k) * plane, plane)
+        at = (n * K + k) * plane
+        total += _sum(grad, relu, at, plane, True) if relu.size else _sum(grad, relu, at, plane, False)
     out[k] = total
 
 
-def conv2d_backward_bias(grad: np.ndarray, out: np.ndarray | None) -> np.ndarray:
+def conv2d_backward_bias(grad: np.ndarray, y: np.ndarray | None, out: np.ndarray | None) -> np.ndarray:
     N, K, P, Q = grad.shape
     db = np.empty(K, grad.dtype) if out is None else out
-    _bias(K, grad.reshape(-1), N, K, P * Q, db)
+    _bias(K, grad.reshape(-1), _flat(y, grad), N, K, P * Q, db)
     return db

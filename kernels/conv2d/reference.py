@@ -14,6 +14,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from .._contracts import deliver
+from ..activation.reference import activation_backward, activation_forward
 from ..max_pool2d import Geometry as PoolGeometry
 from ..max_pool2d.reference import max_pool2d_forward
 from . import Geometry
@@ -21,29 +22,40 @@ from . import Geometry
 
 @np.errstate(invalid="ignore", over="ignore")  # NaN and infinity travel silently
 def conv2d_forward(
-    x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, g: Geometry, out: np.ndarray | None
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    g: Geometry,
+    activation: str | None,
+    out: np.ndarray | None,
 ) -> np.ndarray:
     y = _correlate(_padded(x, g), weight, g.G, (g.P, g.Q), g.stride, g.dilation)
     if bias is not None:
         y += bias[:, None, None]
-    return deliver(y, out)
+    return deliver(activation_forward(y, activation, (), y) if activation else y, out)
 
 
 def conv2d_relu_pool_forward(
     x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, g: Geometry, p: PoolGeometry
 ) -> tuple[np.ndarray, np.ndarray]:
-    y = conv2d_forward(x, weight, bias, g, None)
-    return max_pool2d_forward(np.maximum(y, 0, out=y), p, None)
+    return max_pool2d_forward(conv2d_forward(x, weight, bias, g, "relu", None), p, None)
+
+
+def _before_relu(grad: np.ndarray, y: np.ndarray | None) -> np.ndarray:
+    """The gradient in front of the ReLU that gave ``y``, if there is one."""
+    return grad if y is None else activation_backward(grad, y, "relu", ())
 
 
 @np.errstate(invalid="ignore", over="ignore")  # NaN and infinity travel silently
-def conv2d_backward_input(grad: np.ndarray, weight: np.ndarray, g: Geometry, out: np.ndarray | None) -> np.ndarray:
+def conv2d_backward_input(
+    grad: np.ndarray, weight: np.ndarray, g: Geometry, y: np.ndarray | None, out: np.ndarray | None
+) -> np.ndarray:
     """The gradient, spread out by the stride, correlated with the filter turned by 180 degrees."""
     (ph, pw), (dh, dw), (sh, sw) = g.padding, g.dilation, g.stride
     margin_h, margin_w = dh * (g.R - 1), dw * (g.S - 1)
     height, width = (size + sum(zeros) for size, zeros in zip((g.H, g.W), g.paddings, strict=True))
     spread = np.zeros((g.N, g.K, height + margin_h, width + margin_w), grad.dtype)
-    spread[:, :, _every(sh, margin_h, g.P), _every(sw, margin_w, g.Q)] = grad
+    spread[:, :, _every(sh, margin_h, g.P), _every(sw, margin_w, g.Q)] = _before_relu(grad, y)
     inside = spread[:, :, ph : ph + g.H + margin_h, pw : pw + g.W + margin_w]  # what meets x, not its padding
     turned = weight.reshape(g.G, g.K // g.G, g.C // g.G, g.R, g.S)[..., ::-1, ::-1].swapaxes(1, 2)
     turned = turned.reshape(g.C, g.K // g.G, g.R, g.S)
@@ -51,8 +63,10 @@ def conv2d_backward_input(grad: np.ndarray, weight: np.ndarray, g: Geometry, out
 
 
 @np.errstate(invalid="ignore", over="ignore")  # NaN and infinity travel silently
-def conv2d_backward_weight(x: np.ndarray, grad: np.ndarray, g: Geometry, out: np.ndarray | None) -> np.ndarray:
-    gradient = grad.reshape(g.N, g.G, g.K // g.G, g.P * g.Q).swapaxes(2, 3)  # (N, G, PQ, K/G)
+def conv2d_backward_weight(
+    x: np.ndarray, grad: np.ndarray, g: Geometry, y: np.ndarray | None, out: np.ndarray | None
+) -> np.ndarray:
+    gradient = _before_relu(grad, y).reshape(g.N, g.G, g.K // g.G, g.P * g.Q).swapaxes(2, 3)  # (N, G, PQ, K/G)
     result = np.empty(g.weight_shape, grad.dtype)
     strips = _strips(_padded(x, g), g.G, g.S, (g.P, g.Q), g.R, g.stride, g.dilation)
     for r, strip in enumerate(strips):
@@ -62,8 +76,8 @@ def conv2d_backward_weight(x: np.ndarray, grad: np.ndarray, g: Geometry, out: np
 
 
 @np.errstate(invalid="ignore", over="ignore")  # NaN and infinity travel silently
-def conv2d_backward_bias(grad: np.ndarray, out: np.ndarray | None) -> np.ndarray:
-    return deliver(grad.sum(axis=(0, 2, 3)), out)
+def conv2d_backward_bias(grad: np.ndarray, y: np.ndarray | None, out: np.ndarray | None) -> np.ndarray:
+    return deliver(_before_relu(grad, y).sum(axis=(0, 2, 3)), out)
 
 
 def _correlate(

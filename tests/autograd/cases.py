@@ -246,6 +246,15 @@ case(
 )  # fmt: skip
 case("conv2d", "groups", lambda x, w, b: F.conv2d(x, w, b, padding=1, groups=2), of(1, 4, 3, 3), of(4, 2, 2, 2), of(4))
 case(
+    "conv2d", "relu", lambda x, w, b: F.conv2d(x, w, b, (1, 2), 1, activation="relu"),
+    of(2, 2, 4, 5), of(3, 2, 3, 3), of(3),
+)  # fmt: skip
+case(
+    "conv2d", "relu, groups, no bias", lambda x, w: F.conv2d(x, w, dilation=(1, 2), groups=2, activation="relu"),
+    of(1, 4, 3, 5), of(4, 2, 2, 2),
+)  # fmt: skip
+case("conv2d", "gelu", lambda x, w, b: F.conv2d(x, w, b, activation="gelu"), of(1, 2, 3, 3), of(2, 2, 2, 2), of(2))
+case(
     "conv2d_relu_pool", "", lambda x, w, b: F.conv2d_relu_pool(x, w, b, padding=1, kernel_size=2),
     of(2, 2, 4, 5), of(3, 2, 3, 3), of(3),
 )  # fmt: skip

@@ -29,6 +29,8 @@ CHOSEN = (
     "conv2d",
     "conv2d-strides, padding, dilation",
     "conv2d-groups",
+    "conv2d-relu",
+    "conv2d-relu, groups, no bias",
     "conv2d_relu_pool",
     "conv2d_relu_pool-overlapping windows, no bias",
     "max_pool2d",

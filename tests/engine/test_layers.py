@@ -142,8 +142,27 @@ class TestContainers:
         layers = nn.ZeroPad2d((1, 2, 0, 3)), nn.Conv2d(2, 3, 4, padding=(1, 0), stride=2)
         self.check_fusion(nn.Sequential(nn.ReLU(), *layers), (2, 2, 8, 9), "Conv2d", "Conv2d of SetItem")
 
-    def test_a_convolution_that_fails_behind_zeros_is_named(self):
-        model = nn.Sequential(nn.ZeroPad2d(1), nn.Conv2d(2, 3, 3))
+    @pytest.mark.parametrize("zeros", [[], [nn.ZeroPad2d((1, 2, 0, 3))]])
+    def test_fused_convolution_and_relu(self, zeros):
+        layers = nn.Tanh(), *zeros, nn.Conv2d(2, 3, 4, padding=(1, 0), stride=2), nn.ReLU()
+        self.check_fusion(nn.Sequential(*layers), (2, 2, 8, 9), "Conv2dRelu", "Activation")
+
+    def test_fused_zeros_convolution_relu_and_pooling(self):
+        layers = nn.Tanh(), nn.ZeroPad2d((1, 2, 0, 3)), nn.Conv2d(2, 3, 4), nn.ReLU(), nn.MaxPool2d(2)
+        self.check_fusion(nn.Sequential(*layers), (2, 2, 8, 9), "Conv2dReluPool", "MaxPool2d")
+
+    def test_what_is_left_of_a_fusion_if_a_layer_is_watched(self):
+        layers = nn.ZeroPad2d(1), nn.Conv2d(2, 3, 3), nn.ReLU(), nn.MaxPool2d(2)
+        model, x = nn.Sequential(*layers), rg.tensor(np.ones((1, 2, 6, 6), np.float32))
+        for watched, name in ((0, "Conv2dReluPool"), (1, "MaxPool2d"), (2, "MaxPool2d"), (3, "MaxPool2d")):
+            seen = []
+            with layers[watched].register_forward_hook(lambda m, inputs, output, seen=seen: seen.append(m)):
+                assert model(x).grad_fn.name == name
+            assert seen == [layers[watched]]
+
+    @pytest.mark.parametrize("behind", [[], [nn.ReLU()], [nn.ReLU(), nn.MaxPool2d(2)]])
+    def test_a_convolution_that_fails_behind_zeros_is_named(self, behind):
+        model = nn.Sequential(nn.ZeroPad2d(1), nn.Conv2d(2, 3, 3), *behind)
         with pytest.raises(ShapeError) as caught:
             model(rg.tensor(np.zeros((2, 1, 4, 4), np.float32)))
         assert caught.value.layer == "1"

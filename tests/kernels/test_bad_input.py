@@ -132,10 +132,10 @@ def calls(n: int = 2) -> dict[str, Call]:
         batch_norm_backward,
         {"grad": f(n, 3, 4), "x": f(n, 3, 4), "weight": f(3), "mean": f(3), "rstd": positive(3)},
     )
-    call(conv2d_forward, {"x": f(n, 2, 5, 4), "weight": f(3, 2, 2, 3), "bias": f(3)})
-    call(conv2d_backward_input, {"grad": f(n, 3, 4, 2), "weight": f(3, 2, 2, 3)}, g=convolved)
-    call(conv2d_backward_weight, {"x": f(n, 2, 5, 4), "grad": f(n, 3, 4, 2)}, g=convolved)
-    call(conv2d_backward_bias, {"grad": f(n, 3, 4, 2)})
+    call(conv2d_forward, {"x": f(n, 2, 5, 4), "weight": f(3, 2, 2, 3), "bias": f(3)}, activation="relu")
+    call(conv2d_backward_input, {"grad": f(n, 3, 4, 2), "weight": f(3, 2, 2, 3), "y": f(n, 3, 4, 2)}, g=convolved)
+    call(conv2d_backward_weight, {"x": f(n, 2, 5, 4), "grad": f(n, 3, 4, 2), "y": f(n, 3, 4, 2)}, g=convolved)
+    call(conv2d_backward_bias, {"grad": f(n, 3, 4, 2), "y": f(n, 3, 4, 2)})
     call(
         conv2d_relu_pool_forward,
         {"x": f(n, 2, 5, 4), "weight": f(3, 2, 2, 3), "bias": f(3)},

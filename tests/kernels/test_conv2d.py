@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from rawgrad.kernels import conv2d, max_pool2d
 from rawgrad.kernels._errors import ArgumentError, DtypeError, ShapeError
-from rawgrad.kernels.activation import activation_forward
+from rawgrad.kernels.activation import activation_backward, activation_forward
 from rawgrad.kernels.conv2d import (
     conv2d_backward_bias,
     conv2d_backward_input,
@@ -348,9 +348,9 @@ def test_infinite_factors_meet_the_zeros_of_the_padding(backend, version):
     dx = conv2d_backward_input(backend.put(np.ones(g.y_shape)), device_weight, g, version=version)
     dw = conv2d_backward_weight(device_x, device_grad, g, version=version)
     for result, expected in (
-        (y, reference.conv2d_forward(x, weight, None, g, None)),
-        (dx, reference.conv2d_backward_input(np.ones(g.y_shape), weight, g, None)),
-        (dw, reference.conv2d_backward_weight(x, grad, g, None)),
+        (y, reference.conv2d_forward(x, weight, None, g, None, None)),
+        (dx, reference.conv2d_backward_input(np.ones(g.y_shape), weight, g, None, None)),
+        (dw, reference.conv2d_backward_weight(x, grad, g, None, None)),
     ):
         assert np.isnan(expected).any() and not np.isnan(expected).all()
         np.testing.assert_allclose(backend.get(result), expected, rtol=1e-13)
@@ -566,6 +566,21 @@ G = geometry(X.shape, WEIGHT.shape)
             r"conv2d_backward_input: grad must have shape \(N, K, P, Q\) = \(2, 4, 6, 6\); got \(2, 4, 6, 5\)",
         ),
         (lambda: conv2d_backward_weight(zeros(2, 3, 8, 7), zeros(2, 4, 6, 6), G), ShapeError, "weight: x must have"),
+        (
+            lambda: conv2d_forward(X, WEIGHT, activation="tanh"),
+            ArgumentError,
+            "conv2d: activation must be relu or None; got 'tanh'",
+        ),
+        (
+            lambda: conv2d_backward_weight(X, zeros(2, 4, 6, 6), G, y=zeros(2, 4, 6, 5)),
+            ShapeError,
+            r"conv2d_backward_weight: y must have shape \(N, K, P, Q\) = \(2, 4, 6, 6\); got \(2, 4, 6, 5\)",
+        ),
+        (
+            lambda: conv2d_backward_bias(zeros(2, 4, 6, 6), y=zeros(2, 4, 6, 6, dtype=np.float64)),
+            DtypeError,
+            "conv2d_backward_bias: .* grad is float32, y is float64",
+        ),
         (lambda: conv2d_backward_bias(zeros(4)), ShapeError, "conv2d_backward_bias: grad must have 4 dimensions"),
     ],
 )
@@ -619,6 +634,92 @@ def test_zeros_that_are_none(backend):
     for padding in (((1, 2, 3), 0), ((1, -1), 0), (1, 2, 3), ((0.5, 1), 0), "same"):
         with pytest.raises(ArgumentError, match="conv2d: padding must be"):
             conv2d_forward(x, weight, padding=padding)
+
+
+# ---- fused with ReLU
+
+
+def check_with_relu(backend, g, dtype, layouts=("C", "C", "C"), seed=0, version=None):
+    """The bits of the convolution and of ReLU, one after the other, in all passes."""
+    rng = np.random.default_rng(seed)
+    x, weight, bias, grad = (
+        rng.standard_normal(shape).astype(dtype) for shape in (g.x_shape, g.weight_shape, (g.K,), g.y_shape)
+    )
+    x, weight, grad = (backend.put(a, layout) for a, layout in zip((x, weight, grad), layouts, strict=True))
+    bias = backend.put(bias)
+    with untouched(x, weight, bias, grad):
+        y = conv2d_forward(x, weight, bias, **options(g), activation="relu", version=version)
+    between = conv2d_forward(x, weight, bias, **options(g), version=version)
+    np.testing.assert_array_equal(backend.get(y), backend.get(activation_forward(between, "relu")))
+
+    y = backend.get(y).copy()
+    y[rng.random(y.shape) < 0.1] = np.nan  # whose gradients pass
+    device_y = backend.put(y, layouts[0])
+    before = activation_backward(grad, device_y, "relu")
+    with untouched(x, weight, grad, device_y):
+        pairs = [
+            (call(grad, y=device_y), call(before))
+            for call in (
+                lambda grad, **y: conv2d_backward_input(grad, weight, g, **y, version=version),
+                lambda grad, **y: conv2d_backward_weight(x, grad, g, **y, version=version),
+                conv2d_backward_bias,
+            )
+        ]
+    for result, expected in pairs:
+        np.testing.assert_array_equal(backend.get(result), backend.get(expected))
+
+
+@given(
+    g=convolutions(),
+    dtype=st.sampled_from(DTYPES),
+    layouts=st.tuples(layouts, layouts, layouts),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_with_relu_as_one_after_the_other(backend, g, dtype, layouts, seed):
+    check_with_relu(backend, g, dtype, layouts, seed)
+
+
+# Rows of a vector's length and one off; output channels that fill whole vectors; strides; a single image of several
+# parts; no images.
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("x_shape", "weight_shape", "stride"),
+    [
+        ((3, 1, 9, 28), (7, 1, 5, 5), 1),
+        ((2, 3, 6, 16), (13, 3, 3, 3), 1),
+        ((2, 2, 5, 17), (3, 2, 3, 3), 1),
+        ((2, 3, 5, 7), (32, 3, 3, 3), 1),
+        ((2, 3, 15, 31), (6, 3, 4, 5), 2),
+        ((2, 2, 10, 11), (3, 2, 3, 4), 3),
+        ((1, 2, 33, 12), (5, 2, 3, 3), 1),
+        ((0, 2, 6, 6), (3, 2, 3, 3), 1),
+    ],
+)
+def test_with_relu_at_the_edges_of_vectors(backend, x_shape, weight_shape, stride, dtype):
+    check_with_relu(backend, geometry(x_shape, weight_shape, stride, 1), dtype)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_version_with_relu(backend, version):
+    skip_unless_there(backend.name, "conv2d", "conv2d_forward", version)
+    check_with_relu(backend, geometry((2, 4, 6, 7), (6, 2, 3, 3), 2, 1, 1, 2), np.float32, version=version)
+
+
+def test_with_relu_nan_and_infinity_travel(backend):
+    x = np.array([[[[np.nan, np.inf, -np.inf, 2.0, -3.0]]]], np.float32)
+    weight, grad = np.ones((1, 1, 1, 1), np.float32), np.array([[[[1.0, np.nan, np.inf, np.inf, np.nan]]]], np.float32)
+    device_x, device_weight, device_grad = map(backend.put, (x, weight, grad))
+    y = conv2d_forward(device_x, device_weight, activation="relu")
+    np.testing.assert_array_equal(backend.get(y), [[[[np.nan, np.inf, 0, 2, 0]]]])
+    dx = conv2d_backward_input(device_grad, device_weight, geometry(x.shape, weight.shape), y=y)
+    np.testing.assert_array_equal(backend.get(dx), [[[[1, np.nan, 0, np.inf, 0]]]])
+
+
+def test_with_relu_into_memory_of_the_caller(backend):
+    x, weight = (backend.put(np.arange(-8.0, 8.0).reshape(1, 1, 4, 4)) for _ in range(2))
+    out = backend.put(np.full((1, 1, 7, 7), np.nan))
+    assert conv2d_forward(x, weight, padding=3, activation="relu", out=out) is out
+    np.testing.assert_array_equal(backend.get(out), np.maximum(backend.get(conv2d_forward(x, weight, padding=3)), 0))
 
 
 # ---- fused with ReLU and pooling
