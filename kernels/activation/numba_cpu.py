@@ -2,8 +2,8 @@
 
 The array is cut into parts of :data:`_PART` elements, whatever the number of threads; a small one is not worth waking
 them.  Forward kernels read x and write y, backward kernels read dL/dy and what was saved and write dL/dx,
-each once.  exp, tanh and the like are computed in vector registers (``kernels/_simd_math.py``), so that most kinds
-wait for memory; only float64 goes through the C library, a number at a time.
+each once.  exp, tanh and the like are computed in vector registers (``kernels/_simd_math.py``), so that large arrays
+of most kinds wait for memory.
 
 A kernel is compiled for a group of kinds, when one of them is first used.  Kinds of a few instructions share a
 kernel, which looks at its argument ``which`` once per part; one with an exponential has its own.
@@ -21,7 +21,7 @@ from numba import prange
 
 from .._jit import parallel
 from .._simd import Pointer, Stage, Value, simd
-from .._simd_math import exp, expm1, log1p, normal, tanh
+from .._simd_math import exp_of_negative, expm1_of_negative, half_of_1_plus_exp, log1p, normal, tanh
 
 _PART = 16384
 _CUBIC = 0.044715
@@ -42,11 +42,11 @@ def _leaky_relu(s: Stage, x: Value, p: Value, q: Value) -> Value:
 
 
 def _elu(s: Stage, x: Value, p: Value, q: Value) -> Value:
-    return (x > 0.0).where(x, expm1(s, (x > 0.0).where(0.0, x)) * p + 0.0)
+    return (x > 0.0).where(x, expm1_of_negative(s, (x > 0.0).where(0.0, x)) * p + 0.0)
 
 
 def _sigmoid(s: Stage, x: Value, p: Value, q: Value) -> Value:
-    return 1.0 / (exp(s, -x) + 1.0)
+    return 0.5 / half_of_1_plus_exp(s, -x)
 
 
 def _tanh(s: Stage, x: Value, p: Value, q: Value) -> Value:
@@ -54,7 +54,7 @@ def _tanh(s: Stage, x: Value, p: Value, q: Value) -> Value:
 
 
 def _silu(s: Stage, x: Value, p: Value, q: Value) -> Value:
-    return x / (exp(s, -x) + 1.0)
+    return x * 0.5 / half_of_1_plus_exp(s, -x)
 
 
 def _gelu(s: Stage, x: Value, p: Value, q: Value) -> Value:
@@ -66,12 +66,12 @@ def _twice_u(x: Value) -> Value:
 
 
 def _gelu_tanh(s: Stage, x: Value, p: Value, q: Value) -> Value:
-    return x / (exp(s, -_twice_u(x)) + 1.0)
+    return x * 0.5 / half_of_1_plus_exp(s, -_twice_u(x))
 
 
 def _softplus(s: Stage, x: Value, p: Value, q: Value) -> Value:
     z = x * p  # log(1 + e^z) = log(1 + e^-|z|) + max(z, 0) does not overflow
-    return (z > q).where(x, (log1p(s, exp(s, -s.abs(z))) + _relu(s, z, p, q)) / p)
+    return (z > q).where(x, (log1p(s, exp_of_negative(s, -s.abs(z))) + _relu(s, z, p, q)) * (1.0 / p))
 
 
 def _relu_backward(s: Stage, grad: Value, y: Value, p: Value, q: Value) -> Value:
@@ -114,7 +114,7 @@ def _gelu_backward(s: Stage, grad: Value, x: Value, p: Value, q: Value) -> Value
 def _gelu_tanh_backward(s: Stage, grad: Value, x: Value, p: Value, q: Value) -> Value:
     x = _within_40(x)
     u = _twice_u(x)
-    small = exp(s, -s.abs(u))
+    small = exp_of_negative(s, -s.abs(u))
     large = 1.0 / (small + 1.0)  # s(2|u|), and its complement keeps its digits
     rest = small * large
     slope = (x * x * (3 * _CUBIC) + 1.0) * (2 * _ROOT)

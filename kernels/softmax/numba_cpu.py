@@ -27,11 +27,11 @@ from numba import prange
 
 from .._jit import parallel, serial
 from .._simd import Number, Pointer, Stage, Value, simd, vector_bytes
-from .._simd_math import exp, log1p
+from .._simd_math import exp, exp_of_negative, log1p
 
 _VECTORS = 4  # of a line: as many sums that do not wait for each other
 _HELD = 8  # of a row that stays in registers
-PART = {4: 16384, 8: 2048}  # elements; those of 8 bytes take the C library's exp
+PART = 16384  # elements
 
 
 def vectors_of_line(vectors: int, row: bool) -> tuple[int, bool]:
@@ -112,8 +112,6 @@ class Line:
         """``function`` of what :meth:`fold` gave; computed once if all are the same."""
         if not self.period:
             return [function(value) for value in values]
-        if self.period == 1 and self.like.itemsize == 8:  # the C library's functions take one lane after the other
-            return [self.s.splat(function(values[0].lane(0)), self.lanes)] * self.V
         return [function(values[0])] * self.V
 
     def load(self, x: Pointer, i: Value, here: Value | None, other: float = 0.0) -> Value:
@@ -147,7 +145,7 @@ def largest(line: Line, x: Pointer) -> list[Value]:
 
 def exponential(line: Line, x: Pointer, m: list[Value], i: Value, v: int, here: Value | None) -> Value:
     """e^(x - m); 0 in lanes that do not count."""
-    return exp(line.s, line.load(x, i, here, -math.inf) - m[v])
+    return exp_of_negative(line.s, line.load(x, i, here, -math.inf) - m[v])
 
 
 def exponentials(line: Line, x: Pointer, m: list[Value], y: Pointer | None) -> list[Value]:
@@ -253,7 +251,7 @@ def _plan(kind: str, shape: tuple[int, ...], axis: int, itemsize: int) -> tuple[
     vectors = -(-(length if period else inner) // lanes)
     V, held = vectors_of_line(vectors, period > 0)
     lines = outer if period else outer * -(-inner // (V * lanes))
-    of_part = max(PART[itemsize] // (length if period else length * min(inner, V * lanes)), 1)
+    of_part = max(PART // (length if period else length * min(inner, V * lanes)), 1)
     return _kernel(kind, V, period, held, lines > of_part), (length, inner, lines, of_part)
 
 

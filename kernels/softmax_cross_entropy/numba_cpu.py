@@ -152,7 +152,7 @@ def _kernel(KIND: int, V: int, HELD: bool, SHARED: bool) -> Any:
 def _plan(kind: int, N: int, C: int, itemsize: int) -> tuple[Any, int]:
     """The kernel, and how many examples are a part."""
     V, held = vectors_of_line(-(-C * itemsize // vector_bytes()), True)
-    of_part = max(PART[itemsize] // C, 1)
+    of_part = max(PART // C, 1)
     return _kernel(kind, V, held, N > of_part), of_part
 
 
