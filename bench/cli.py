@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
+from ..kernels._dispatch import BACKENDS
 from ..kernels._errors import RawgradError
 from . import load, machine, memory, peers, results, rows
 from .harness import measure
@@ -40,6 +42,9 @@ def _parser() -> argparse.ArgumentParser:
         help="threads of every contestant (default: the usable cores, %(default)s)",
     )
     parser.add_argument("--no-memory", action="store_true", help="skip the measurement of peak memory")
+    parser.add_argument(
+        "--no-limits", action="store_true", help="skip what the machine can do at most: a copy, multiply-adds"
+    )
     return parser
 
 
@@ -55,9 +60,15 @@ def _measure(name: str, options: argparse.Namespace) -> results.Row:
     used = {}
     if not options.no_memory:
         used = {who: memory.measure(name, who, options.threads) for who in rows.contestants(name)}
-    work = rows.build(name)
+    work, rates = rows.build(name), None
+    if not options.no_limits and not BACKENDS["numba"].problem():
+        from . import roofline  # before the threads are set: it loads Numba
+
+        rates = partial(roofline.rates, work.dtype, options.threads)
     peers.set_threads(options.threads)
-    return measure(work, rounds=options.rounds, min_round=options.min_round, threads=options.threads, memory=used)
+    return measure(
+        work, rounds=options.rounds, min_round=options.min_round, threads=options.threads, memory=used, rates=rates
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,6 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for peer in peers.PEERS:
         if reason := peers.problem(peer):
             print(f"rawgrad bench: without {peer}: {reason}", file=sys.stderr)
+    if (reason := BACKENDS["numba"].problem()) and not options.no_limits:
+        print(f"rawgrad bench: without the machine's limits, which Numba's code measures: {reason}", file=sys.stderr)
     measured, failed = [], 0
     for name in names:
         print(f"{name} …", file=sys.stderr, flush=True)

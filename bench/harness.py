@@ -9,7 +9,8 @@
    pause of :data:`SETTLE` seconds, in which the idle threads of the one before it stop spinning,
    and with a tenth of its calls, not timed, in which caches and threads become its own.
 4. *Report* medians and quartiles over the rounds, and the ratio peer / rawgrad of each round, whose
-   median is not moved by what happens to both.
+   median is not moved by what happens to both; and beside them what the machine can do at most, as
+   seen before and after the rounds.
 
 Where calls get input sets that are together larger than the caches (:func:`sets_past_cache`), no
 call finds its inputs in a cache.  The CPU time that other processes used meanwhile is recorded.
@@ -27,7 +28,7 @@ import numpy as np
 
 from ..kernels._errors import ArgumentError, RawgradError
 from . import load, machine
-from .results import Entry, Memory, Ratio, Row, Spread
+from .results import Entry, Limits, Memory, Rates, Ratio, Row, Spread
 
 #: The contestant that the ratios compare with.
 OURS = "rawgrad"
@@ -177,6 +178,7 @@ def measure(
     settle: float = SETTLE,
     threads: int = 1,
     memory: Mapping[str, Memory] | None = None,
+    rates: Callable[[], Rates] | None = None,
     clock: Clock = time.perf_counter_ns,
     cpu_times: Callable[[], load.CpuTimes | None] = load.cpu_times,
 ) -> Row:
@@ -188,6 +190,7 @@ def measure(
         settle: seconds of pause before each turn.
         threads: for the record; ``peers.set_threads`` sets them.
         memory: measured before, by contestant (``memory.measure``).
+        rates: what the machine can do; asked before and after the rounds, if the work states flops or bytes.
         clock: nanoseconds.
         cpu_times: the load of the machine.
 
@@ -197,6 +200,8 @@ def measure(
     if rounds < 1:
         raise ArgumentError(f"bench: rounds must be an integer of at least 1; got {rounds!r}")
     validate(work)
+    ask = rates if rates is not None and (work.flops or work.bytes) else None
+    seen = [ask()] if ask else []
     calls = {c.name: calibrate(c, min_round, clock, settle) for c in work.contestants}
     seconds: dict[str, list[float]] = {c.name: [] for c in work.contestants}
     before = cpu_times()
@@ -205,6 +210,8 @@ def measure(
         for contestant in (*work.contestants[first:], *work.contestants[:first]):
             seconds[contestant.name].append(contestant.turn(calls[contestant.name], clock, settle))
     others = load.others_share(before, cpu_times())
+    limits = Limits.of([*seen, ask()], work.flops, work.bytes) if ask else None
+    spreads = {name: Spread.of(times) for name, times in seconds.items()}
     return Row(
         name=work.name,
         description=work.description,
@@ -218,7 +225,13 @@ def measure(
         noisy=others is not None and others > load.NOISY,
         entries=[
             Entry(
-                c.name, c.detail, calls[c.name], Spread.of(seconds[c.name]), seconds[c.name], (memory or {}).get(c.name)
+                name=c.name,
+                detail=c.detail,
+                inner=calls[c.name],
+                seconds=spreads[c.name],
+                round_seconds=seconds[c.name],
+                memory=(memory or {}).get(c.name),
+                fraction=limits.seconds / spreads[c.name].median if limits else None,
             )
             for c in work.contestants
         ],
@@ -227,4 +240,5 @@ def measure(
             for name, theirs in seconds.items()
             if name != OURS and OURS in seconds
         ],
+        limits=limits,
     )

@@ -249,5 +249,4 @@ def train_step(name: str, batch: int, contestants: Sequence[str], device: str = 
         check=check,
         layout="NC" if program.flat else "NCHW",
         flops=step.flops(),
-        bytes=step.bytes(),
     )

@@ -12,15 +12,17 @@ import tempfile
 import types
 import typing
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from statistics import median, quantiles
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..kernels._errors import DataError
 
 #: Raised by one whenever a key changes its meaning, appears or disappears.
-SCHEMA = 1
+SCHEMA = 2
+#: The schemas that can be read.  What an older one lacks are keys that have a default here.
+_READABLE = (1, SCHEMA)
 
 
 @dataclass(frozen=True)
@@ -48,14 +50,66 @@ class Memory:
         peak: most resident bytes of the whole process while the work ran, libraries included.
         baseline: resident bytes just before the first call: libraries, model, inputs.
         work: ``peak - baseline``: activations, gradients, optimizer state, workspaces, and what the
-            library loads at its first call.
+            library loads, or compiles, at its first call.
         method: how it was read.
+        steady: most resident bytes of the whole process in calls after the first ones; None without
+            ``/proc``.
+        step: ``steady`` less what the process held with all its code loaded, but no model and no
+            inputs: model, inputs, gradients, optimizer state, activations, workspaces; None without
+            ``/proc``.
     """
 
     peak: int
     baseline: int
     work: int
     method: str
+    steady: int | None = None
+    step: int | None = None
+
+
+class Rates(NamedTuple):
+    """What the machine does in a second: bytes copied (read plus written), operations of multiply-adds."""
+
+    bandwidth: float
+    peak: float
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The least time that the machine needs for a row, from what it was seen to do beside it; see ``roofline``.
+
+    Attributes:
+        bandwidth: bytes per second, read plus written, of a copy past the caches.
+        peak: operations per second, in the row's dtype.
+        seconds: the longer of the row's bytes over ``bandwidth`` and its flops over ``peak``.
+    """
+
+    bandwidth: float
+    peak: float
+    seconds: float
+
+    @classmethod
+    def of(cls, seen: Sequence[Rates], flops: int, bytes: int) -> Limits:
+        """From the best rates that were ``seen`` (at least one)."""
+        bandwidth, peak = (max(kind) for kind in zip(*seen, strict=True))
+        return cls(bandwidth, peak, max(bytes / bandwidth, flops / peak))
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of a network until it is good enough; see ``time_to_accuracy``.
+
+    Attributes:
+        seed: of the first weights and of the order of the images.
+        seconds: from the start of the process.
+        steps: that it took.
+        accuracy: that it reached, of one.
+    """
+
+    seed: int
+    seconds: float
+    steps: int
+    accuracy: float
 
 
 @dataclass(frozen=True)
@@ -69,6 +123,8 @@ class Entry:
         seconds: per call, over the rounds.
         round_seconds: seconds per call of each round, in order.
         memory: peak memory, or None if it was not measured.
+        fraction: of the machine's limit: the row's least time over the median; None without limits.
+        runs: where a call is a whole training, each of them.
     """
 
     name: str
@@ -77,6 +133,8 @@ class Entry:
     seconds: Spread
     round_seconds: list[float]
     memory: Memory | None
+    fraction: float | None = None
+    runs: list[Run] | None = None
 
 
 @dataclass(frozen=True)
@@ -101,6 +159,7 @@ class Row:
         load_of_others: share of the machine's CPU time that other processes used during the
             measurement, None where the system does not tell.
         noisy: whether that share was above the limit.
+        limits: what the machine can do; None where neither flops nor bytes are stated, or it was not measured.
     """
 
     name: str
@@ -115,6 +174,7 @@ class Row:
     noisy: bool
     entries: list[Entry]
     ratios: list[Ratio]
+    limits: Limits | None = None
 
 
 @dataclass(frozen=True)
@@ -161,28 +221,34 @@ def read(path: Path | str) -> Report:
     except ValueError as error:
         raise DataError(f"bench results: {path} must be a JSON file; got {error}") from None
     schema = content.get("schema") if isinstance(content, dict) else None
-    if schema != SCHEMA:
+    if schema not in _READABLE:
         raise DataError(f"bench results: {path} must have schema {SCHEMA}; got {schema!r}")
-    report: Report = _parse(Report, content, str(path))
+    report: Report = _parse(Report, content, str(path), older=schema < SCHEMA)
     return report
 
 
-def _parse(kind: Any, value: Any, where: str) -> Any:
-    """``value``, as JSON gave it, as the type ``kind``; ``where`` is its place for the message."""
+def _parse(kind: Any, value: Any, where: str, older: bool) -> Any:
+    """``value``, as JSON gave it, as the type ``kind``.
+
+    Args:
+        where: its place, for the message.
+        older: whether keys that have a default may be absent.
+    """
     if is_dataclass(kind) and isinstance(kind, type):
         if not isinstance(value, dict):
             raise DataError(f"bench results: {where} must be an object ({kind.__name__}); got {value!r}")
         hints = typing.get_type_hints(kind)
-        names = {field.name for field in fields(kind)}
+        absent = {f.name for f in fields(kind) if older and f.default is not MISSING and f.name not in value}
+        names = {field.name for field in fields(kind)} - absent
         if names != set(value):
             missing, unknown = sorted(names - set(value)), sorted(set(value) - names)
             raise DataError(f"bench results: {where} must have exactly its keys; missing {missing}, unknown {unknown}")
-        return kind(**{name: _parse(hints[name], value[name], f"{where}: {name}") for name in names})
+        return kind(**{name: _parse(hints[name], value[name], f"{where}: {name}", older) for name in names})
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is types.UnionType:  # X | None
-        return None if value is None else _parse(arguments[0], value, where)
+        return None if value is None else _parse(arguments[0], value, where, older)
     if origin is list and isinstance(value, list):
-        return [_parse(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
+        return [_parse(arguments[0], item, f"{where}[{i}]", older) for i, item in enumerate(value)]
     if origin is dict and isinstance(value, dict):
         return value
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
@@ -199,6 +265,12 @@ def _time(seconds: float) -> str:
     return f"{seconds / 1e-9:.0f} ns"
 
 
+def _memory(used: Memory | None) -> str:
+    if used is None:
+        return ""
+    return " / ".join("–" if size is None else f"{size / 2**20:.0f}" for size in (used.step, used.work, used.peak))
+
+
 def _table_row(row: Row, entry: Entry) -> list[str]:
     ratio = next((r.times for r in row.ratios if r.peer == entry.name), None)
     seconds = entry.seconds
@@ -210,7 +282,8 @@ def _table_row(row: Row, entry: Entry) -> list[str]:
         _time(seconds.low),
         f"{row.flops / seconds.median / 1e9:.3g}" if row.flops else "",
         f"{row.bytes / seconds.median / 1e9:.3g}" if row.bytes else "",
-        f"{entry.memory.work / 2**20:.0f} / {entry.memory.peak / 2**20:.0f}" if entry.memory else "",
+        "" if entry.fraction is None else f"{100 * entry.fraction:.3g} %",
+        _memory(entry.memory),
         f"{ratio.median:.2f} ({ratio.q1:.2f} – {ratio.q3:.2f})" if ratio else "",
     ]
 
@@ -218,9 +291,13 @@ def _table_row(row: Row, entry: Entry) -> list[str]:
 def markdown(rows: Sequence[Row]) -> str:
     """A Markdown table of ``rows``: one line per contestant.
 
-    GFLOP/s and GB/s are the stated operations and bytes over the median.  Memory is in MiB: of the
-    work, and of the whole process at its peak.  The last column is the peer's time over rawgrad's.
+    GFLOP/s and GB/s are the stated operations and bytes over the median; of the limit is the share of
+    what the machine can do.  Memory is in MiB: of a step, of the first calls with what they load and
+    compile, and of the whole process at its peak.  The last column is the peer's time over rawgrad's.
     """
-    head = "row|contestant|median|quartiles|min|GFLOP/s|GB/s|peak MiB (work / process)|peer ÷ rawgrad".split("|")
+    head = (
+        "row|contestant|median|quartiles|min|GFLOP/s|GB/s|of the limit|peak MiB (step / first calls / process)|"
+        "peer ÷ rawgrad"
+    ).split("|")
     lines = [head, ["---"] * len(head), *(_table_row(row, entry) for row in rows for entry in row.entries)]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)

@@ -1,8 +1,10 @@
 """What is measured: the shapes of the programs and of single kernels, with operations and bytes.
 
 A multiplication and an addition are two operations; comparisons, exponentials and the like count
-one each.  Bytes are those that must travel to and from memory once if caches were perfect: every
-input read, every output written.  Both are properties of the work, the same for every contestant.
+one each.  Bytes are the least that must travel to and from memory: each pass (forward, backward)
+reads every input once and writes every output once.  Both are properties of the work, the same for
+every contestant.  A training step states no bytes: what one layer writes the next may find in a cache,
+or never be written, where layers are fused.
 
 Letters as in the operations' contracts: N batch, C K channels in and out, H W and P Q height and
 width in and out, R S filter height and width.
@@ -148,13 +150,10 @@ class Step:
 
     Attributes:
         convolutions, linears: in order; a linear layer is (batch, in) times (in, out).
-        updated: values that one parameter's update reads and writes: parameter, gradient and the
-            optimizer's state (SGD 3: parameter read and written, gradient read; Adam 7).
     """
 
     convolutions: tuple[Conv2d, ...]
     linears: tuple[Gemm, ...]
-    updated: int
 
     def parameters(self) -> int:
         """Weights and biases."""
@@ -170,15 +169,6 @@ class Step:
             total += conv.flops_forward() + conv.flops_backward(input_gradient=i > 0)
         for i, linear in enumerate(self.linears):
             total += (2 if i == 0 and not self.convolutions else 3) * linear.flops()
-        return total
-
-    def bytes(self) -> int:
-        """Each layer's forward and backward traffic plus the update's; activations and pools are not counted."""
-        total = FLOAT * self.updated * self.parameters()
-        for i, conv in enumerate(self.convolutions):
-            total += conv.bytes_forward() + conv.bytes_backward(input_gradient=i > 0)
-        for i, linear in enumerate(self.linears):
-            total += (2 if i == 0 and not self.convolutions else 3) * linear.bytes()
         return total
 
 
@@ -214,18 +204,18 @@ P9_WIDTHS = (784, 200, 100, 60, 30, 10)
 
 
 def p5(batch: int) -> Step:
-    """P5 with SGD."""
-    return Step(p5_convolutions(batch), _linears(batch, 980, 10), updated=3)
+    """P5."""
+    return Step(p5_convolutions(batch), _linears(batch, 980, 10))
 
 
 def p9(batch: int) -> Step:
-    """P9 with Adam."""
-    return Step((), _linears(batch, *P9_WIDTHS), updated=7)
+    """P9."""
+    return Step((), _linears(batch, *P9_WIDTHS))
 
 
 def p10(batch: int, channels: tuple[int, int, int], first_filter: int) -> Step:
-    """P10 with Adam."""
-    return Step(p10_convolutions(batch, channels, first_filter), _linears(batch, 49 * channels[2], 200, 10), updated=7)
+    """P10."""
+    return Step(p10_convolutions(batch, channels, first_filter), _linears(batch, 49 * channels[2], 200, 10))
 
 
 SMALL_P10 = ((4, 8, 12), 5)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from rawgrad.bench import cli, harness, memory, results, rows
 from rawgrad.bench.harness import Contestant, Work
+from rawgrad.kernels import _jit
 from rawgrad.kernels._errors import ArgumentError, RawgradError
 
 
@@ -31,7 +34,7 @@ def rows_planted(monkeypatch):
     monkeypatch.setattr(harness.time, "sleep", lambda _: None)
 
 
-QUICK = ("--no-memory", "--rounds", "3", "--min-round", "0.0001", "--threads", "1")
+QUICK = ("--no-memory", "--no-limits", "--rounds", "3", "--min-round", "0.0001", "--threads", "1")
 
 
 def test_a_row_is_printed_and_written(rows_planted, tmp_path, capsys):
@@ -85,13 +88,67 @@ def test_memory_counts_what_the_work_holds():
     def hold():
         np.ones(size, np.uint8).sum()
 
-    work = planted(1).build(["rawgrad"])
-    work.contestants[0].call = hold
-    used = memory.of_this_process(work)
+    used = memory.of_this_process(lambda: planted_call(hold))
     assert used.peak == used.baseline + used.work
     # On top of the array: what NumPy needs to sum it.  With ru_maxrss an earlier peak may hide it.
     if used.method == "VmHWM":
         assert size * 0.95 <= used.work <= size * 1.25
+
+
+def planted_call(call, inputs=((),)):
+    work = planted(1).build(["rawgrad"])
+    work.contestants[0].call, work.contestants[0].inputs = call, inputs
+    return work
+
+
+@pytest.fixture
+def proc():
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("no /proc here")
+
+
+SIZE = 32 * 2**20
+
+
+def test_memory_of_a_step_counts_model_inputs_and_what_the_step_makes(proc):
+    def build():
+        model = np.ones(SIZE, np.uint8)  # touched
+        inputs = [(np.ones(SIZE, np.uint8),) for _ in range(5)]  # of which two are kept
+        return planted_call(lambda x: (model.sum(), np.ones(SIZE, np.uint8).sum()), inputs)
+
+    used = memory.of_this_process(build)
+    assert used.step == pytest.approx(4 * SIZE, rel=0.1)
+    assert used.steady >= used.step and used.peak >= used.step
+
+
+def test_memory_of_a_step_leaves_out_what_only_the_first_calls_need(proc):
+    calls, loaded = [], []
+
+    def call():
+        if not calls:
+            loaded.append(np.ones(SIZE, np.uint8))  # stays, as code does
+            np.ones(2 * SIZE, np.uint8).sum()  # a compiler at work
+        calls.append(1)
+
+    used = memory.of_this_process(lambda: planted_call(call))
+    assert used.work >= 2.9 * SIZE
+    assert used.step < 0.2 * SIZE
+    assert used.steady < used.peak - SIZE
+
+
+def test_memory_of_a_step_counts_the_workspaces_of_our_kernels(proc):
+    used = memory.of_this_process(lambda: planted_call(lambda: _jit.workspace("planted", SIZE, np.dtype("u1")).fill(1)))
+    assert used.step == pytest.approx(SIZE, rel=0.1)
+
+
+def test_without_proc_the_step_is_missing_and_the_record_says_why(monkeypatch):
+    def missing(field):
+        raise OSError
+
+    monkeypatch.setattr(memory, "_resident", missing)
+    used = memory.of_this_process(lambda: planted_call(lambda: None))
+    assert used.steady is None and used.step is None
+    assert used.method == "ru_maxrss, since /proc is missing" and used.peak >= used.baseline > 0
 
 
 def test_memory_of_a_child_that_fails_is_an_error_with_its_words():
@@ -102,4 +159,4 @@ def test_memory_of_a_child_that_fails_is_an_error_with_its_words():
 def test_memory_is_measured_in_a_child():
     used = memory.measure("gemm_100x980x10", "rawgrad", 1)
     assert used.peak >= used.baseline > 10 * 2**20
-    assert used.method in ("VmHWM", "ru_maxrss")
+    assert used.method.startswith(("VmHWM", "ru_maxrss"))

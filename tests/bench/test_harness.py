@@ -7,6 +7,7 @@ import pytest
 
 from rawgrad.bench import harness, load
 from rawgrad.bench.harness import Contestant, Work, WrongResult, assert_close
+from rawgrad.bench.results import Limits, Rates
 from rawgrad.kernels._errors import ArgumentError, RawgradError
 
 MICROSECOND = 1_000
@@ -165,6 +166,25 @@ def test_reset_comes_before_each_turn_and_is_not_timed():
     assert row.entries[0].inner == 1
     assert row.entries[0].round_seconds == pytest.approx([2e-6] * 3)  # the second step after each reset
     assert state["resets"] == 3 + 2  # and warm-up and calibration
+
+
+def test_the_fraction_is_of_the_best_that_the_machine_was_seen_to_do():
+    machine, seen = Machine(), iter([Rates(1e9, 1e9), Rates(2e9, 5e8)])
+    one, other = machine.contestant("rawgrad", [20 * MICROSECOND]), machine.contestant("torch", [50 * MICROSECOND])
+    row = measure(machine, work(one, other, flops=1000, bytes=20_000), rates=lambda: next(seen))
+    assert row.limits == Limits(2e9, 1e9, 10e-6)
+    assert [entry.fraction for entry in row.entries] == pytest.approx([0.5, 0.2])
+
+
+def test_without_flops_and_bytes_nobody_asks_for_the_limits():
+    machine = Machine()
+    row = measure(machine, work(machine.contestant("rawgrad", [1000])), rates=None)
+    assert row.limits is None and row.entries[0].fraction is None
+
+    def refuse():
+        raise AssertionError("asked")
+
+    assert measure(machine, work(machine.contestant("rawgrad", [1000])), rates=refuse).limits is None
 
 
 def test_rounds_must_be_positive():

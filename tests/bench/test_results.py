@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 
 from rawgrad.bench import machine, results
-from rawgrad.bench.results import Entry, Memory, Ratio, Report, Row, Spread
+from rawgrad.bench.results import Entry, Limits, Memory, Rates, Ratio, Report, Row, Run, Spread
 from rawgrad.kernels._errors import DataError
+
+MEMORY = Memory(300 * 2**20, 100 * 2**20, 200 * 2**20, "VmHWM", 250 * 2**20, 40 * 2**20)
 
 
 def a_row(**changes) -> Row:
     ours = Entry("rawgrad", "0.1", 4, Spread.of([0.010, 0.012, 0.011]), [0.010, 0.012, 0.011], None)
-    theirs = Entry("torch", "2", 2, Spread.of([0.022]), [0.022], Memory(300 * 2**20, 100 * 2**20, 200 * 2**20, "VmHWM"))
+    theirs = Entry("torch", "2", 2, Spread.of([0.022]), [0.022], MEMORY, 0.25)
     row = Row(
         name="train_step_p5_batch100",
         description="a step",
@@ -29,6 +31,7 @@ def a_row(**changes) -> Row:
         noisy=False,
         entries=[ours, theirs],
         ratios=[Ratio("torch", Spread(2.0, 1.9, 2.1, 1.8, 2.2))],
+        limits=Limits(2e9, 2e9, 0.0055),
     )
     return dataclasses.replace(row, **changes)
 
@@ -48,6 +51,41 @@ def test_written_is_read(tmp_path):
     results.write(report, path)
     assert results.read(path) == report
     assert [p.name for p in path.parent.iterdir()] == ["file.json"]
+
+
+def test_runs_are_kept(tmp_path):
+    runs = [Run(0, 41.5, 1800, 0.9903), Run(1, 38.0, 1650, 0.99)]
+    entry = Entry("rawgrad", "0.1", 1, Spread.of([41.5, 38.0]), [41.5, 38.0], None, runs=runs)
+    report = a_report(a_row(entries=[entry], limits=None))
+    results.write(report, tmp_path / "file.json")
+    assert results.read(tmp_path / "file.json") == report
+
+
+def test_a_file_of_schema_1_is_read_and_what_it_lacks_is_none(tmp_path):
+    path = tmp_path / "file.json"
+    results.write(a_report(a_row()), path)
+    content = json.loads(path.read_text())
+    content["schema"] = 1
+    del content["rows"][0]["limits"]
+    for entry in content["rows"][0]["entries"]:
+        del entry["fraction"], entry["runs"]
+    memory = content["rows"][0]["entries"][1]["memory"]
+    del memory["steady"], memory["step"]
+    path.write_text(json.dumps(content))
+    (row,) = results.read(path).rows
+    assert row.limits is None and row.entries[0].fraction is None
+    assert row.entries[1].memory == Memory(300 * 2**20, 100 * 2**20, 200 * 2**20, "VmHWM")
+    assert "| – / 200 / 300 |" in results.markdown([row])
+    content["schema"] = 2  # in which these keys must be there
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"missing \['limits'\]"):
+        results.read(path)
+
+
+def test_the_limit_is_the_longer_of_two_times_at_the_best_rates_seen():
+    seen = [Rates(1e9, 8e9), Rates(2e9, 4e9)]
+    assert Limits.of(seen, flops=4_000_000_000, bytes=0) == Limits(2e9, 8e9, 0.5)
+    assert Limits.of(seen, flops=4_000_000_000, bytes=3_000_000_000) == Limits(2e9, 8e9, 1.5)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -79,8 +117,8 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.update(schema=99), r"must have schema 1; got 99"),
-        (lambda c: c.pop("schema"), r"must have schema 1; got None"),
+        (lambda c: c.update(schema=99), r"must have schema 2; got 99"),
+        (lambda c: c.pop("schema"), r"must have schema 2; got None"),
         (lambda c: c.pop("machine"), r"missing \['machine'\], unknown \[\]"),
         (lambda c: c["rows"][0].update(colour=1), r"rows\[0\] must .* keys; missing \[\], unknown \['colour'\]"),
         (lambda c: c["rows"][0].update(noisy=1), r"rows\[0\]: noisy must be of type"),
@@ -119,8 +157,8 @@ def test_the_table():
     assert len(lines) == 2 + 4
     ours = [cell.strip() for cell in lines[2].strip("|").split("|")]
     theirs = [cell.strip() for cell in lines[3].strip("|").split("|")]
-    assert ours == ["train_step_p5_batch100", "rawgrad", "11 ms", "10.5 ms – 11.5 ms", "10 ms", "1", "", "", ""]
-    assert theirs[-2:] == ["200 / 300", "2.00 (1.90 – 2.10)"]
+    assert ours == ["train_step_p5_batch100", "rawgrad", "11 ms", "10.5 ms – 11.5 ms", "10 ms", "1", "", "", "", ""]
+    assert theirs[-3:] == ["25 %", "40 / 200 / 300", "2.00 (1.90 – 2.10)"]
     assert theirs[5] == "0.5"  # 11 MFLOP in 22 ms
     assert lines[4].startswith("| loud (noisy) | rawgrad |")
     assert len({line.count("|") for line in lines}) == 1
