@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..kernels._dispatch import BACKENDS
 from ..kernels._errors import RawgradError
-from . import load, machine, memory, peers, results, rows
+from . import load, machine, memory, overhead, peers, results, rows
 from .harness import measure
 
 
@@ -27,7 +27,12 @@ def _parser() -> argparse.ArgumentParser:
         description="Measure rawgrad and its peers side by side in one process: results are validated first, the "
         "contestants take turns, medians are printed and, with --out, written with machine, versions, commit, command.",
     )
-    parser.add_argument("rows", nargs="*", metavar="ROW", help="rows to measure, by default all (see --list)")
+    parser.add_argument(
+        "rows",
+        nargs="*",
+        metavar="ROW",
+        help="rows to measure, or operations for all of theirs; by default every row (see --list)",
+    )
     parser.add_argument("--list", action="store_true", help="list the rows with their contestants and stop")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write a JSON result file")
     parser.add_argument("--rounds", type=_positive, default=20, metavar="N", help="rounds (default: %(default)s)")
@@ -59,7 +64,8 @@ def _list() -> None:
 def _measure(name: str, options: argparse.Namespace) -> results.Row:
     used = {}
     if not options.no_memory:
-        used = {who: memory.measure(name, who, options.threads) for who in rows.contestants(name)}
+        alone = [who for who in rows.contestants(name) if who != overhead.OUTSIDE]
+        used = {who: memory.measure(name, who, options.threads) for who in alone}
     work, rates = rows.build(name), None
     if not options.no_limits and not BACKENDS["numba"].problem():
         from . import roofline  # before the threads are set: it loads Numba
@@ -77,9 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.list:
         _list()
         return 0
-    names = options.rows or list(rows.ROWS)
-    for name in names:
-        rows.spec(name)  # refuse a wrong name before an hour of measuring
+    names = rows.named(options.rows) if options.rows else list(rows.ROWS)
     for peer in peers.PEERS:
         if reason := peers.problem(peer):
             print(f"rawgrad bench: without {peer}: {reason}", file=sys.stderr)
@@ -94,6 +98,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             failed += 1
             print(f"rawgrad bench: {name}: {error}", file=sys.stderr)
     print(results.markdown(measured), end="")
+    for row in measured:
+        if said := overhead.summary(row):
+            print(f"\n{said}")
     if any(row.noisy for row in measured):
         print(f"\nnoisy: other processes used over {load.NOISY:.0%} of the CPU meanwhile")
     if options.out and measured:

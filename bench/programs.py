@@ -59,6 +59,10 @@ def _p5_network(lib: Library) -> Any:
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(980, _CLASSES))
 
 
+def _p8_network(lib: Library) -> Any:
+    return lib.nn.Sequential(lib.nn.Linear(shapes.P9_WIDTHS[0], _CLASSES))
+
+
 def _p9_network(lib: Library, dropout: float = 0.0) -> Any:
     nn, layers = lib.nn, []
     widths = shapes.P9_WIDTHS
@@ -85,6 +89,7 @@ def _adam(lib: Library, parameters: Any) -> Any:
 
 PROGRAMS = {
     "p5": Program("CNN 20-20, softmax cross-entropy, SGD", _p5_network, _sgd, shapes.p5),
+    "p8": Program("784-10, Adam", _p8_network, _adam, shapes.p8, flat=True),
     "p9": Program("784-200-100-60-30-10, ReLU, Adam", _p9_network, _adam, shapes.p9, flat=True),
     "p9_dropout": Program(
         "784-200-100-60-30-10, ReLU, dropout 0.25, Adam",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from ..kernels._errors import ArgumentError
-from . import kernels, programs, shapes
+from . import kernels, overhead, programs, shapes
 from .harness import OURS, Work
 from .peers import available
 
@@ -19,7 +19,7 @@ class RowSpec:
     """How a row is made.
 
     Attributes:
-        operation: the kernel operation it measures, or ``train_step``.
+        operation: the kernel operation it measures, ``train_step``, or ``overhead``.
         build: makes the work for these contestants.
         peers: who can do the same work, installed or not.
     """
@@ -34,6 +34,16 @@ def _train_steps() -> dict[str, RowSpec]:
     return {
         f"train_step_{name}_batch{batch}": RowSpec("train_step", partial(programs.train_step, name, batch))
         for name, batch in sizes
+    }
+
+
+def _overhead() -> dict[str, RowSpec]:
+    return {
+        f"overhead_{name}_batch{batch}": RowSpec(
+            "overhead", partial(overhead.overhead, name, batch), ("torch", overhead.OUTSIDE)
+        )
+        for name in ("p8", "p9")
+        for batch in (100, 1)
     }
 
 
@@ -73,6 +83,7 @@ def _softmax_cross_entropy() -> dict[str, RowSpec]:
 
 ROWS: dict[str, RowSpec] = {
     **_train_steps(),
+    **_overhead(),
     **_conv2d(),
     **_max_pool2d(),
     **_softmax_cross_entropy(),
@@ -85,20 +96,33 @@ def of_operation(operation: str) -> list[str]:
     return [name for name, spec in ROWS.items() if spec.operation == operation]
 
 
+def named(names: Sequence[str]) -> list[str]:
+    """The rows of these names; the name of an operation stands for all of its rows.
+
+    Raises:
+        ArgumentError: there is none of a name; the message lists those there are.
+    """
+    return [row for name in names for row in of_operation(name) or [_known(name)]]
+
+
+def _known(name: str) -> str:
+    if name not in ROWS:
+        raise ArgumentError(f"bench: row must be one of {', '.join(ROWS)}; got {name!r}")
+    return name
+
+
 def spec(name: str) -> RowSpec:
     """The row ``name``.
 
     Raises:
         ArgumentError: there is none; the message lists those there are.
     """
-    if name not in ROWS:
-        raise ArgumentError(f"bench: row must be one of {', '.join(ROWS)}; got {name!r}")
-    return ROWS[name]
+    return ROWS[_known(name)]
 
 
 def contestants(name: str) -> list[str]:
     """rawgrad and those peers of the row that are installed here."""
-    installed = {"numpy", *available()}
+    installed = {"numpy", overhead.OUTSIDE, *available()}
     return [OURS, *(peer for peer in spec(name).peers if peer in installed)]
 
 

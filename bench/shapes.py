@@ -208,6 +208,11 @@ def p5(batch: int) -> Step:
     return Step(p5_convolutions(batch), _linears(batch, 980, 10))
 
 
+def p8(batch: int) -> Step:
+    """P8."""
+    return Step((), _linears(batch, 784, 10))
+
+
 def p9(batch: int) -> Step:
     """P9."""
     return Step((), _linears(batch, *P9_WIDTHS))

@@ -49,6 +49,11 @@ def test_a_row_is_printed_and_written(rows_planted, tmp_path, capsys):
     assert "| planted" in out and str(path) in out
 
 
+def test_an_operation_stands_for_all_of_its_rows(rows_planted):
+    assert rows.named(["planted"]) == ["right", "wrong"]
+    assert rows.named(["wrong", "planted"]) == ["wrong", "right", "wrong"]
+
+
 def test_a_wrong_result_fails_the_command_and_leaves_the_others(rows_planted, tmp_path, capsys):
     path = tmp_path / "out.json"
     assert cli.main([*QUICK, "--out", str(path)]) == 1

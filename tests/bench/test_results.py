@@ -2,38 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
 from rawgrad.bench import machine, results
-from rawgrad.bench.results import Entry, Limits, Memory, Rates, Ratio, Report, Row, Run, Spread
+from rawgrad.bench.results import Entry, Limits, Memory, Rates, Report, Row, Run, Spread
 from rawgrad.kernels._errors import DataError
-
-MEMORY = Memory(300 * 2**20, 100 * 2**20, 200 * 2**20, "VmHWM", 250 * 2**20, 40 * 2**20)
-
-
-def a_row(**changes) -> Row:
-    ours = Entry("rawgrad", "0.1", 4, Spread.of([0.010, 0.012, 0.011]), [0.010, 0.012, 0.011], None)
-    theirs = Entry("torch", "2", 2, Spread.of([0.022]), [0.022], MEMORY, 0.25)
-    row = Row(
-        name="train_step_p5_batch100",
-        description="a step",
-        dtype="float32",
-        layout="NCHW",
-        flops=11_000_000,
-        bytes=0,
-        threads=2,
-        validated_against="the reference",
-        load_of_others=0.01,
-        noisy=False,
-        entries=[ours, theirs],
-        ratios=[Ratio("torch", Spread(2.0, 1.9, 2.1, 1.8, 2.2))],
-        limits=Limits(2e9, 2e9, 0.0055),
-    )
-    return dataclasses.replace(row, **changes)
 
 
 def a_report(*rows: Row) -> Report:
@@ -45,7 +21,7 @@ def test_quartiles_of_known_numbers():
     assert Spread.of([7.0]) == Spread(7.0, 7.0, 7.0, 7.0, 7.0)
 
 
-def test_written_is_read(tmp_path):
+def test_written_is_read(tmp_path, a_row):
     report = a_report(a_row(), a_row(name="other", load_of_others=None, ratios=[]))
     path = tmp_path / "deep" / "file.json"
     results.write(report, path)
@@ -53,7 +29,7 @@ def test_written_is_read(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["file.json"]
 
 
-def test_runs_are_kept(tmp_path):
+def test_runs_are_kept(tmp_path, a_row):
     runs = [Run(0, 41.5, 1800, 0.9903), Run(1, 38.0, 1650, 0.99)]
     entry = Entry("rawgrad", "0.1", 1, Spread.of([41.5, 38.0]), [41.5, 38.0], None, runs=runs)
     report = a_report(a_row(entries=[entry], limits=None))
@@ -61,7 +37,7 @@ def test_runs_are_kept(tmp_path):
     assert results.read(tmp_path / "file.json") == report
 
 
-def test_a_file_of_schema_1_is_read_and_what_it_lacks_is_none(tmp_path):
+def test_a_file_of_schema_1_is_read_and_what_it_lacks_is_none(tmp_path, a_row):
     path = tmp_path / "file.json"
     results.write(a_report(a_row()), path)
     content = json.loads(path.read_text())
@@ -88,7 +64,7 @@ def test_the_limit_is_the_longer_of_two_times_at_the_best_rates_seen():
     assert Limits.of(seen, flops=4_000_000_000, bytes=3_000_000_000) == Limits(2e9, 8e9, 1.5)
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path):
+def test_a_failed_write_leaves_the_old_file(tmp_path, a_row):
     path = tmp_path / "file.json"
     results.write(a_report(), path)
     old = path.read_bytes()
@@ -99,7 +75,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["file.json"]
 
 
-def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
+def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch, a_row):
     path = tmp_path / "file.json"
     results.write(a_report(), path)
     old = path.read_bytes()
@@ -127,7 +103,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
         (lambda c: c["rows"][0]["entries"].insert(0, 3), r"rows\[0\]: entries\[0\] must be an object \(Entry\); got 3"),
     ],
 )
-def test_other_content_is_refused_with_its_place(tmp_path, change, message):
+def test_other_content_is_refused_with_its_place(tmp_path, change, message, a_row):
     path = tmp_path / "file.json"
     results.write(a_report(a_row()), path)
     content = json.loads(path.read_text())
@@ -152,7 +128,7 @@ def test_every_recorded_file_can_be_read():
         assert report.commit, f"{path}: a figure needs the commit that it belongs to"
 
 
-def test_the_table():
+def test_the_table(a_row):
     lines = results.markdown([a_row(), a_row(name="loud", noisy=True)]).splitlines()
     assert len(lines) == 2 + 4
     ours = [cell.strip() for cell in lines[2].strip("|").split("|")]
@@ -167,6 +143,6 @@ def test_the_table():
 @pytest.mark.parametrize(
     ("seconds", "text"), [(2.5, "2.5 s"), (0.1234, "123 ms"), (12.34e-3, "12.3 ms"), (1e-6, "1 µs"), (5e-9, "5 ns")]
 )
-def test_times_are_short(seconds, text):
+def test_times_are_short(seconds, text, a_row):
     row = a_row(entries=[Entry("rawgrad", "", 1, Spread.of([seconds]), [seconds], None)], ratios=[])
     assert f"| {text} |" in results.markdown([row])
