@@ -33,6 +33,7 @@ class Library:
     Attributes:
         name: ``rawgrad`` or ``torch``.
         nn, functional, optim: its modules of these names.
+        no_grad: makes a context in which no graph is built.
         tensor: a tensor of a NumPy array's values, on ``device``.
         host: the NumPy array of a tensor's values.
         device: where it works.
@@ -42,6 +43,7 @@ class Library:
     nn: Any
     functional: Any
     optim: Any
+    no_grad: Callable[[], Any]
     tensor: Callable[[np.ndarray], Any]
     host: Callable[[Any], np.ndarray]
     device: str = "cpu"
@@ -81,13 +83,13 @@ def library(name: str, device: str = "cpu") -> Library:
     """
     if name == OURS:
         root = _root()
-        modules, tensor = (root.nn, root.functional, root.optim), root.tensor
+        modules, tensor = (root.nn, root.functional, root.optim, root.no_grad), root.tensor
     elif reason := problem(name):
         raise BackendError(f"bench: peer {name!r} cannot run here: {reason}")
     else:
         import torch
 
-        modules, tensor = (torch.nn, torch.nn.functional, torch.optim), torch.from_numpy
+        modules, tensor = (torch.nn, torch.nn.functional, torch.optim, torch.no_grad), torch.from_numpy
     if device == "cpu":
         return Library(name, *modules, tensor, lambda t: t.detach().numpy())
     return Library(name, *modules, lambda a: tensor(a).to(device), lambda t: t.detach().cpu().numpy(), device)

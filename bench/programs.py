@@ -52,7 +52,8 @@ class Program:
     flat: bool = False
 
 
-def _p5_network(lib: Library) -> Any:
+def p5_network(lib: Library) -> Any:
+    """P5's: two 5×5 convolutions of 20 channels, each with ReLU and pooling; one linear layer."""
     nn, layers = lib.nn, []
     for conv in shapes.p5_convolutions(1):
         layers += [nn.Conv2d(conv.C, conv.K, conv.R, padding=conv.pad.top), nn.ReLU(), nn.MaxPool2d(2)]
@@ -88,7 +89,7 @@ def _adam(lib: Library, parameters: Any) -> Any:
 
 
 PROGRAMS = {
-    "p5": Program("CNN 20-20, softmax cross-entropy, SGD", _p5_network, _sgd, shapes.p5),
+    "p5": Program("CNN 20-20, softmax cross-entropy, SGD", p5_network, _sgd, shapes.p5),
     "p8": Program("784-10, Adam", _p8_network, _adam, shapes.p8, flat=True),
     "p9": Program("784-200-100-60-30-10, ReLU, Adam", _p9_network, _adam, shapes.p9, flat=True),
     "p9_dropout": Program(
@@ -143,24 +144,34 @@ class Training:
     Args:
         dtype: of parameters and images.
         deterministic: leaves dropout out, whose masks differ from library to library.
+        weights: the first ones, by default :func:`initial_weights`.
+
+    Attributes:
+        network, optimizer: the library's.
     """
 
     def __init__(
-        self, lib: Library, program: Program, dtype: type[np.floating] = np.float32, *, deterministic: bool = False
+        self,
+        lib: Library,
+        program: Program,
+        dtype: type[np.floating] = np.float32,
+        *,
+        deterministic: bool = False,
+        weights: Sequence[np.ndarray] | None = None,
     ) -> None:
         self._lib = lib
         self._dtype = dtype
-        self._network = program.network(lib).to(lib.device)
+        self.network = program.network(lib).to(lib.device)
         if dtype is np.float64:
-            self._network.double()
+            self.network.double()
         if deterministic:
-            self._network.eval()  # no layer of these programs but dropout knows the difference
-        self._parameters = list(self._network.parameters())
-        for parameter, values in zip(
-            self._parameters, initial_weights([tuple(p.shape) for p in self._parameters]), strict=True
-        ):
+            self.network.eval()  # no layer of these programs but dropout knows the difference
+        self._parameters = list(self.network.parameters())
+        if weights is None:
+            weights = initial_weights([tuple(p.shape) for p in self._parameters])
+        for parameter, values in zip(self._parameters, weights, strict=True):
             parameter.data = lib.tensor(values.astype(dtype)).data
-        self._optimizer = program.optimizer(lib, self._parameters)
+        self.optimizer = program.optimizer(lib, self._parameters)
 
     def put(self, images: np.ndarray, labels: np.ndarray) -> tuple[Any, Any]:
         """A batch as the library's tensors."""
@@ -168,10 +179,10 @@ class Training:
 
     def step(self, images: Any, labels: Any) -> Any:
         """One training step; gives the loss, a tensor."""
-        loss = self._lib.functional.cross_entropy(self._network(images), labels)
-        self._optimizer.zero_grad()
+        loss = self._lib.functional.cross_entropy(self.network(images), labels)
+        self.optimizer.zero_grad()
         loss.backward()
-        self._optimizer.step()
+        self.optimizer.step()
         return loss
 
     def weights(self) -> list[np.ndarray]:

@@ -111,6 +111,9 @@ class Run:
     steps: int
     accuracy: float
 
+    def __str__(self) -> str:
+        return f"seed {self.seed} {self.seconds:.1f} s ({self.steps} steps, {self.accuracy:.2%})"
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -286,6 +289,12 @@ def _table_row(row: Row, entry: Entry) -> list[str]:
         _memory(entry.memory),
         f"{ratio.median:.2f} ({ratio.q1:.2f} – {ratio.q3:.2f})" if ratio else "",
     ]
+
+
+def runs(row: Row) -> str | None:
+    """The trainings of a row, a line for each contestant; None for rows of another kind."""
+    lines = [f"{row.name}: {e.name}: {', '.join(map(str, e.runs))}" for e in row.entries if e.runs]
+    return "\n".join(lines) or None
 
 
 def markdown(rows: Sequence[Row]) -> str:
