@@ -195,10 +195,10 @@ class Module:
         super().__setattr__(name, value)
 
     def __getattr__(self, name: str) -> Any:
+        own = self.__dict__
         for kind in ("_parameters", "_modules", "_buffers"):
-            owned = self.__dict__.get(kind)
-            if owned is not None and name in owned:
-                return owned[name]
+            if kind in own and name in own[kind]:
+                return own[kind][name]
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __delattr__(self, name: str) -> None:

@@ -21,6 +21,9 @@ from .pad import ZeroPad2d
 #: Activations that ``F.linear`` takes over from the layer after it.
 _ACTIVATIONS: dict[type, str] = {ReLU: "relu", Sigmoid: "sigmoid", Tanh: "tanh"}
 
+#: The layers that may run together with those behind them.
+_FIRST = frozenset((Linear, Conv2d, ZeroPad2d))
+
 
 def _fusion(layers: list[Module]) -> tuple[Callable[[Any], Any], int, int] | None:
     """One call for the first of ``layers``, of how many, and which one an error concerns; None for no such call."""
@@ -162,20 +165,21 @@ class Sequential(_Indexed):
         return self._modules[self._key(index)]
 
     def forward(self, input: Any) -> Any:
-        layers = list(self._modules.items())
+        layers = list(self._modules.values())
         fuse = self.fuse and not graph.current_mode().anomaly
         index = blamed = 0
         try:
             while index < len(layers):
-                fused = _fusion([layer for _, layer in layers[index : index + 4]]) if fuse else None
-                call, count, blamed = fused or (layers[index][1], 1, 0)
+                layer = layers[index]
+                fused = _fusion(layers[index : index + 4]) if fuse and type(layer) in _FIRST else None
+                call, count, blamed = fused or (layer, 1, 0)
                 input = call(input)
                 index += count
         except RawgradError as error:
             # A layer may stand here under several names; only here is it known which one failed.
-            name, layer = layers[index + blamed]
+            layer = layers[index + blamed]
             if error.__dict__.get("_module", layer) is layer:
-                self._prefix(error, name)
+                self._prefix(error, list(self._modules)[index + blamed])
             raise
         return input
 
