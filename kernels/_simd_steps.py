@@ -35,7 +35,7 @@ _LIKE = {np.dtype(dtype): np.empty(0, dtype) for dtype in (np.float32, np.float6
 
 
 def launch(kernel: Callable[..., Any], lists: Sequence[Arrays], *numbers: float) -> None:
-    """Call ``kernel(like, objects, table, numbers)``, whose parts call :func:`update_part` with the same.
+    """Call ``kernel(parts, like, objects, table, numbers)``, whose parts call :func:`update_part` with the same.
 
     Args:
         lists: lists of C-contiguous arrays of one dtype, the first the parameters; array i of each list has
@@ -43,20 +43,20 @@ def launch(kernel: Callable[..., Any], lists: Sequence[Arrays], *numbers: float)
         numbers: what all elements share.
     """
     params = lists[0]
-    table = _table(tuple([param.size for param in params]), len(lists))
-    if table[0]:
+    parts, table = _table(tuple([param.size for param in params]), len(lists))
+    if parts:
         # Where an object is costs a fifth of what it costs to ask NumPy where its elements are.
         ids = map(id, itertools.chain.from_iterable(zip(*lists, strict=True)))
         objects = np.fromiter(ids, np.int64, len(lists) * len(params))
-        kernel(_LIKE[params[0].dtype], objects, table, np.array(numbers))
+        kernel(parts, _LIKE[params[0].dtype], objects, table, np.array(numbers))
 
 
 @lru_cache(maxsize=256)
-def _table(sizes: tuple[int, ...], lists: int) -> np.ndarray:
+def _table(sizes: tuple[int, ...], lists: int) -> tuple[int, np.ndarray]:
     """The cuts of ``lists`` lists of arrays of these sizes.
 
     Returns:
-        int64: the number of parts; where in the table the pieces of each part begin, and where the last ends;
+        the number of parts, and int64: where in the table the pieces of each part begin, and where the last ends;
         for each piece the number of its array, its first element and its size.
     """
     total = sum(sizes)
@@ -74,9 +74,9 @@ def _table(sizes: tuple[int, ...], lists: int) -> np.ndarray:
             pieces.append((array, start, stop - start))
             room -= stop - start
             start = stop
-    header = len(parts) + 2
+    header = len(parts) + 1
     begins = [header + 3 * piece for piece in (*parts, len(pieces))]
-    return np.array([len(parts), *begins, *itertools.chain.from_iterable(pieces)], np.int64)
+    return len(parts), np.array([*begins, *itertools.chain.from_iterable(pieces)], np.int64)
 
 
 def update_part(
@@ -110,7 +110,7 @@ def update_part(
             if vector is not None:
                 array.store(i, vector, mask)
 
-    with s.range(table[part + 1], table[part + 2], 3) as place:
+    with s.range(table[part], table[part + 1], 3) as place:
         number, start, size = (table[place + k] for k in range(3))
         arrays = []
         for k in range(lists):

@@ -44,6 +44,11 @@ def sizes(g: Any, rows: int, least: int = 1) -> np.ndarray:
     return np.array([*shape, planes * rows, max(part, least, 1), rows], np.int64)
 
 
+def parts_of(sizes: np.ndarray) -> int:
+    """How many parts that makes."""
+    return int(-(-sizes[12] // sizes[13]))
+
+
 class Window:
     """The sizes, as values of the program being written or as integers where they are known.
 

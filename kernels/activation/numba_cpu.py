@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
-from numba import prange
 
-from .._jit import parallel
+from .._jit import in_parts
 from .._simd import Pointer, Stage, Value, simd
 from .._simd_math import exp_of_negative, expm1_of_negative, half_of_1_plus_exp, log1p, normal, tanh
 
@@ -189,64 +188,52 @@ def _backward_part(
             _map(s, BACKWARD[kind], [grad, saved], dx, options, start, stop)
 
 
-def _alone(kinds: str) -> int:
-    """How many elements one thread has done before others would have begun."""
-    return 4 * _PART if kinds in _TOGETHER.values() else _PART
-
-
 @cache
 def _forward(kinds: str) -> Any:
-    alone = _alone(kinds)
-
-    @parallel
-    def forward(which, x, y, p, q):
-        if x.size <= alone:
-            _forward_part(kinds, which, x, y, p, q, 0, x.size)
-        else:
-            for part in prange((x.size + _PART - 1) // _PART):
-                start = part * _PART
-                _forward_part(kinds, which, x, y, p, q, start, min(start + _PART, x.size))
+    @in_parts
+    def forward(part, slot, each, which, p, q, x, y):
+        start = part * each
+        _forward_part(kinds, which, x, y, p, q, start, min(start + each, x.size))
 
     return forward
 
 
 @cache
 def _backward(kinds: str) -> Any:
-    alone = _alone(kinds)
-
-    @parallel
-    def backward(which, grad, saved, dx, p, q):
-        if dx.size <= alone:
-            _backward_part(kinds, which, grad, saved, dx, p, q, 0, dx.size)
-        else:
-            for part in prange((dx.size + _PART - 1) // _PART):
-                start = part * _PART
-                _backward_part(kinds, which, grad, saved, dx, p, q, start, min(start + _PART, dx.size))
+    @in_parts
+    def backward(part, slot, each, which, p, q, grad, saved, dx):
+        start = part * each
+        _backward_part(kinds, which, grad, saved, dx, p, q, start, min(start + each, dx.size))
 
     return backward
 
 
-@cache
-def _plan(direction: str, kind: str, options: tuple[Any, ...]) -> tuple[Any, int, float, float]:
-    """The kernel of ``kind``, its number there, and the options p and q."""
+@lru_cache(1024)
+def _plan(
+    direction: str, kind: str, options: tuple[Any, ...], size: int
+) -> tuple[Any, tuple[int, int, int, float, float]]:
+    """The kernel of ``kind``, and its first arguments: how many parts, their length, the number of the kind, and the
+    options p and q."""
     if kind == "gelu":
         kind, options = ("gelu_tanh" if options == ("tanh",) else "gelu"), ()
     together = _TOGETHER[direction].split()
     kinds = together if kind in together else [kind]
     kernel = (_forward if direction == "forward" else _backward)(" ".join(kinds))
+    alone = 4 * _PART if kind in together else _PART  # what one thread has done before others would have begun
+    parts, each = (1, size) if size <= alone else (-(-size // _PART), _PART)
     p, q = (*options, 0.0, 0.0)[:2]
-    return kernel, kinds.index(kind), p, q
+    return kernel, (parts, each, kinds.index(kind), p, q)
 
 
 def activation_forward(x: np.ndarray, kind: str, options: tuple[Any, ...], out: np.ndarray | None) -> np.ndarray:
     y = np.empty_like(x) if out is None else out
-    kernel, which, p, q = _plan("forward", kind, options)
-    kernel(which, x.reshape(-1), y.reshape(-1), p, q)
+    kernel, numbers = _plan("forward", kind, options, x.size)
+    kernel(*numbers, x.reshape(-1), y.reshape(-1))
     return y
 
 
 def activation_backward(grad: np.ndarray, saved: np.ndarray, kind: str, options: tuple[Any, ...]) -> np.ndarray:
     dx = np.empty_like(saved)
-    kernel, which, p, q = _plan("backward", kind, options)
-    kernel(which, grad.reshape(-1), saved.reshape(-1), dx.reshape(-1), p, q)
+    kernel, numbers = _plan("backward", kind, options, saved.size)
+    kernel(*numbers, grad.reshape(-1), saved.reshape(-1), dx.reshape(-1))
     return dx

@@ -9,9 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import prange
 
-from .._jit import parallel
+from .._jit import in_parts
 from .._simd import Pointer, Stage, Value, simd
 from .._simd_steps import Arrays, launch, update_part
 
@@ -31,13 +30,9 @@ def adagrad_step(
     launch(_step, [params, grads, sums], rate, weight_decay, eps)
 
 
-@parallel
-def _step(like: Any, objects: Any, table: Any, numbers: Any) -> None:
-    if table[0] == 1:
-        _update(like, objects, table, 0, numbers)
-    else:
-        for part in prange(table[0]):
-            _update(like, objects, table, part, numbers)
+@in_parts
+def _step(part: int, slot: int, like: Any, objects: Any, table: Any, numbers: Any) -> None:
+    _update(like, objects, table, part, numbers)
 
 
 @simd

@@ -13,32 +13,42 @@ from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
-from numba import prange
 
-from .._jit import parallel
+from .._jit import in_parts
 from .._simd import Number, Pointer, Stage, Value, simd, vector_bytes
-from .._simd_windows import Row, Scattered, Window, by_step, corners, narrow, over_planes, row_of_windows, sizes
+from .._simd_windows import (
+    Row,
+    Scattered,
+    Window,
+    by_step,
+    corners,
+    narrow,
+    over_planes,
+    parts_of,
+    row_of_windows,
+    sizes,
+)
 from . import Geometry
 
 _UNROLLED = ((2, 2), (3, 3))
 
 
 def avg_pool2d_forward(x: np.ndarray, g: Geometry, out: np.ndarray | None) -> np.ndarray:
-    kernel, plan, divisor = _forward_plan(g)
+    kernel, parts, *numbers = _forward_plan(g)
     y = np.empty(g.y_shape, x.dtype) if out is None else out
-    kernel(x.reshape(-1), y.reshape(-1), plan, divisor)
+    kernel(parts, x.reshape(-1), y.reshape(-1), *numbers)
     return y
 
 
 def avg_pool2d_backward(grad: np.ndarray, g: Geometry, out: np.ndarray | None) -> np.ndarray:
-    kernel, plan, divisor = _backward_plan(g)
+    kernel, parts, *numbers = _backward_plan(g)
     dx = np.empty(g.x_shape, grad.dtype) if out is None else out
-    kernel(grad.reshape(-1), dx.reshape(-1), plan, divisor)
+    kernel(parts, grad.reshape(-1), dx.reshape(-1), *numbers)
     return dx
 
 
 @lru_cache(maxsize=1024)
-def _forward_plan(g: Geometry) -> tuple[Any, np.ndarray, float]:
+def _forward_plan(g: Geometry) -> tuple[Any, int, np.ndarray, float]:
     within = g.padding == (0, 0) and 2 * g.P <= g.H and 2 * g.Q <= g.W
     if g.stride[1] > 2 or g.Q < vector_bytes() // 16:
         return _forward(0, 0, 0, False), *_numbers(g, g.P * g.Q)
@@ -48,7 +58,7 @@ def _forward_plan(g: Geometry) -> tuple[Any, np.ndarray, float]:
 
 
 @lru_cache(maxsize=1024)
-def _backward_plan(g: Geometry) -> tuple[Any, np.ndarray, float]:
+def _backward_plan(g: Geometry) -> tuple[Any, int, np.ndarray, float]:
     if _is_unrolled(g):
         step = g.stride[0]
         return _gathering_backward(g.R, g.S, step), *_numbers(g, -(-(g.H + g.padding[0]) // step))
@@ -59,22 +69,20 @@ def _is_unrolled(g: Geometry) -> bool:
     return (g.R, g.S) in _UNROLLED and g.stride in ((1, 1), (2, 2))
 
 
-def _numbers(g: Geometry, rows: int, least: int = 1) -> tuple[np.ndarray, float]:
-    """Sizes, followed by how much of the padding counts; and the divisor, 0 if elements are to be counted."""
+def _numbers(g: Geometry, rows: int, least: int = 1) -> tuple[int, np.ndarray, float]:
+    """How many parts; sizes, followed by how much of the padding counts; and the divisor, 0 if elements are to be
+    counted."""
     margins = g.padding if g.count_include_pad else (0, 0)
-    return np.array([*sizes(g, rows, least), *margins], np.int64), float(g.divisor_override or 0)
+    told = np.array([*sizes(g, rows, least), *margins], np.int64)
+    return parts_of(told), told, float(g.divisor_override or 0)
 
 
 @cache
 def _forward(R: int, S: int, step: int, within: bool) -> Any:
-    @parallel
-    def forward(x, y, sizes, divisor):
+    @in_parts
+    def forward(part, slot, x, y, sizes, divisor):
         total, each = sizes[12], sizes[13]
-        if total <= each:
-            _pool_part(x, y, sizes, divisor, 0, total, R, S, step, within)
-        else:
-            for part in prange((total + each - 1) // each):
-                _pool_part(x, y, sizes, divisor, part * each, min(part * each + each, total), R, S, step, within)
+        _pool_part(x, y, sizes, divisor, part * each, min(part * each + each, total), R, S, step, within)
 
     return forward
 
@@ -120,14 +128,10 @@ def _divisor(w: Window, sizes: Pointer, divisor: Value, top: Value, left: Value,
 
 @cache
 def _gathering_backward(R: int, S: int, step: int) -> Any:
-    @parallel
-    def backward(grad, dx, sizes, divisor):
+    @in_parts
+    def backward(part, slot, grad, dx, sizes, divisor):
         total, each = sizes[12], sizes[13]
-        if total <= each:
-            _gather_part(grad, dx, sizes, divisor, 0, total, R, S, step)
-        else:
-            for part in prange((total + each - 1) // each):
-                _gather_part(grad, dx, sizes, divisor, part * each, min(part * each + each, total), R, S, step)
+        _gather_part(grad, dx, sizes, divisor, part * each, min(part * each + each, total), R, S, step)
 
     return backward
 
@@ -151,30 +155,29 @@ def _gather_part(
     over_planes(s, start, stop, sizes[14], rows)
 
 
-@parallel
-def _adding_backward(grad, dx, sizes, divisor):
+@in_parts
+def _adding_backward(part, slot, grad, dx, sizes, divisor):
     H, W, R, S, P, Q, sh, sw, ph, pw, _, _, total, each, _, vertical, horizontal = sizes
-    for part in prange((total + each - 1) // each):
-        start, stop = part * each, min(part * each + each, total)
-        dx[start * W : stop * W] = 0
-        for plane in range(start // H, (stop - 1) // H + 1):
-            low, high = max(start - plane * H, 0), min(stop - plane * H, H)  # the part's rows of this plane
-            first, last = 0, P
-            if high - low < H:
-                first, last = max(low + ph - R + sh, 0) // sh, min((high - 1 + ph) // sh + 1, P)
-            for p in range(last - 1, first - 1, -1):  # from the last window to the first, so taps are in order
-                top = p * sh - ph
-                rows = min(top + R, H + vertical) - max(top, -vertical)
-                above, below = max(top, low), min(top + R, high)
-                for q in range(Q - 1, -1, -1):
-                    left = q * sw - pw
-                    counted = rows * (min(left + S, W + horizontal) - max(left, -horizontal))
-                    share = grad[(plane * P + p) * Q + q] / dx.dtype.type(divisor if divisor else counted)
-                    before, after = max(left, 0), min(left + S, W)
-                    height, width = below - above, after - before
-                    if width == W:  # its rows follow each other
-                        height, width = 1, height * W
-                    _add(dx, (plane * H + above) * W + before, W, height, width, share)
+    start, stop = part * each, min(part * each + each, total)
+    dx[start * W : stop * W] = 0
+    for plane in range(start // H, (stop - 1) // H + 1):
+        low, high = max(start - plane * H, 0), min(stop - plane * H, H)  # the part's rows of this plane
+        first, last = 0, P
+        if high - low < H:
+            first, last = max(low + ph - R + sh, 0) // sh, min((high - 1 + ph) // sh + 1, P)
+        for p in range(last - 1, first - 1, -1):  # from the last window to the first, so taps are in order
+            top = p * sh - ph
+            rows = min(top + R, H + vertical) - max(top, -vertical)
+            above, below = max(top, low), min(top + R, high)
+            for q in range(Q - 1, -1, -1):
+                left = q * sw - pw
+                counted = rows * (min(left + S, W + horizontal) - max(left, -horizontal))
+                share = grad[(plane * P + p) * Q + q] / dx.dtype.type(divisor if divisor else counted)
+                before, after = max(left, 0), min(left + S, W)
+                height, width = below - above, after - before
+                if width == W:  # its rows follow each other
+                    height, width = 1, height * W
+                _add(dx, (plane * H + above) * W + before, W, height, width, share)
 
 
 @simd

@@ -13,9 +13,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import prange
 
-from .._jit import parallel, serial
+from .._jit import in_parts, serial
 from .._simd_sums import (
     block,
     blocks_of,
@@ -89,8 +88,8 @@ def _forward_columns(x, weight, bias, y, mean, rstd, N, eps, first, last):
         normalize(x, y, n * C + first, columns, first, mean, rstd, weight, bias)
 
 
-@serial
-def _forward_part(x, weight, bias, y, mean, rstd, N, L, eps, p, parts):
+@in_parts
+def _forward(p, slot, parts, x, weight, bias, y, mean, rstd, N, L, eps):
     C = mean.size
     first, last = _share(p, parts, C, L)
     if L == 1:
@@ -102,30 +101,51 @@ def _forward_part(x, weight, bias, y, mean, rstd, N, L, eps, p, parts):
                 normalize(x, y, (n * C + c) * L, L, 0, mean[c], rstd[c], weight[c], bias[c])
 
 
-@parallel
-def _forward(x, weight, bias, y, mean, rstd, N, L, eps, parts):
-    for p in prange(parts):
-        _forward_part(x, weight, bias, y, mean, rstd, N, L, eps, p, parts)
+# Of few channels, the passes over the blocks, and what lies between them.
 
 
-@parallel
+@in_parts
+def _block_total(p, slot, x, sums, N, C, L):
+    _, start, runs, n = _block(p, N, C, L)
+    sums[p] = total(x, start, C * L, runs, n)
+
+
+@serial
+def _means(sums, mean, M):
+    blocks = sums.size // mean.size
+    for c in range(mean.size):
+        mean[c] = _added(sums, c * blocks, 1, blocks) / M
+
+
+@in_parts
+def _block_squares(p, slot, x, mean, sums, N, C, L):
+    c, start, runs, n = _block(p, N, C, L)
+    sums[p] = squares(x, start, C * L, runs, n, mean[c])
+
+
+@serial
+def _rstds(sums, rstd, M, eps):
+    blocks = sums.size // rstd.size
+    for c in range(rstd.size):
+        rstd[c] = rstd_of(_added(sums, c * blocks, 1, blocks), M, eps, rstd)
+
+
+@in_parts
+def _block_normalized(p, slot, x, weight, bias, y, mean, rstd, N, C, L):
+    c, start, runs, n = _block(p, N, C, L)
+    for r in range(runs):
+        normalize(x, y, start + r * C * L, n, 0, mean[c], rstd[c], weight[c], bias[c])
+
+
 def _forward_few(x, weight, bias, y, mean, rstd, N, L, eps):
-    C, blocks = mean.size, blocks_of(N, L)
-    sums = np.empty(C * blocks)
-    for p in prange(C * blocks):
-        c, start, runs, n = _block(p, N, C, L)
-        sums[p] = total(x, start, C * L, runs, n)
-    for c in range(C):
-        mean[c] = _added(sums, c * blocks, 1, blocks) / (N * L)
-    for p in prange(C * blocks):
-        c, start, runs, n = _block(p, N, C, L)
-        sums[p] = squares(x, start, C * L, runs, n, mean[c])
-    for c in range(C):
-        rstd[c] = rstd_of(_added(sums, c * blocks, 1, blocks), N * L, eps, x)
-    for p in prange(C * blocks):
-        c, start, runs, n = _block(p, N, C, L)
-        for r in range(runs):
-            normalize(x, y, start + r * C * L, n, 0, mean[c], rstd[c], weight[c], bias[c])
+    C = mean.size
+    parts = C * blocks_of(N, L)
+    sums = np.empty(parts)
+    _block_total(parts, x, sums, N, C, L)
+    _means(sums, mean, N * L)
+    _block_squares(parts, x, mean, sums, N, C, L)
+    _rstds(sums, rstd, N * L, eps)
+    _block_normalized(parts, x, weight, bias, y, mean, rstd, N, C, L)
 
 
 def batch_norm_forward(x: Any, weight: Any, bias: Any, eps: float) -> tuple[Any, Any, Any]:
@@ -137,18 +157,16 @@ def batch_norm_forward(x: Any, weight: Any, bias: Any, eps: float) -> tuple[Any,
         arguments = x.reshape(-1), weight, bias, y.reshape(-1), mean, rstd, x.shape[0], L, eps
         if parts == 0:
             _forward_few(*arguments)
-        elif parts == 1:
-            _forward_part(*arguments, 0, 1)
         else:
-            _forward(*arguments, parts)
+            _forward(parts, parts, *arguments)
     return y, mean, rstd
 
 
 # ---- inference
 
 
-@serial
-def _inference_part(x, mean, var, weight, bias, y, N, L, eps, p, parts):
+@in_parts
+def _inference(p, slot, parts, x, mean, var, weight, bias, y, N, L, eps):
     C = mean.size
     rstd = np.empty_like(var)
     for c in range(C):
@@ -162,12 +180,6 @@ def _inference_part(x, mean, var, weight, bias, y, N, L, eps, p, parts):
             normalize(x, y, r * L, L, 0, mean[c], rstd[c], weight[c], bias[c])
 
 
-@parallel
-def _inference(x, mean, var, weight, bias, y, N, L, eps, parts):
-    for p in prange(parts):
-        _inference_part(x, mean, var, weight, bias, y, N, L, eps, p, parts)
-
-
 def batch_norm_inference(x: Any, mean: Any, var: Any, weight: Any, bias: Any, eps: float) -> Any:
     y = np.empty_like(x)
     if x.size:
@@ -177,10 +189,7 @@ def batch_norm_inference(x: Any, mean: Any, var: Any, weight: Any, bias: Any, ep
         bias = filled(C, -0.0, x.dtype) if bias is None else bias
         arguments = x.reshape(-1), mean, var, weight, bias, y.reshape(-1), N, L, eps
         parts = parts_of(N if L == 1 else N * C, x.size)
-        if parts == 1:
-            _inference_part(*arguments, 0, 1)
-        else:
-            _inference(*arguments, parts)
+        _inference(parts, parts, *arguments)
     return y
 
 
@@ -201,8 +210,8 @@ def _backward_columns(g, x, weight, mean, rstd, dx, dweight, dbias, N, first, la
         input_gradient(g, x, dx, n * C + first, columns, first, mean, rstd, 1.0, per_product, per_g, scale)
 
 
-@serial
-def _backward_part(g, x, weight, mean, rstd, dx, dweight, dbias, N, L, p, parts):
+@in_parts
+def _backward(p, slot, parts, g, x, weight, mean, rstd, dx, dweight, dbias, N, L):
     C, M = mean.size, N * L
     first, last = _share(p, parts, C, L)
     if L == 1:
@@ -218,29 +227,38 @@ def _backward_part(g, x, weight, mean, rstd, dx, dweight, dbias, N, L, p, parts)
                 input_gradient(g, x, dx, at, L, 0, mean[c], rstd[c], 1.0, sums[1] / M, sums[0] / M, scale)
 
 
-@parallel
-def _backward(g, x, weight, mean, rstd, dx, dweight, dbias, N, L, parts):
-    for p in prange(parts):
-        _backward_part(g, x, weight, mean, rstd, dx, dweight, dbias, N, L, p, parts)
+@in_parts
+def _block_gradient_sums(p, slot, g, x, mean, rstd, sums, N, C, L):
+    c, start, runs, n = _block(p, N, C, L)
+    gradient_sums(g, x, start, C * L, runs, n, mean[c], rstd[c], sums, 2 * p)
 
 
-@parallel
-def _backward_few(g, x, weight, mean, rstd, dx, dweight, dbias, N, L):
-    C, M, blocks = mean.size, N * L, blocks_of(N, L)
-    sums, of_g, of_product = np.empty(2 * C * blocks), np.empty(C), np.empty(C)
-    for p in prange(C * blocks):
-        c, start, runs, n = _block(p, N, C, L)
-        gradient_sums(g, x, start, C * L, runs, n, mean[c], rstd[c], sums, 2 * p)
+@serial
+def _channel_gradients(sums, of_g, of_product):
+    C = of_g.size
+    blocks = sums.size // (2 * C)
     for c in range(C):
         of_g[c] = _added(sums, 2 * c * blocks, 2, blocks)
         of_product[c] = _added(sums, 2 * c * blocks + 1, 2, blocks)
-        dbias[c], dweight[c] = of_g[c], of_product[c]
-    for p in prange(C * blocks):
-        c, start, runs, n = _block(p, N, C, L)
-        scale = rstd[c] * weight[c]
-        for r in range(runs):
-            at = start + r * C * L
-            input_gradient(g, x, dx, at, n, 0, mean[c], rstd[c], 1.0, of_product[c] / M, of_g[c] / M, scale)
+
+
+@in_parts
+def _block_input_gradient(p, slot, g, x, weight, mean, rstd, dx, of_g, of_product, N, C, L):
+    c, start, runs, n = _block(p, N, C, L)
+    M, scale = N * L, rstd[c] * weight[c]
+    for r in range(runs):
+        at = start + r * C * L
+        input_gradient(g, x, dx, at, n, 0, mean[c], rstd[c], 1.0, of_product[c] / M, of_g[c] / M, scale)
+
+
+def _backward_few(g, x, weight, mean, rstd, dx, dweight, dbias, N, L):
+    C = mean.size
+    parts = C * blocks_of(N, L)
+    sums, of_g, of_product = np.empty(2 * parts), np.empty(C), np.empty(C)
+    _block_gradient_sums(parts, g, x, mean, rstd, sums, N, C, L)
+    _channel_gradients(sums, of_g, of_product)
+    dbias[:], dweight[:] = of_g, of_product
+    _block_input_gradient(parts, g, x, weight, mean, rstd, dx, of_g, of_product, N, C, L)
 
 
 def batch_norm_backward(grad: Any, x: Any, weight: Any, mean: Any, rstd: Any) -> tuple[Any, Any, Any]:
@@ -251,8 +269,6 @@ def batch_norm_backward(grad: Any, x: Any, weight: Any, mean: Any, rstd: Any) ->
         arrays = grad.reshape(-1), x.reshape(-1), weight, mean, rstd, dx.reshape(-1), dweight, dbias
         if parts == 0:
             _backward_few(*arrays, x.shape[0], L)
-        elif parts == 1:
-            _backward_part(*arrays, x.shape[0], L, 0, 1)
         else:
-            _backward(*arrays, x.shape[0], L, parts)
+            _backward(parts, parts, *arrays, x.shape[0], L)
     return dx, dweight, dbias

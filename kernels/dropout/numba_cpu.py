@@ -15,9 +15,8 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import prange
 
-from .._jit import parallel
+from .._jit import in_parts
 from .._simd import Pointer, Stage, Value, simd, vector_bytes
 
 _ROUNDS = 10
@@ -86,24 +85,20 @@ def _dropout_part(
     s.each(start, stop, 2 * words, body)
 
 
-@parallel
-def _philox(words, seed, offset, first):
-    if words.size <= _PART:
-        _philox_part(words, seed, offset, first, 0, words.size)
-    else:
-        for part in prange((words.size + _PART - 1) // _PART):
-            start = part * _PART
-            _philox_part(words, seed, offset, first, start, min(start + _PART, words.size))
+@in_parts
+def _philox(part, slot, words, seed, offset, first):
+    start = part * _PART
+    _philox_part(words, seed, offset, first, start, min(start + _PART, words.size))
 
 
-@parallel
-def _dropout(x, y, scale, least, seed, offset):
-    if x.size <= _PART:
-        _dropout_part(x, y, scale, least, seed, offset, 0, x.size)
-    else:
-        for part in prange((x.size + _PART - 1) // _PART):
-            start = part * _PART
-            _dropout_part(x, y, scale, least, seed, offset, start, min(start + _PART, x.size))
+@in_parts
+def _dropout(part, slot, x, y, scale, least, seed, offset):
+    start = part * _PART
+    _dropout_part(x, y, scale, least, seed, offset, start, min(start + _PART, x.size))
+
+
+def _parts(size: int) -> int:
+    return -(-size // _PART)
 
 
 def _int64(number: int) -> int:
@@ -113,7 +108,7 @@ def _int64(number: int) -> int:
 
 def philox(seed: int, offset: np.ndarray, n: int, first_block: int) -> Any:
     words = np.empty(n, np.uint32)
-    _philox(words, _int64(seed), offset.reshape(-1), _int64(first_block))
+    _philox(_parts(n), words, _int64(seed), offset.reshape(-1), _int64(first_block))
     return words
 
 
@@ -124,5 +119,5 @@ def dropout_forward(x: np.ndarray, p: float, seed: int, offset: np.ndarray) -> n
         return np.zeros_like(x)
     y = np.empty_like(x)
     least = math.ceil(p * 2**32) - 1  # of the words that drop, the largest: below 2^32 for any p
-    _dropout(x.reshape(-1), y.reshape(-1), 1 / (1 - p), least, _int64(seed), offset.reshape(-1))
+    _dropout(_parts(x.size), x.reshape(-1), y.reshape(-1), 1 / (1 - p), least, _int64(seed), offset.reshape(-1))
     return y

@@ -16,9 +16,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import prange
 
-from .._jit import parallel, serial
+from .._jit import in_parts, serial
 from .._simd import Pointer, Stage, Value, simd
 from . import range_error
 
@@ -34,10 +33,10 @@ _ALONE = 8192
 def embedding_forward(weight: np.ndarray, indices: np.ndarray) -> np.ndarray:
     """As the reference's; see the package's docstring."""
     V, D = weight.shape
+    flat = _checked("embedding", indices, V)
     y = np.empty((*indices.shape, D), weight.dtype)
-    bad = _gather(weight.reshape(-1), _flat(indices), V, D, y.reshape(-1))
-    if bad >= 0:
-        raise _range_error("embedding", indices, bad, V)
+    places = max(_COPIED // max(D, 1), 1)
+    _gather(-(-flat.size // places), places, weight.reshape(-1), flat, D, y.reshape(-1))
     return y
 
 
@@ -46,27 +45,27 @@ def embedding_backward(
 ) -> np.ndarray:
     """As the reference's."""
     V, D = num_embeddings, grad.shape[-1]
+    flat = _checked("embedding_backward", indices, V)
     dweight = np.zeros((V, D), grad.dtype)
-    columns, width, ranges = 1, D, 1
+    columns, ranges, width, rows = 1, 1, D, V
     if grad.size > _ALONE:
         width = _COLUMNS // grad.itemsize
         columns = -(-D // width)
         ranges = max(_PARTS // columns, 1)
+        rows = -(-V // ranges)
     padding = -1 if padding_idx is None else padding_idx
-    bad = _scatter(grad.reshape(-1), _flat(indices), dweight.reshape(-1), V, D, padding, columns, width, ranges)
-    if bad >= 0:
-        raise _range_error("embedding_backward", indices, bad, V)
+    _scatter(columns * ranges, grad.reshape(-1), flat, dweight.reshape(-1), D, padding, ranges, width, rows)
     return dweight
 
 
-def _flat(indices: np.ndarray) -> np.ndarray:
+def _checked(operation: str, indices: np.ndarray, rows: int) -> np.ndarray:
     """In int64, so that kernels are compiled for one dtype; what is beyond becomes negative, so stays out of range."""
-    return indices.reshape(-1).astype(np.int64, copy=False)
-
-
-def _range_error(operation: str, indices: np.ndarray, position: int, rows: int) -> Exception:
-    place = tuple(map(int, np.unravel_index(position, indices.shape)))
-    return range_error(operation, place, int(indices[place]), rows)
+    flat = indices.reshape(-1).astype(np.int64, copy=False)
+    bad = _first_outside(flat, rows)
+    if bad >= 0:
+        place = tuple(map(int, np.unravel_index(bad, indices.shape)))
+        raise range_error(operation, place, int(indices[place]), rows)
+    return flat
 
 
 @serial
@@ -84,24 +83,9 @@ def _first_outside(indices: Any, rows: int) -> int:
     return -1
 
 
-@parallel
-def _gather(weight: Any, indices: Any, V: int, D: int, y: Any) -> int:
-    bad = _first_outside(indices, V)
-    if bad >= 0:
-        return bad
-    n = indices.size
-    places = max(_COPIED // max(D, 1), 1)
-    if n <= places:
-        _gather_part(weight, indices, D, y, 0, n)
-    else:
-        for part in prange(-(-n // places)):
-            _gather_part(weight, indices, D, y, part * places, min((part + 1) * places, n))
-    return -1
-
-
-@serial
-def _gather_part(weight: Any, indices: Any, D: int, y: Any, start: int, stop: int) -> None:
-    for i in range(start, stop):
+@in_parts
+def _gather(part: int, slot: int, places: int, weight: Any, indices: Any, D: int, y: Any) -> None:
+    for i in range(part * places, min((part + 1) * places, indices.size)):
         _copy(y, i * D, weight, indices[i] * D, D)
 
 
@@ -116,31 +100,17 @@ def _copy(s: Stage, to: Pointer, at: Value, source: Pointer, start: Value, count
         to.store(whole, source.load(whole, lanes, rest), rest)
 
 
-@parallel
+@in_parts
 def _scatter(
-    grad: Any, indices: Any, dweight: Any, V: int, D: int, padding: int, columns: int, width: int, ranges: int
-) -> int:
-    bad = _first_outside(indices, V)
-    if bad >= 0:
-        return bad
-    if columns * ranges == 1:
-        _scatter_part(grad, indices, dweight, D, padding, 0, D, 0, V)
-    else:
-        rows = -(-V // ranges)
-        for part in prange(columns * ranges):
-            left, top = part // ranges * width, part % ranges * rows
-            _scatter_part(grad, indices, dweight, D, padding, left, min(width, D - left), top, top + rows)
-    return -1
-
-
-@serial
-def _scatter_part(
-    grad: Any, indices: Any, dweight: Any, D: int, padding: int, left: int, width: int, top: int, bottom: int
-) -> None:
+    part: int, slot: int, grad: Any, indices: Any, dweight: Any, D: int, padding: int, ranges: int, width: int,
+    rows: int,
+) -> None:  # fmt: skip
+    """Add to ``width`` columns of ``rows`` rows of the table."""
+    left, top = part // ranges * width, part % ranges * rows
     for i in range(indices.size):
         row = indices[i]
-        if top <= row < bottom and row != padding:
-            _add(dweight, row * D + left, grad, i * D + left, width)
+        if top <= row < top + rows and row != padding:
+            _add(dweight, row * D + left, grad, i * D + left, min(width, D - left))
 
 
 @simd

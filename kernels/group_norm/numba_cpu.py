@@ -13,17 +13,16 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import prange
 
-from .._jit import parallel, serial, workspace
+from .._jit import in_parts, serial, workspace
 from .._simd_sums import filled, gradient_sums, input_gradient, normalize, parts_of, statistics
 from ..layer_norm.numba_cpu import backward_rows, forward_rows
 
 _FLOAT64 = np.dtype(np.float64)
 
 
-@serial
-def _forward_part(x, weight, bias, y, mean, rstd, G, eps, p, parts):
+@in_parts
+def _forward(p, slot, parts, x, weight, bias, y, mean, rstd, G, eps):
     sets, W = mean.size, weight.size // G
     L = x.size // (sets * W)
     for i in range(p * sets // parts, (p + 1) * sets // parts):
@@ -31,12 +30,6 @@ def _forward_part(x, weight, bias, y, mean, rstd, G, eps, p, parts):
         first, channel = i % G * W, i * W
         for k in range(W):
             normalize(x, y, (channel + k) * L, L, 0, mean[i], rstd[i], weight[first + k], bias[first + k])
-
-
-@parallel
-def _forward(x, weight, bias, y, mean, rstd, G, eps, parts):
-    for p in prange(parts):
-        _forward_part(x, weight, bias, y, mean, rstd, G, eps, p, parts)
 
 
 def group_norm_forward(x: Any, groups: int, weight: Any, bias: Any, eps: float) -> tuple[Any, Any, Any]:
@@ -49,15 +42,12 @@ def group_norm_forward(x: Any, groups: int, weight: Any, bias: Any, eps: float) 
     bias = filled(C, -0.0, x.dtype) if bias is None else bias
     arrays = x.reshape(-1), weight, bias, y.reshape(-1), mean.reshape(-1), rstd.reshape(-1)
     parts = parts_of(N * groups, x.size)
-    if parts == 1:
-        _forward_part(*arrays, groups, eps, 0, 1)
-    else:
-        _forward(*arrays, groups, eps, parts)
+    _forward(parts, parts, *arrays, groups, eps)
     return y, mean, rstd
 
 
-@serial
-def _backward_part(g, x, weight, mean, rstd, dx, sums, G, p, parts):
+@in_parts
+def _backward(p, slot, parts, g, x, weight, mean, rstd, dx, sums, G):
     sets, W = mean.size, weight.size // G
     L = x.size // (sets * W)
     for i in range(p * sets // parts, (p + 1) * sets // parts):
@@ -85,19 +75,6 @@ def _over_examples(sums, dweight, dbias):
         dbias[c], dweight[c] = total[2 * c], total[2 * c + 1]
 
 
-@serial
-def _backward_alone(g, x, weight, mean, rstd, dx, sums, G, dweight, dbias):
-    _backward_part(g, x, weight, mean, rstd, dx, sums, G, 0, 1)
-    _over_examples(sums, dweight, dbias)
-
-
-@parallel
-def _backward(g, x, weight, mean, rstd, dx, sums, G, dweight, dbias, parts):
-    for p in prange(parts):
-        _backward_part(g, x, weight, mean, rstd, dx, sums, G, p, parts)
-    _over_examples(sums, dweight, dbias)
-
-
 def group_norm_backward(grad: Any, x: Any, groups: int, weight: Any, mean: Any, rstd: Any) -> tuple[Any, Any, Any]:
     N, C = x.shape[:2]
     if x.size == N * C:
@@ -107,8 +84,6 @@ def group_norm_backward(grad: Any, x: Any, groups: int, weight: Any, mean: Any, 
     sums = workspace("group_norm", 2 * N * C, _FLOAT64)
     arrays = grad.reshape(-1), x.reshape(-1), weight, mean.reshape(-1), rstd.reshape(-1), dx.reshape(-1), sums
     parts = parts_of(N * groups, x.size)
-    if parts == 1:
-        _backward_alone(*arrays, groups, dweight, dbias)
-    else:
-        _backward(*arrays, groups, dweight, dbias, parts)
+    _backward(parts, parts, *arrays, groups)
+    _over_examples(sums, dweight, dbias)
     return dx, dweight, dbias

@@ -13,17 +13,16 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import prange
 
-from .._jit import parallel, serial
+from .._jit import in_parts, serial
 from .._simd_sums import filled, input_gradient, normalize, parts_of, row_gradient_sums, rstd_of, squares, total
 
 _AT_ONCE = 4096  # numbers of short rows, a pass over all of them after the other: no row waits for its own sums
 _ROWS = 8  # of a part, so that its dw and db, written and read again, cost little beside its rows
 
 
-@serial
-def _forward_part(x, weight, bias, y, mean, rstd, G, eps, p, parts):
+@in_parts
+def _forward(p, slot, parts, x, weight, bias, y, mean, rstd, G, eps):
     D, R = weight.size // G, mean.size
     last, step = (p + 1) * R // parts, max(_AT_ONCE // D, 1)
     for first in range(p * R // parts, last, step):
@@ -36,14 +35,8 @@ def _forward_part(x, weight, bias, y, mean, rstd, G, eps, p, parts):
             normalize(x, y, r * D, D, r % G * D, mean[r], rstd[r], weight, bias)
 
 
-@parallel
-def _forward(x, weight, bias, y, mean, rstd, G, eps, parts):
-    for p in prange(parts):
-        _forward_part(x, weight, bias, y, mean, rstd, G, eps, p, parts)
-
-
-@serial
-def _backward_part(g, x, weight, mean, rstd, dx, gradients, G, p, parts):
+@in_parts
+def _backward(p, slot, parts, g, x, weight, mean, rstd, dx, gradients, G):
     C, R = weight.size, mean.size
     D = C // G
     gradients[2 * C * p : 2 * C * (p + 1)] = 0
@@ -69,13 +62,6 @@ def _add_parts(gradients, n):
             gradients[i] += gradients[start + i]
 
 
-@parallel
-def _backward(g, x, weight, mean, rstd, dx, gradients, G, parts):
-    for p in prange(parts):
-        _backward_part(g, x, weight, mean, rstd, dx, gradients, G, p, parts)
-    _add_parts(gradients, 2 * weight.size)
-
-
 def forward_rows(x: Any, weight: Any, bias: Any, row: int, G: int, eps: float) -> tuple[Any, Any, Any]:
     """y like x, mean and rstd (rows,): rows of ``row`` numbers, of which r has piece r mod G of the weights."""
     y, rows = np.empty_like(x), x.size // row
@@ -84,10 +70,7 @@ def forward_rows(x: Any, weight: Any, bias: Any, row: int, G: int, eps: float) -
     bias = filled(G * row, -0.0, x.dtype) if bias is None else bias.reshape(-1)
     arrays = x.reshape(-1), weight, bias, y.reshape(-1), mean, rstd
     parts = parts_of(rows, x.size)
-    if parts == 1:
-        _forward_part(*arrays, G, eps, 0, 1)
-    else:
-        _forward(*arrays, G, eps, parts)
+    _forward(parts, parts, *arrays, G, eps)
     return y, mean, rstd
 
 
@@ -98,10 +81,9 @@ def backward_rows(g: Any, x: Any, weight: Any, mean: Any, rstd: Any, row: int, G
     parts = parts_of(-(-rows // (_ROWS * G)), x.size)
     gradients = np.empty(2 * C * parts, x.dtype)
     arrays = g.reshape(-1), x.reshape(-1), weight, mean.reshape(-1), rstd.reshape(-1), dx.reshape(-1), gradients
-    if parts == 1:
-        _backward_part(*arrays, G, 0, 1)
-    else:
-        _backward(*arrays, G, parts)
+    _backward(parts, parts, *arrays, G)
+    if parts > 1:
+        _add_parts(gradients, 2 * C)
     return dx, gradients[:C].copy(), gradients[C : 2 * C].copy()
 
 

@@ -16,57 +16,62 @@ from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
-from numba import prange
 
-from .._jit import parallel
+from .._jit import in_parts
 from .._simd import Number, Pointer, Stage, Value, simd, vector_bytes
-from .._simd_windows import Row, Scattered, Window, by_step, over_planes, row_of_windows, sizes
+from .._simd_windows import Row, Scattered, Window, by_step, over_planes, parts_of, row_of_windows, sizes
 from . import Geometry
 
 _UNROLLED = ((2, 2), (3, 3))
 
 
 def max_pool2d_forward(x: np.ndarray, g: Geometry, out: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    kernel, plan = _forward_plan(g)
+    kernel, parts, plan = _forward_plan(g)
     y, codes = np.empty(g.y_shape, x.dtype) if out is None else out, np.empty(g.y_shape, g.code_dtype)
-    kernel(x.reshape(-1), y.reshape(-1), codes.reshape(-1), plan)
+    kernel(parts, x.reshape(-1), y.reshape(-1), codes.reshape(-1), plan)
     return y, codes
 
 
 def max_pool2d_backward(grad: np.ndarray, codes: np.ndarray, g: Geometry, out: np.ndarray | None) -> np.ndarray:
-    kernel, *plan = _backward_plan(g)
+    kernel, parts, *plan = _backward_plan(g)
     dx = np.empty(g.x_shape, grad.dtype) if out is None else out
-    kernel(grad.reshape(-1), codes.reshape(-1), dx.reshape(-1), *plan)
+    kernel(parts, grad.reshape(-1), codes.reshape(-1), dx.reshape(-1), *plan)
     return dx
 
 
 def max_pool2d_gather(x: np.ndarray, codes: np.ndarray, g: Geometry, out: np.ndarray | None) -> np.ndarray:
     y = np.empty(g.y_shape, x.dtype) if out is None else out
-    _gather(x.reshape(-1), codes.reshape(-1), y.reshape(-1), *_gather_plan(g))
+    parts, *plan = _gather_plan(g)
+    _gather(parts, x.reshape(-1), codes.reshape(-1), y.reshape(-1), *plan)
     return y
 
 
 @lru_cache(maxsize=1024)
-def _forward_plan(g: Geometry) -> tuple[Any, np.ndarray]:
+def _forward_plan(g: Geometry) -> tuple[Any, int, np.ndarray]:
     within = g.padding == (0, 0) and 2 * g.P <= g.H and 2 * g.Q <= g.W
     if g.stride[1] > 2 or g.Q < vector_bytes() // 16:
-        return _forward(0, 0, 0, False), sizes(g, g.P * g.Q)
+        return _forward(0, 0, 0, False), *_parts_and_sizes(g, g.P * g.Q)
     if _is_unrolled(g) and g.stride == (2, 2) and (g.R == 3 or within):
-        return _forward(g.R, g.S, 2, g.R == 2), sizes(g, g.P)
-    return _forward(0, 0, g.stride[1], False), sizes(g, g.P)
+        return _forward(g.R, g.S, 2, g.R == 2), *_parts_and_sizes(g, g.P)
+    return _forward(0, 0, g.stride[1], False), *_parts_and_sizes(g, g.P)
 
 
 @lru_cache(maxsize=1024)
 def _backward_plan(g: Geometry) -> tuple[Any, ...]:
     if _is_unrolled(g):
         step = g.stride[0]
-        return _gathering_backward(g.R, g.S, step), sizes(g, -(-(g.H + g.padding[0]) // step))
-    return _scattering_backward, sizes(g, g.H, least=(g.R - 1) * g.dilation[0]), _taps(g)
+        return _gathering_backward(g.R, g.S, step), *_parts_and_sizes(g, -(-(g.H + g.padding[0]) // step))
+    return _scattering_backward, *_parts_and_sizes(g, g.H, (g.R - 1) * g.dilation[0]), _taps(g)
 
 
 @lru_cache(maxsize=1024)
-def _gather_plan(g: Geometry) -> tuple[np.ndarray, np.ndarray]:
-    return sizes(g, g.P), _taps(g)
+def _gather_plan(g: Geometry) -> tuple[Any, ...]:
+    return *_parts_and_sizes(g, g.P), _taps(g)
+
+
+def _parts_and_sizes(g: Geometry, rows: int, least: int = 1) -> tuple[int, np.ndarray]:
+    told = sizes(g, rows, least)
+    return parts_of(told), told
 
 
 def _is_unrolled(g: Geometry) -> bool:
@@ -83,14 +88,10 @@ def _taps(g: Geometry) -> np.ndarray:
 
 @cache
 def _forward(R: int, S: int, step: int, within: bool) -> Any:
-    @parallel
-    def forward(x, y, codes, sizes):
+    @in_parts
+    def forward(part, slot, x, y, codes, sizes):
         total, each = sizes[12], sizes[13]
-        if total <= each:
-            _pool_part(x, y, codes, sizes, 0, total, R, S, step, within)
-        else:
-            for part in prange((total + each - 1) // each):
-                _pool_part(x, y, codes, sizes, part * each, min(part * each + each, total), R, S, step, within)
+        _pool_part(x, y, codes, sizes, part * each, min(part * each + each, total), R, S, step, within)
 
     return forward
 
@@ -150,14 +151,10 @@ def _pool(s: Stage, windows: Row | Scattered, x: Pointer, y: Pointer, codes: Poi
 
 @cache
 def _gathering_backward(R: int, S: int, step: int) -> Any:
-    @parallel
-    def backward(grad, codes, dx, sizes):
+    @in_parts
+    def backward(part, slot, grad, codes, dx, sizes):
         total, each = sizes[12], sizes[13]
-        if total <= each:
-            _gather_part(grad, codes, dx, sizes, 0, total, R, S, step)
-        else:
-            for part in prange((total + each - 1) // each):
-                _gather_part(grad, codes, dx, sizes, part * each, min(part * each + each, total), R, S, step)
+        _gather_part(grad, codes, dx, sizes, part * each, min(part * each + each, total), R, S, step)
 
     return backward
 
@@ -182,42 +179,40 @@ def _gather_part(
     over_planes(s, start, stop, sizes[14], rows)
 
 
-@parallel
-def _scattering_backward(grad, codes, dx, sizes, taps):
+@in_parts
+def _scattering_backward(part, slot, grad, codes, dx, sizes, taps):
     H, W, _, _, P, Q, sh, sw, ph, pw, _, _, total, each, _ = sizes
     reach = taps[-1, 0]
-    for part in prange((total + each - 1) // each):
-        start, stop = part * each, min(part * each + each, total)
-        dx[start * W : stop * W] = 0
-        for plane in range(start // H, (stop - 1) // H + 1):
-            low, high = max(start - plane * H, 0), min(stop - plane * H, H)  # the part's rows of this plane
-            first, last = 0, P
-            if high - low < H:
-                first, last = max(low + ph - reach + sh - 1, 0) // sh, min((high - 1 + ph) // sh + 1, P)
-            for p in range(first, last):
-                for q in range(Q):
-                    at = (plane * P + p) * Q + q
-                    code = codes[at]
-                    if 0 <= code < len(taps):
-                        h, w = p * sh - ph + taps[code, 0], q * sw - pw + taps[code, 1]
-                        if low <= h < high and 0 <= w < W:
-                            dx[(plane * H + h) * W + w] += grad[at]
+    start, stop = part * each, min(part * each + each, total)
+    dx[start * W : stop * W] = 0
+    for plane in range(start // H, (stop - 1) // H + 1):
+        low, high = max(start - plane * H, 0), min(stop - plane * H, H)  # the part's rows of this plane
+        first, last = 0, P
+        if high - low < H:
+            first, last = max(low + ph - reach + sh - 1, 0) // sh, min((high - 1 + ph) // sh + 1, P)
+        for p in range(first, last):
+            for q in range(Q):
+                at = (plane * P + p) * Q + q
+                code = codes[at]
+                if 0 <= code < len(taps):
+                    h, w = p * sh - ph + taps[code, 0], q * sw - pw + taps[code, 1]
+                    if low <= h < high and 0 <= w < W:
+                        dx[(plane * H + h) * W + w] += grad[at]
 
 
 # ---- gather
 
 
-@parallel
-def _gather(x, codes, y, sizes, taps):
+@in_parts
+def _gather(part, slot, x, codes, y, sizes, taps):
     H, W, _, _, P, Q, sh, sw, ph, pw, _, _, total, each, _ = sizes
-    for part in prange((total + each - 1) // each):
-        for row in range(part * each, min(part * each + each, total)):
-            plane, p = row // P, row % P
-            for q in range(Q):
-                at = row * Q + q
-                code = codes[at]
-                y[at] = 0
-                if 0 <= code < len(taps):
-                    h, w = p * sh - ph + taps[code, 0], q * sw - pw + taps[code, 1]
-                    if 0 <= h < H and 0 <= w < W:
-                        y[at] = x[(plane * H + h) * W + w]
+    for row in range(part * each, min(part * each + each, total)):
+        plane, p = row // P, row % P
+        for q in range(Q):
+            at = row * Q + q
+            code = codes[at]
+            y[at] = 0
+            if 0 <= code < len(taps):
+                h, w = p * sh - ph + taps[code, 0], q * sw - pw + taps[code, 1]
+                if 0 <= h < H and 0 <= w < W:
+                    y[at] = x[(plane * H + h) * W + w]

@@ -10,9 +10,8 @@ import functools
 from typing import Any
 
 import numpy as np
-from numba import prange
 
-from .._jit import parallel
+from .._jit import in_parts
 from .._simd import Pointer, Stage, Value, simd
 from .._simd_steps import Arrays, launch, update_part
 
@@ -40,13 +39,9 @@ def sgd_step(
 def _step(momentum: int) -> Any:
     """The kernel without and with momentum."""
 
-    @parallel
-    def step(like: Any, objects: Any, table: Any, numbers: Any) -> None:
-        if table[0] == 1:
-            _update(like, objects, table, 0, numbers, momentum)
-        else:
-            for part in prange(table[0]):
-                _update(like, objects, table, part, numbers, momentum)
+    @in_parts
+    def step(part: int, slot: int, like: Any, objects: Any, table: Any, numbers: Any) -> None:
+        _update(like, objects, table, part, numbers, momentum)
 
     return step
 

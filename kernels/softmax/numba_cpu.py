@@ -23,9 +23,8 @@ from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
-from numba import prange
 
-from .._jit import parallel, serial
+from .._jit import in_parts
 from .._simd import Number, Pointer, Stage, Value, simd, vector_bytes
 from .._simd_math import exp, exp_of_negative, log1p
 
@@ -229,20 +228,19 @@ def _lines(
 
 
 @cache
-def _kernel(kind: str, V: int, period: int, held: bool, SHARED: bool) -> Any:
-    def run(a, b, out, length, inner, lines, of_part):
-        parts = -(-lines // of_part) if SHARED else 1
-        for part in prange(parts):
-            first = part * of_part
-            _lines(kind, V, period, held, a, b, out, length, inner, first, min(first + of_part, lines))
+def _kernel(kind: str, V: int, period: int, held: bool) -> Any:
+    @in_parts
+    def run(part, slot, a, b, out, length, inner, lines, of_part):
+        first = part * of_part
+        _lines(kind, V, period, held, a, b, out, length, inner, first, min(first + of_part, lines))
 
-    return (parallel if SHARED else serial)(run)
+    return run
 
 
 @lru_cache(256)
-def _plan(kind: str, shape: tuple[int, ...], axis: int, itemsize: int) -> tuple[Any, tuple[int, int, int, int]]:
-    """The kernel, and what it is told: the length of a row, or of columns and how many are neighbours; lines; and
-    lines of a part."""
+def _plan(kind: str, shape: tuple[int, ...], axis: int, itemsize: int) -> tuple[Any, int, tuple[int, int, int, int]]:
+    """The kernel, how many parts, and what it is told: the length of a row, or of columns and how many are
+    neighbours; lines; and lines of a part."""
     length, inner, outer = shape[axis], math.prod(shape[axis + 1 :]), math.prod(shape[:axis])
     lanes = vector_bytes() // itemsize
     period = inner if inner in (1, 2, 4, 8) and inner < lanes else 0
@@ -252,14 +250,14 @@ def _plan(kind: str, shape: tuple[int, ...], axis: int, itemsize: int) -> tuple[
     V, held = vectors_of_line(vectors, period > 0)
     lines = outer if period else outer * -(-inner // (V * lanes))
     of_part = max(PART // (length if period else length * min(inner, V * lanes)), 1)
-    return _kernel(kind, V, period, held, lines > of_part), (length, inner, lines, of_part)
+    return _kernel(kind, V, period, held), -(-lines // of_part), (length, inner, lines, of_part)
 
 
 def _run(kind: str, a: np.ndarray, b: np.ndarray, axis: int) -> np.ndarray:
     out = np.empty(a.shape, a.dtype)
     if out.size:
-        kernel, sizes = _plan(kind, a.shape, axis, a.itemsize)
-        kernel(a.reshape(-1), b.reshape(-1), out.reshape(-1), *sizes)
+        kernel, parts, sizes = _plan(kind, a.shape, axis, a.itemsize)
+        kernel(parts, a.reshape(-1), b.reshape(-1), out.reshape(-1), *sizes)
     return out
 
 

@@ -14,9 +14,8 @@ from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
-from numba import prange
 
-from .._jit import parallel, serial
+from .._jit import in_parts, serial
 from .._simd import Pointer, Stage, Value, simd, vector_bytes
 from .._simd_math import log1p
 from ..softmax.numba_cpu import PART, Line, exponentials, largest, vectors_of_line
@@ -81,8 +80,8 @@ def _row(
     return loss + (log[0].lane(0) - (z[label] - m[0].lane(0))) * hit
 
 
-@serial
-def _check(labels, classes, ignores, ignored, weight, part, bad, counts):
+@in_parts
+def _check(part, slot, labels, classes, ignores, ignored, weight, bad, counts):
     """Of a part of the labels: the first one out of range, or -1, and what they add to the divisor of the mean."""
     bad[part], count, sum_of_weights = -1, 0, 0.0
     for n in range(part * _LABELS_OF_PART, min((part + 1) * _LABELS_OF_PART, labels.size)):
@@ -99,61 +98,46 @@ def _check(labels, classes, ignores, ignored, weight, part, bad, counts):
 
 
 @serial
-def _sum(values):
-    """From first to last: in a parallel function, ``values.sum()`` would depend on the number of threads."""
+def _loss(sums, divisor):
+    """The sum, from first to last, divided."""
     total = 0.0
-    for value in values:
+    for value in sums:
         total += value
-    return total
+    return total / divisor
 
 
 @cache
-def _kernel(KIND: int, V: int, HELD: bool, SHARED: bool) -> Any:
-    def run(z, labels, t, weight, grad, losses, ignores, ignored, keep, share, rest, mean, of_part):
-        """Returns the position of the first label out of range, or -1, and the loss."""
+def _kernel(KIND: int, V: int, HELD: bool) -> Any:
+    @in_parts
+    def examples(
+        part, slot, z, labels, t, weight, grad, losses, sums, ignores, ignored, keep, share, rest, divisor, of_part
+    ):
         N, C = z.shape
-        count = float(N)
-        if KIND != _PROBABILITIES:
-            parts = -(-N // _LABELS_OF_PART) if SHARED else 1
-            bad, counts = np.empty(parts, np.int64), np.empty(parts)
-            for part in prange(parts):
-                _check(labels, C, ignores, ignored, weight, part, bad, counts)
-            for part in range(parts):
-                if bad[part] >= 0:
-                    return bad[part], z.dtype.type(0)
-            count = _sum(counts)
-        scale = 1 / count if mean else 1.0
+        total, scale = 0.0, 1 / divisor
+        for n in range(part * of_part, min((part + 1) * of_part, N)):
+            label, hit = -1, 0.0
+            if KIND != _PROBABILITIES:
+                label = labels[n]
+                if ignores and label == ignored:
+                    losses[n] = 0
+                    for c in range(C):
+                        grad[n, c] = 0
+                    continue
+                hit = keep * weight[label] if weight.size else keep
+            loss = _row(KIND, V, HELD, z, t, weight, grad, n * C, C, label, hit, hit + rest, keep, share, scale)
+            losses[n] = loss
+            total += loss
+        sums[part] = total
 
-        parts = -(-N // of_part) if SHARED else 1
-        sums = np.empty(parts)
-        for part in prange(parts):
-            total = 0.0
-            for n in range(part * of_part, min((part + 1) * of_part, N)):
-                label, hit = -1, 0.0
-                if KIND != _PROBABILITIES:
-                    label = labels[n]
-                    if ignores and label == ignored:
-                        losses[n] = 0
-                        for c in range(C):
-                            grad[n, c] = 0
-                        continue
-                    hit = keep * weight[label] if weight.size else keep
-                loss = _row(KIND, V, HELD, z, t, weight, grad, n * C, C, label, hit, hit + rest, keep, share, scale)
-                losses[n] = loss
-                total += loss
-            sums[part] = total
-        total = _sum(sums)
-        return -1, z.dtype.type(total / count if mean else total)
-
-    return (parallel if SHARED else serial)(run)
+    return examples
 
 
 @lru_cache(256)
-def _plan(kind: int, N: int, C: int, itemsize: int) -> tuple[Any, int]:
-    """The kernel, and how many examples are a part."""
+def _plan(kind: int, N: int, C: int, itemsize: int) -> tuple[Any, int, int]:
+    """The kernel, how many parts, and how many examples are a part."""
     V, held = vectors_of_line(-(-C * itemsize // vector_bytes()), True)
     of_part = max(PART // C, 1)
-    return _kernel(kind, V, held, N > of_part), of_part
+    return _kernel(kind, V, held), -(-N // of_part), of_part
 
 
 _NO_LABELS = np.empty(0, np.int64)
@@ -191,10 +175,19 @@ def softmax_cross_entropy_forward(
         if label_smoothing:
             kind, t = _SMOOTHED, np.full(C, share, dtype) if weight is None else weight * dtype.type(share)
             rest = label_smoothing if weight is None else float(t.sum())
-    kernel, of_part = _plan(kind, N, C, dtype.itemsize)
-    grad, losses = np.empty((N, C), dtype), np.empty(N, dtype)
-    numbers = ignores, ignored, 1 - label_smoothing, share, rest, reduction == "mean", of_part
-    bad, loss = kernel(logits, labels, t, w, grad, losses, *numbers)
-    if bad >= 0:
-        raise label_error(bad, int(target[bad]), C, ignore_index)
-    return losses if reduction == "none" else np.array(loss, dtype), grad
+    divisor = float(N)
+    if kind != _PROBABILITIES:
+        parts, divisor = -(-N // _LABELS_OF_PART), 0.0
+        bad, counts = np.empty(parts, np.int64), np.empty(parts)
+        _check(parts, labels, C, ignores, ignored, w, bad, counts)
+        for position, count in zip(bad.tolist(), counts.tolist(), strict=True):
+            if position >= 0:
+                raise label_error(position, int(target[position]), C, ignore_index)
+            divisor += count
+    if reduction != "mean":
+        divisor = 1.0
+    kernel, parts, of_part = _plan(kind, N, C, dtype.itemsize)
+    grad, losses, sums = np.empty((N, C), dtype), np.empty(N, dtype), np.empty(parts)
+    numbers = ignores, ignored, 1 - label_smoothing, share, rest, divisor, of_part
+    kernel(parts, logits, labels, t, w, grad, losses, sums, *numbers)
+    return losses if reduction == "none" else np.array(_loss(sums, divisor), dtype), grad

@@ -197,9 +197,10 @@ def test_bits_are_those_of_the_reference(backend: Any, run: Step, dtype: Any) ->
 def test_the_parts_cover_every_element_once(sizes: list[int], lists: int) -> None:
     from rawgrad.kernels._simd_steps import ALONE, GRAIN, PART, _table
 
-    table = _table(tuple(sizes), lists).tolist()
-    parts, begins = table[0], table[1 : table[0] + 2]
-    assert begins[0] == parts + 2 and begins[-1] == len(table)
+    parts, array = _table(tuple(sizes), lists)
+    table = array.tolist()
+    begins = table[: parts + 1]
+    assert begins[0] == parts + 1 and begins[-1] == len(table)
     elements = []
     covered = dict.fromkeys(range(len(sizes)), 0)
     for begin, end in itertools.pairwise(begins):
