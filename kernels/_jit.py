@@ -1,12 +1,12 @@
 """Compiling CPU kernels with Numba, and keeping what was compiled.
 
-A kernel is a function under ``@in_parts`` (it computes one part of the work, and is called for all of them),
-``@parallel`` (it has a ``prange`` over the parts itself) or ``@serial`` (called from kernels).  The number of
-parts depends on shapes alone, so results have the same bits for any number of threads.  None of them reorders
-arithmetic: no fast-math.  All release the GIL.  Kernels are called from Python, by any thread.
+A kernel is a function under ``@in_parts`` (it computes one part of the work, and is called for all of them) or
+``@serial`` (called from kernels, or where there is nothing to share).  The number of parts depends on shapes alone,
+so results have the same bits for any number of threads.  None of them reorders arithmetic: no fast-math.  All
+release the GIL.  Kernels are called from Python, by any thread.
 
-``@in_parts`` compiles in a fraction of the time: a ``prange`` makes Numba compile its body, and whatever that
-calls, several times over; one loop that calls any function by its address is compiled once for all kernels.
+The one loop over parts calls any function by its address, and is compiled once for all kernels: a ``prange`` in each
+would make Numba compile its body, and whatever that calls, several times over.
 
 What was compiled is kept in :func:`._cache.cache_folder`, in a folder per module and digest of the
 sources and constants that its code came from, so that no kernel can outlive a change of a function that it
@@ -72,23 +72,6 @@ _one_at_a_time = threading.RLock() if threading_layer() == "workqueue" else None
 
 
 # ---- compiling
-
-
-def parallel(function: Callable[..., Any]) -> Any:
-    """Compile ``function``, which has a ``prange``, on its first call with arguments of each kind."""
-    kernel = _compiled(function, parallel=True)
-
-    @functools.wraps(function)
-    def launch(*arguments: Any) -> Any:
-        if _told.count != _threads.count:
-            numba.set_num_threads(_threads.count)
-            _told.count = _threads.count
-        if _one_at_a_time is None:
-            return kernel(*arguments)
-        with _one_at_a_time:
-            return kernel(*arguments)
-
-    return launch
 
 
 def in_parts(function: Callable[..., Any]) -> Any:

@@ -35,9 +35,9 @@ PACKAGE = {
         "    with s.range(0, n) as i:\n        y[i] = y[i] + value.to(y.dtype) + 3\n"
     ),
     "kernels.py": (
-        "import numpy as np\nfrom numba import prange\nfrom rawgrad.kernels._jit import parallel\n"
+        "import numpy as np\nfrom rawgrad.kernels._jit import serial\n"
         "from .helper import twice\nfrom .sizes import SHIFT\nfrom .vectors import fill\n\n"
-        "@parallel\ndef kernel(y):\n    for part in prange(2):\n"
+        "@serial\ndef kernel(y):\n    for part in range(2):\n"
         "        fill(y[part * 4 :], 4, twice(float(part)) + SHIFT)\n\n"
         "def result():\n    y = np.zeros(8)\n    kernel(y)\n    return y[[0, 4]].tolist()\n"
     ),
@@ -107,8 +107,7 @@ def test_a_changed_source_is_compiled_anew(user: Path) -> None:
 
 VARIANTS = """from functools import cache
 import numpy as np
-from numba import prange
-from rawgrad.kernels._jit import in_parts, parallel, serial
+from rawgrad.kernels._jit import in_parts, serial
 
 @cache
 def adding(number):
@@ -121,18 +120,17 @@ def adding(number):
         y[part] = inner(part)
 LONG
 
-    @parallel
-    def loop(y):
-        for part in prange(y.size):
-            y[part] += inner(100)
+    @in_parts
+    def more(part, slot, y):
+        y[part] += inner(100)
 
-    return parts, loop
+    return parts, more
 
 def result(number):
     y = np.zeros(3)
-    parts, loop = adding(number)
+    parts, more = adding(number)
     parts(3, y)
-    loop(y)
+    more(3, y)
     return y.tolist()
 """
 
@@ -334,7 +332,7 @@ def test_what_distinguishes_the_kernels_of_a_module(tmp_path: Path, monkeypatch:
             assert (x == value).all()
             count += 1
             assert len(list(tmp_path.iterdir())) == count
-    make(1, _jit.parallel)(np.zeros(3))
+    make(1, lambda function: _jit._compiled(function, parallel=True))(np.zeros(3))
     assert len(list(tmp_path.iterdir())) == count + 1
     make(1)(np.zeros(3))
     assert len(list(tmp_path.iterdir())) == count + 1
@@ -467,16 +465,14 @@ import threading, numpy as np
 from rawgrad.kernels._threads import get_num_threads, set_num_threads
 said = [get_num_threads()]
 import numba
-from numba import prange
-from rawgrad.kernels._jit import parallel
-@parallel
-def used(out):
-    for part in prange(1):
-        out[part] = numba.get_num_threads()
+from rawgrad.kernels._jit import in_parts
+@in_parts
+def used(part, slot, slots):
+    slots[part] = slot
 def count():
-    out = np.zeros(1, np.int64)
-    used(out)
-    said.append(int(out[0]))
+    slots = np.zeros(64, np.int64)
+    used(64, slots)
+    said.append(numba.get_num_threads() if get_num_threads() > 1 else int(slots.max()) + 1)
 def elsewhere():
     thread = threading.Thread(target=count)
     thread.start()
