@@ -36,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
         "Each row tells what share of the machine's limit is reached (a copy past the caches, multiply-adds in "
         "registers, both measured beside it) and the peak memory, measured in processes of its own.",
         epilog="rawgrad bench overhead: what a step of a small network spends outside compiled kernels. rawgrad bench "
-        "time_to_accuracy: seconds from the start of a process until P5 knows 99 %% of MNIST's test digits, for "
+        "time_to_accuracy: seconds from the start of a process until P5 knows 99 % of MNIST's test digits, for "
         "rawgrad with its kernels compiled before, for its first run, and for PyTorch; needs MNIST (RAWGRAD_DATA).",
     )
     parser.add_argument(
@@ -94,11 +94,10 @@ def _measure(name: str, options: argparse.Namespace) -> results.Row:
         from . import time_to_accuracy
 
         return time_to_accuracy.measure(options.seeds, options.threads, options.accuracy, _complain)
-    used = {}
+    work, used, rates = rows.build(name), {}, None
     if not options.no_memory:
         alone = [who for who in rows.contestants(name) if who != overhead.OUTSIDE]
         used = {who: memory.measure(name, who, options.threads) for who in alone}
-    work, rates = rows.build(name), None
     if not options.no_limits and not BACKENDS["numba"].problem():
         from . import roofline  # before the threads are set: it loads Numba
 

@@ -122,8 +122,9 @@ def overhead(name: str, batch: int, contestants: Sequence[str]) -> Work:
 def summary(row: Row) -> str | None:
     """In words what a row's step spends outside kernels; None for rows that do not tell."""
     times = {entry.name: entry.seconds.median * 1e6 for entry in row.entries}
-    if OURS not in times or OUTSIDE not in times:
+    share = next((ratio.times.median for ratio in row.ratios if ratio.peer == OUTSIDE), None)
+    if share is None:
         return None
     whole, outside = times.pop(OURS), times.pop(OUTSIDE)
     others = "".join(f"; {name}'s whole step {time:.0f} µs" for name, time in times.items())
-    return f"{row.name}: {outside:.0f} of {whole:.0f} µs a step ({outside / whole:.0%}) outside kernels{others}"
+    return f"{row.name}: {outside:.0f} of {whole:.0f} µs a step ({share:.0%}) outside kernels{others}"

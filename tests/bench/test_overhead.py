@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rawgrad.bench import harness, overhead, programs, rows
-from rawgrad.bench.results import Entry, Spread
+from rawgrad.bench.results import Entry, Ratio, Spread
 from rawgrad.kernels import _jit, gemm
 from rawgrad.kernels._dispatch import backend
 from rawgrad.kernels._errors import BackendError
@@ -140,7 +140,8 @@ def test_the_summary_says_it_in_words(a_row):
         return Entry(name, "", 1, Spread.of([seconds]), [seconds], None)
 
     whole, part, peer = entry("rawgrad", 400e-6), entry(overhead.OUTSIDE, 100e-6), entry("torch", 900e-6)
-    assert overhead.summary(a_row(name="o", entries=[whole, peer, part])) == (
+    ratios = [Ratio("torch", Spread.of([2.25])), Ratio(overhead.OUTSIDE, Spread.of([0.25]))]
+    assert overhead.summary(a_row(name="o", entries=[whole, peer, part], ratios=ratios)) == (
         "o: 100 of 400 µs a step (25%) outside kernels; torch's whole step 900 µs"
     )
     assert overhead.summary(a_row(entries=[whole, peer])) is None
