@@ -337,11 +337,6 @@ class Pointer:
         arguments = [builder.inttoptr(addresses.ir, pointers), _I32(self.itemsize), mask.ir, ir.Constant(vector, None)]
         return Value(self.stage, builder.call(function, arguments), self.unsigned)
 
-    def prefetch(self, i: Number) -> None:
-        """Have the cache line of element ``i`` fetched, to be written; a place that does not exist does no harm."""
-        function = self.stage.declare("llvm.prefetch.p0", ir.VoidType(), [self.data.type, _I32, _I32, _I32])
-        self.stage.builder.call(function, [self._at(i, 1), _I32(1), _I32(3), _I32(1)])
-
     def store(self, i: Number, value: Value, mask: Value | None = None) -> None:
         """Write ``value`` from element ``i`` on, where ``mask`` holds."""
         builder, lanes = self.stage.builder, value.lanes
@@ -357,6 +352,13 @@ class Pointer:
         )
         bits = builder.bitcast(mask.ir, ir.VectorType(_BIT, lanes))
         builder.call(function, [builder.bitcast(value.ir, vector), place, _I32(self.itemsize), bits])
+
+    def prefetch(self, i: Number, to_write: bool = False) -> None:
+        """Have the cache line of element ``i``, which need not exist, brought to where it is soon read or written."""
+        builder, place = self.stage.builder, ir.IntType(8).as_pointer()
+        function = self.stage.declare("llvm.prefetch.p0", ir.VoidType(), [place, _I32, _I32, _I32])
+        address = builder.bitcast(self._at(i, 1), place)
+        builder.call(function, [address, _I32(int(to_write)), _I32(3), _I32(1)])  # of all caches, for data
 
 
 class Variable:

@@ -70,7 +70,7 @@ def _tile(
     masks = [None if WHOLE else s.first(columns - v * lanes, lanes) for v in range(V)]
     for i in range(R):  # by the time that the sums are ready, so is their place
         for v in range(V):
-            y.prefetch(y_pitch * i + v * lanes)
+            y.prefetch(y_pitch * i + v * lanes, to_write=True)
     with s.range(0, steps) as j:
         tile.outer((a + j * R).__getitem__, [b.load(j * b_pitch + v * lanes, lanes, masks[v]) for v in range(V)])
     initial = [s.variable(s.zero(y, lanes)) for _ in range(V)]

@@ -474,6 +474,19 @@ def test_functions(width: int, dtype: str) -> None:
     np.testing.assert_allclose(one, [2, math.log(4), 20], rtol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_prefetching_changes_nothing(width: int, dtype: str) -> None:
+    def ahead(s: Any, x: Any, out: Any) -> None:
+        x.prefetch(0)
+        x.prefetch(10**15)
+        out.prefetch(s.integer(-(10**6)), to_write=True)
+        out[0] = x[0]
+
+    run(ahead, x := np.full(3, 4, dtype), out := np.zeros(3, dtype))
+    assert_array_equal(out, [4, 0, 0])
+    assert_array_equal(x, 4)
+
+
 def test_arguments_and_results(width: int) -> None:
     seen: list[type] = []
 
