@@ -217,7 +217,7 @@ class Node:
         """
         if self._saved is None:
             raise GradientError(self._freed_message())
-        return tuple(None if saved is None else saved.unpack(self) for saved in self._saved)
+        return tuple([None if saved is None else saved.unpack(self) for saved in self._saved])
 
     # The rest is for the tape and the backward pass.
 
@@ -362,10 +362,9 @@ def run_backward(
 
 def _call_backward(node: Node, edges: tuple[Any, ...], arriving: list[Tensor | None]) -> list[Tensor | None]:
     """The gradients of the node's tensor arguments, checked, in the order of its edges."""
-    if None in arriving:
-        arriving = [_zeros(*node._outputs[i]) if g is None else g for i, g in enumerate(arriving)]
+    filled = [_zeros(*node._outputs[i]) if g is None else g for i, g in enumerate(arriving)]
     try:
-        results = node.function.backward(node, *arriving)
+        results = node.function.backward(node, *filled)
     except RawgradError as error:
         if node._origin and not error.layer:
             error.layer = node._origin[0]
@@ -510,7 +509,8 @@ class _Collector:
 
     def shown(self, gradients: Iterable[Tensor]) -> None:
         """The user holds ``gradients``: none of their arrays may become a ``.grad``."""
-        self._taken.update((id(gradient.array), gradient.array) for gradient in gradients)
+        for gradient in gradients:
+            self._taken[id(gradient.array)] = gradient.array
 
     def add(self, edge: Any, gradient: Tensor) -> None:
         """Another contribution to a leaf, or to a node's output that the pass does not go beyond."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..kernels._devices import device_named, device_of, is_array
+from ..kernels._devices import device_named, device_of, is_array, known_arrays
 from ..kernels._errors import ArgumentError, DeviceError, DtypeError, GradientError, ShapeError
 from .graph import Node, Version, is_grad_enabled
 
@@ -73,7 +73,7 @@ class Tensor:
     __array_priority__ = 1000
 
     def __init__(self, data: Any, requires_grad: _bool = False) -> None:
-        if not is_array(data):
+        if type(data) not in known_arrays and not is_array(data):
             data = _as_array(data)
         elif data.dtype.kind not in "fiub":
             as_dtype(data.dtype)  # refuses it

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from operator import attrgetter
 from typing import Any
 
-from ._devices import is_array
+from ._devices import is_array, known_arrays
 
 _log = logging.getLogger("rawgrad")
 #: What an argument may be beside arrays and lists of them.
 _NUMBERS = frozenset((int, float, bool, str, type(None)))
-_LISTS = (list, tuple)  # quicker to ask for than list | tuple
+_LISTS = frozenset((list, tuple))
 
 
 def contiguous(kernel: Callable[..., Any], like: Callable[..., Any], flag: str) -> Callable[..., Any]:
@@ -37,9 +37,13 @@ def contiguous(kernel: Callable[..., Any], like: Callable[..., Any], flag: str) 
     @functools.wraps(like)
     def call(*arguments: Any) -> Any:
         for argument in arguments:  # on the way of every call, nearly always to find nothing to do
-            if type(argument) in _NUMBERS:
+            kind = type(argument)
+            if kind in _NUMBERS:
                 continue
-            if isinstance(argument, _LISTS):
+            if kind in known_arrays:
+                if not ready(argument):
+                    break
+            elif kind in _LISTS:
                 if argument and is_array(argument[0]) and not all(map(ready, argument)):
                     break
             elif is_array(argument) and not ready(argument):
@@ -53,7 +57,7 @@ def contiguous(kernel: Callable[..., Any], like: Callable[..., Any], flag: str) 
         copies: list[tuple[Any, Any]] = []
         for i, argument in enumerate(arguments):
             new: Any
-            if isinstance(argument, _LISTS) and argument and is_array(argument[0]):
+            if type(argument) in _LISTS and argument and is_array(argument[0]):
                 new = [a if ready(a) else _copied(like, a) for a in argument]
                 copies += [(old, copy) for old, copy in zip(argument, new, strict=True) if old is not copy]
             elif is_array(argument) and not ready(argument):

@@ -336,14 +336,13 @@ def _product(
     plan = _plan(a.shape, b.shape, transposes, a.itemsize, get_num_threads())
     y = np.empty(plan.y_shape, a.dtype) if out is None else out
     if y.size:
-        slots = thread_slots() if plan.parts > 1 else 1
-        copies_a, copies_b = (
-            workspace(name, slots * space, a.dtype)
-            for name, space in zip(("gemm a", "gemm b"), plan.space, strict=True)
-        )
+        slots, flat_a, flat_b = 1 if plan.parts == 1 else thread_slots(), a.reshape(-1), b.reshape(-1)
+        space_a, space_b = plan.space
+        copies_a = workspace("gemm a", slots * space_a, a.dtype) if space_a else flat_a
+        copies_b = workspace("gemm b", slots * space_b, a.dtype) if space_b else flat_b
         plan.kernel(
-            plan.parts, a.reshape(-1), b.reshape(-1), copies_a[:0] if bias is None else bias, y.reshape(-1), copies_a,
-            copies_b, *plan.space, int(relu), *plan.arguments,
+            plan.parts, flat_a, flat_b, flat_a[:0] if bias is None else bias, y.reshape(-1), copies_a, copies_b,
+            space_a, space_b, int(relu), *plan.arguments,
         )  # fmt: skip
     return y
 
