@@ -12,10 +12,13 @@ further on.  So a table of offsets stands for channels, filter, stride and dilat
     backward, weight  dw[k, j] = sum over rows p of g[k, p, :] . image[offset[j] + p pitch + :]
 
 In the first two a tile is R output channels times V vectors of neighbouring outputs (Tile.outer); vectors begin at
-each row, or run on over the zeros between rows where that takes fewer of them (short rows).  In the third it is
-pairs of (channel, tap): vectors along rows, whose lanes are added at the end (Tile.dot), or, where the output
-channels fill whole vectors, those times numbers of the image (Tile.outer).  Each part sums its images, and the parts'
-sums are added in order.  numba_plan.py says, from the shapes alone, which tiles, and what is a part.
+each row, from where they are stored straight into the result, or run on over the zeros between rows where that takes
+fewer of them (short rows).  In the third it is pairs of (channel, tap): vectors along rows, whose lanes are added at
+the end (Tile.dot), or, where the output channels fill whole vectors, those times numbers of the image (Tile.outer).
+For dot products the image holds a plane for each column of the filter, moved by as much, so that every vector begins
+a cache line.  Each part sums its images, and the parts' sums are added in order.
+
+numba_plan.py says, from the shapes alone, which tiles, and what is a part.
 
 Sources: Zhang, Franchetti and Low, "High performance zero-memory overhead direct convolutions", 2018; Dukhan,
 "The indirect convolution algorithm", 2019.
@@ -51,38 +54,46 @@ def _passed(grad: Value, y: Value) -> Value:
 
 
 @simd
-def _copy_plane(
+def _copy_planes(
     s: Stage, source: Pointer, y: Pointer, at: Value, W: Value, first: Value, image: Pointer, to: Value, begin: Value,
-    end: Value, height: Value, pitch: Value, step_h: Value, STEP: int, RELU: bool,
+    end: Value, height: Value, width: Value, pitch: Value, step_h: Value, planes: Value, stride: Value,
+    to_stride: Value, STEP: int, RELU: bool,
 ) -> None:  # fmt: skip
     """image[i, j] = source[at + i step_h W + first + j STEP], zero beyond the row and outside of begin <= i < end.
 
-    With RELU, and STEP 1, it is a gradient that passes where y > 0.
+    Columns from ``width`` to ``pitch`` are zero too.  The same for ``planes`` planes, ``stride`` and ``to_stride``
+    apart.  With RELU, and STEP 1, the source is a gradient that passes where y > 0.
     """
     lanes = s.lanes(source)
     columns = s.counting(lanes, 32)
     with s.range(0, pitch, lanes) as j:
-        wanted = s.first(pitch - j, lanes)
+        wanted, inside = s.first(pitch - j, lanes), s.first(width - j, lanes)
         there = []
         for part in range(STEP):
             place = columns + s.splat((first + j * STEP + part * lanes).to("int32"), lanes)
             there.append((place >= 0) & (place < s.splat(W.to("int32"), lanes)))
-        row, here = at + first + j * STEP, to + j
-        with s.range(0, begin) as i:
-            image.store(here + i * pitch, s.zero(image, lanes), wanted)
-        with s.range(begin, end) as i:
-            parts = [source.load(row + i * step_h * W + part * lanes, lanes, there[part]) for part in range(STEP)]
-            vector = parts[0] if STEP == 1 else parts[0].shuffle(list(range(0, 2 * lanes, 2)), parts[1])
-            if RELU:
-                vector = _passed(vector, y.load(row + i * step_h * W, lanes, there[0]))
-            image.store(here + i * pitch, vector, wanted)
-        with s.range(end, height) as i:
-            image.store(here + i * pitch, s.zero(image, lanes), wanted)
+        there = [mask & inside for mask in there] if STEP == 1 else there
+        with s.range(0, planes) as plane:
+            row, here = at + plane * stride + first + j * STEP, to + plane * to_stride + j
+            with s.range(0, begin) as i:
+                image.store(here + i * pitch, s.zero(image, lanes), wanted)
+            with s.range(begin, end) as i:
+                parts = [source.load(row + i * step_h * W + part * lanes, lanes, there[part]) for part in range(STEP)]
+                vector = parts[0]
+                if STEP == 2:
+                    vector = inside.where(vector.shuffle(list(range(0, 2 * lanes, 2)), parts[1]), 0.0)
+                if RELU:
+                    vector = _passed(vector, y.load(row + i * step_h * W, lanes, there[0]))
+                image.store(here + i * pitch, vector, wanted)
+            with s.range(end, height) as i:
+                image.store(here + i * pitch, s.zero(image, lanes), wanted)
 
 
 @serial
-def _fill(source, y, at, channels, H, W, firsts, step_h, step_w, first_row, height, pitch, image, to):
-    """The image in cache, from output row ``first_row`` on.
+def _fill(
+    source, y, at, planes, stride, H, W, firsts, step_h, step_w, first_row, height, width, pitch, image, to, to_stride,
+):  # fmt: skip
+    """The image in cache, from output row ``first_row`` on, of ``planes`` planes that are ``stride`` apart.
 
     If the source is the gradient of a ReLU's output y, which is not empty then, it is the gradient before that.
     """
@@ -91,20 +102,24 @@ def _fill(source, y, at, channels, H, W, firsts, step_h, step_w, first_row, heig
         # Rows begin to end - 1 lie inside the source.
         begin = min(max((-h + step_h - 1) // step_h, 0), height)
         end = max(min((H - h + step_h - 1) // step_h, height), begin)
-        for c in range(channels):
-            plane, here = at + (c * H + h) * W, to + (c * len(firsts) + phase) * height * pitch
-            if step_w == 1 and y.size:
-                _copy_plane(source, y, plane, W, w, image, here, begin, end, height, pitch, step_h, 1, True)
-            elif step_w == 1:
-                _copy_plane(source, y, plane, W, w, image, here, begin, end, height, pitch, step_h, 1, False)
-            elif step_w == 2:
-                _copy_plane(source, y, plane, W, w, image, here, begin, end, height, pitch, step_h, 2, False)
-            else:
+        start, here = at + h * W, to + phase * height * pitch
+        if step_w == 1 and y.size:
+            _copy_planes(source, y, start, W, w, image, here, begin, end, height, width, pitch, step_h, planes, stride,
+                         to_stride, 1, True)  # fmt: skip
+        elif step_w == 1:
+            _copy_planes(source, y, start, W, w, image, here, begin, end, height, width, pitch, step_h, planes, stride,
+                         to_stride, 1, False)  # fmt: skip
+        elif step_w == 2:
+            _copy_planes(source, y, start, W, w, image, here, begin, end, height, width, pitch, step_h, planes, stride,
+                         to_stride, 2, False)  # fmt: skip
+        else:
+            for plane in range(planes):
                 for i in range(height):
                     for j in range(pitch):
                         place = w + j * step_w
-                        inside = begin <= i < end and 0 <= place < W
-                        image[here + i * pitch + j] = source[plane + i * step_h * W + place] if inside else 0
+                        inside = begin <= i < end and 0 <= place < W and j < width
+                        from_ = start + plane * stride + i * step_h * W + place
+                        image[here + plane * to_stride + i * pitch + j] = source[from_] if inside else 0
 
 
 # ---- forward, and backward to the input
@@ -131,37 +146,64 @@ def _filters(part, slot, weight, K, C, RS, backward, table, taps, R, size, panel
 @simd
 def _sums(
     s: Stage, panels: Pointer, panel: Value, image: Pointer, at: Value, offsets: Pointer, first: Value, steps: Value,
-    bases: Pointer, vector: Value, scratch: Pointer, initial: Value, to: Value, pitch: Value, low: Value, R: int,
-    V: int,
+    bases: Pointer, vector: Value, sums: Pointer, initial: Value, to: Value, pitch: Value, low: Value, out: Pointer,
+    here: Value, plane: Value, places: Pointer, channels: Value, left: Value, R: int, V: int, DIRECT: bool,
 ) -> None:  # fmt: skip
-    """scratch[i, v] = max(bias[i] + sum over steps j of panel[j, i] image[offset[j] + base[v]], low)
+    """sums[i, v] = max(bias[i] + sum over steps j of panel[j, i] image[offset[j] + base[v]], low)
 
-    The bias lies at scratch[initial + i].
+    The bias lies at sums[initial + i].  With DIRECT the results go to ``channels`` planes of ``out`` at once, as far
+    as ``left`` vectors exist.
     """
     lanes = s.lanes(image)
-    tile = Tile(s, R, V, image, lambda i: scratch[initial + i])
+    tile = Tile(s, R, V, image, lambda i: sums[initial + i])
     begins = [at + bases[vector + v] for v in range(V)]
-    panels, offsets, scratch = panels + panel, offsets + first, scratch + to
+    panels, offsets = panels + panel, offsets + first
     with s.range(0, steps) as j:
         offset = offsets[j]
         tile.outer((panels + j * R).__getitem__, [image.load(begin + offset, lanes) for begin in begins])
-    for i in range(R):
-        for v in range(V):
-            value = tile.sums[i][v].value
-            scratch.store(pitch * i + v * lanes, (value <= low).where(low, value))  # a NaN stays
+    values = [[(sum_.value <= low).where(low, sum_.value) for sum_ in row] for row in tile.sums]  # a NaN stays
+    if not DIRECT:
+        for i in range(R):
+            for v in range(V):
+                sums.store(to + pitch * i + v * lanes, values[i][v])
+    else:
+        counts = [(left > v).where(places[2 * (vector + v) + 1], 0) for v in range(V)]
+        masks = [s.first(count, lanes) for count in counts]
+        for i in range(R):
+            with s.when(channels > i):
+                for v in range(V):
+                    out.store(here + plane * i + places[2 * (vector + v)], values[i][v], masks[v])
 
 
 @simd
 def _deliver(
-    s: Stage, scratch: Pointer, at: Value, pitch: Value, out: Pointer, to: Value, out_pitch: Value, rows: Value,
+    s: Stage, sums: Pointer, at: Value, pitch: Value, out: Pointer, to: Value, out_pitch: Value, rows: Value,
     columns: Value,
 ) -> None:  # fmt: skip
-    """out[p, q] = scratch[p, q]"""
+    """out[p, q] = sums[p, q]"""
     lanes = s.lanes(out)
     with s.range(0, columns, lanes) as q:
         here = s.first(columns - q, lanes)
         with s.range(0, rows) as p:
-            out.store(to + p * out_pitch + q, scratch.load(at + p * pitch + q, lanes), here)
+            out.store(to + p * out_pitch + q, sums.load(at + p * pitch + q, lanes), here)
+
+
+@simd
+def _deliver_pairs(
+    s: Stage, sums: Pointer, even: Value, odd: Value, pitch: Value, odd_pitch: Value, out: Pointer, to: Value,
+    out_pitch: Value, rows: Value, columns: Value,
+) -> None:  # fmt: skip
+    """out[p, 2 q] = even[p, q] and out[p, 2 q + 1] = odd[p, q], below ``columns``."""
+    lanes = s.lanes(out)
+    order = [i // 2 + i % 2 * lanes for i in range(2 * lanes)]
+    with s.range(0, columns, 2 * lanes) as q:
+        masks = [s.first(columns - q - half, lanes) for half in (0, lanes)]
+        with s.range(0, rows) as p:
+            place = q // 2
+            a, b = sums.load(even + p * pitch + place, lanes), sums.load(odd + p * odd_pitch + place, lanes)
+            for half, mask in enumerate(masks):
+                pairs = a.shuffle(order[half * lanes : half * lanes + lanes], b)
+                out.store(to + p * out_pitch + q + half * lanes, pairs, mask)
 
 
 @simd
@@ -174,50 +216,61 @@ def _pool(s: Stage, scratch: Pointer, at: Value, sizes: Pointer, out: Pointer, c
 
 
 @cache
-def _correlate(R: int, V: int, lanes: int, POOL: bool) -> Any:
+def _correlate(R: int, V: int, lanes: int, KIND: str) -> Any:
+    DIRECT, POOL = KIND == "direct", KIND == "pool"
+
     @in_parts
     def correlate(
         part, slot, source, relu, panels, bias, low, out, codes, pool, G, blocks, part_rows, source_size, size,
-        out_step, firsts, step, height, pitch, table, offsets, bases, group_panels, images, image_size, scratches,
-        scratch_size,
+        out_step, firsts, step, height, pitch, table, across, offsets, bases, places, group_panels, images,
+        image_size, scratches, scratch_size,
     ):  # fmt: skip
         """An image, group and block of rows: the image in cache, then every grid's sums of it.
 
         No sum is below ``low``.  ``relu`` is a ReLU's output, of which the source is the gradient, or empty.
-        With POOL there is one block and one grid, whose sums are pooled as ``pool`` says.
+        With "direct" sums go from registers to their places; else those of ``across`` grids beside each other are
+        delivered together, or, with "pool", those of the one grid are pooled as ``pool`` says.
         """
         C, H, W = source_size
         K, out_H, out_W = size
-        own, block = part // blocks, part % blocks
-        group, p0 = own % G, block * part_rows
+        own, p0 = part // blocks, part % blocks * part_rows
+        group = own % G
         at, scratch, initial = slot * image_size, slot * scratch_size, (slot + 1) * scratch_size - R
-        _fill(source, relu, own * C * H * W, C, H, W, firsts, step[0], step[1], p0, height, pitch, images, at)
-        for grid in range(len(table)):
-            first, steps, weights, rows, columns, start_h, start_w, base, of_row = table[grid, :9]
-            rows = min(part_rows, rows - p0)
-            row_pitch = of_row * lanes if of_row else pitch
-            vectors = rows * of_row if of_row else ((rows - 1) * pitch + columns + lanes - 1) // lanes
+        _fill(source, relu, own * C * H * W, C, H * W, H, W, firsts, step[0], step[1], p0, height, pitch, pitch,
+              images, at, len(firsts) * height * pitch)  # fmt: skip
+        for row in range(0, len(table), across):
+            rows = min(part_rows, table[row, 3] - p0)
+            most = ((rows - 1) * table[row, 8] + table[row, 4] + lanes - 1) // lanes
+            sums_pitch = (most + V - 1) // V * V * lanes
             for k in range(0, K if rows > 0 else 0, R):
-                panel = group * group_panels + weights + k * steps
-                scratch_pitch = (vectors + V - 1) // V * V * lanes
                 for i in range(R):
                     scratches[initial + i] = bias[group * K + k + i] if bias.size and k + i < K else 0
-                for v in range(0, vectors, V):
-                    _sums(panels, panel, images, at, offsets, first, steps, bases, base + v,
-                          scratches, initial, scratch + v * lanes, scratch_pitch, low, R, V)  # fmt: skip
-                for i in range(min(R, K - k)):
-                    here = scratch + i * scratch_pitch
-                    plane = own * K + k + i
-                    to = (plane * out_H + start_h + p0 * out_step[0]) * out_W + start_w
+                to = ((own * K + k) * out_H + p0 * out_step[0] + table[row, 5]) * out_W
+                for grid in range(row, row + across):
+                    first, steps, weights, base = table[grid, 0], table[grid, 1], table[grid, 2], table[grid, 7]
+                    vectors = ((rows - 1) * table[grid, 8] + table[grid, 4] + lanes - 1) // lanes
+                    panel = group * group_panels + weights + k * steps
+                    here = scratch + (grid - row) * R * sums_pitch
+                    for v in range(0, vectors, V):
+                        _sums(panels, panel, images, at, offsets, first, steps, bases, base + v, scratches, initial,
+                              here + v * lanes, sums_pitch, low, out, to, out_H * out_W, places, K - k, vectors - v,
+                              R, V, DIRECT)  # fmt: skip
+                for i in range(0 if DIRECT else min(R, K - k)):
+                    here, there, columns = scratch + i * sums_pitch, to + i * out_H * out_W, table[row, 4]
+                    of_grid, out_pitch = R * sums_pitch, out_step[0] * out_W
                     if POOL:
-                        _pool(scratches, here, pool, out, codes, plane * pool[4] * pool[5])
+                        _pool(scratches, here, pool, out, codes, (own * K + k + i) * pool[4] * pool[5])
                     elif out_step[1] == 1:
-                        _deliver(scratches, here, row_pitch, out, to, out_step[0] * out_W, rows, columns)
+                        _deliver(scratches, here, table[row, 8], out, there, out_pitch, rows, columns)
+                    elif out_step[1] == 2 and across == 2:
+                        _deliver_pairs(scratches, here, here + of_grid, table[row, 8], table[row + 1, 8], out, there,
+                                       out_pitch, rows, columns + table[row + 1, 4])  # fmt: skip
                     else:
-                        for p in range(rows):
-                            for q in range(columns):
-                                place = to + p * out_step[0] * out_W + q * out_step[1]
-                                out[place] = scratches[here + p * row_pitch + q]
+                        for grid in range(across):
+                            for p in range(rows):
+                                for q in range(table[row + grid, 4]):
+                                    value = scratches[here + grid * of_grid + p * table[row + grid, 8] + q]
+                                    out[there + p * out_pitch + q * out_step[1] + grid] = value
 
     return correlate
 
@@ -245,12 +298,13 @@ def _run(
     images = workspace("conv2d images", thread_slots() * image_size, source.dtype)
     scratches = workspace("conv2d sums", thread_slots() * plan.scratch, source.dtype)
     low = source.dtype.type(0 if relu else -math.inf)
-    _correlate(plan.R, plan.V, lanes, codes is not None)(
+    kind = "pool" if codes is not None else "direct" if plan.direct else "delivered"
+    _correlate(plan.R, plan.V, lanes, kind)(
         g.N * g.G * plan.blocks, source.reshape(-1), _flat(y, source), panels, panels[:0] if bias is None else bias,
         low, out.reshape(-1), _NO_CODES if codes is None else codes.reshape(-1), pool.reshape(-1), g.G, plan.blocks,
         plan.rows, plan.source, plan.destination, plan.out_step, plan.image.firsts, plan.image.step,
-        plan.image.height, plan.image.pitch, plan.table, plan.offsets, plan.bases, plan.weights, images, image_size,
-        scratches, plan.scratch,
+        plan.image.height, plan.image.pitch, plan.table, plan.across, plan.offsets, plan.bases, plan.places,
+        plan.weights, images, image_size, scratches, plan.scratch,
     )  # fmt: skip
 
 
@@ -293,7 +347,7 @@ def conv2d_relu_pool_forward(
     halves = (p.R, p.S, p.stride, p.padding, p.dilation) == (2, 2, (2, 2), (0, 0), (1, 1))
     if not halves or (p.P, p.Q) != (g.P // 2, g.Q // 2) or plan.blocks > 1:
         return max_pool2d_forward(conv2d_forward(x, weight, bias, g, "relu", None), p, y)
-    row_pitch = int(plan.table[0, 8]) * vector_bytes() // x.itemsize or plan.image.pitch
+    row_pitch = int(plan.table[0, 8])
     sizes = np.array([g.P, row_pitch, 2, 2, p.P, p.Q, 2, 2, 0, 0, 1, 1])  # as Window reads them
     _run(x, weight, bias, plan, g, False, y, relu=True, codes=codes, pool=sizes)
     return y, codes
@@ -327,22 +381,20 @@ def _add_or_store(s: Stage, sums: Pointer, to: Value, totals_: list[Value], add:
 
 @simd
 def _dots(
-    s: Stage, grad: Pointer, at: Value, last: Value, plane: Value, grad_step: Value, grad_pitch: Value, image: Pointer,
-    image_at: Value, image_step: Value, pitch: Value, offsets: Pointer, first: Value, pieces: Value, rows: Value,
-    Q: Value, sums: Pointer, to: Value, add: Value, K: int, T: int, RUN: bool,
+    s: Stage, grad: Pointer, at: Value, last: Value, plane: Value, grad_step: Value, image: Pointer, image_at: Value,
+    image_step: Value, offsets: Pointer, first: Value, pieces: Value, size: Value, sums: Pointer, to: Value, add: Value,
+    K: int, T: int,
 ) -> None:  # fmt: skip
-    """sums[k, t] = sum over pieces, rows and columns of grad[min(k, last)] image[offset[first + t]]"""
+    """sums[k, t] = sum over pieces and ``size`` elements of rows of grad[min(k, last)] image[offset[first + t]]"""
     tile, lanes = Tile(s, K, T, grad), s.lanes(grad)
     of_k = [at + (last < k).where(last, s.integer(k)) * plane for k in range(K)]
-    of_tap = [image_at + (offsets[first] + t if RUN else offsets[first + t]) for t in range(T)]
-    with s.range(0, Q, lanes) as q:
-        here = s.first(Q - q, lanes)  # not even a zero of the gradient may meet what lies between rows
-        with s.range(0, pieces) as piece, s.range(0, rows) as p:
-            of_grad, of_image = piece * grad_step + p * grad_pitch + q, piece * image_step + p * pitch + q
-            tile.dot(
-                [grad.load(start + of_grad, lanes) for start in of_k],
-                [image.load(start + of_image, lanes, here) for start in of_tap],
-            )
+    of_tap = [image_at + offsets[first + t] for t in range(T)]
+    with s.range(0, pieces) as piece, s.range(0, size, lanes) as i:
+        of_grad, of_image = piece * grad_step + i, piece * image_step + i
+        tile.dot(
+            [grad.load(start + of_grad, lanes) for start in of_k],
+            [image.load(start + of_image, lanes) for start in of_tap],
+        )
     every = [sum_.value for row in tile.sums for sum_ in row]
     _add_or_store(s, sums, to, [totals(every[e : e + lanes]) for e in range(0, len(every), lanes)], add)
 
@@ -365,68 +417,73 @@ def _outers(
 
 
 @cache
-def _correlate_weight(OUTERS: bool, of_k: int, of_taps: int, RUN: bool, lanes: int) -> Any:
+def _correlate_weight(OUTERS: bool, of_k: int, of_taps: int, lanes: int) -> Any:
     size = (of_k * of_taps + lanes - 1) // lanes * lanes  # elements of a tile's sums
 
     @in_parts
     def sum_part(
         part, slot, x, grad, relu, N, G, K, source_size, grad_size, RS, rows, blocks, at_once, of_part,
-        inputs, tiles, firsts, step, height, pitch, offsets, images, image_size, grads, grad_pitch, sums,
+        inputs, together, tiles, firsts, step, height, pitch, offsets, images, image_size, grads, grad_pitch, sums,
     ):  # fmt: skip
         """A part's images and input channels, tile after tile; ``relu`` as in the other passes."""
         C, H, W = source_size
         P, Q = grad_size
         chunks = (C + inputs - 1) // inputs
         share, group, chunk = part // (G * chunks), part // chunks % G, part % chunks
-        c0 = chunk * inputs
-        taps, at = min(inputs, C - c0) * RS, slot * at_once * image_size
         begin, end = share * of_part, min((share + 1) * of_part, N * blocks)
+        at, plane = slot * at_once * image_size, rows * grad_pitch
+        grad_step = (of_k if OUTERS else K) * plane
+        image_plane = len(firsts) * height * pitch
+        grad_at = slot * at_once * grad_step
         for piece in range(begin, end, at_once):
             pieces, p0 = min(at_once, end - piece), piece % blocks * rows
             heights = min(rows, P - p0)
-            plane = rows * grad_pitch
-            for i in range(pieces):
+            for i in range(0 if OUTERS else pieces):
                 n = (piece + i) // blocks
-                _fill(x, relu[:0], ((n * G + group) * C + c0) * H * W, taps // RS, H, W, firsts, step[0], step[1],
-                      p0, height, pitch, images, at + i * image_size)  # fmt: skip
-            for k in range(0, K, of_k):
-                grad_step = (of_k if OUTERS else K) * plane
-                grad_at = slot * at_once * grad_step
-                for i in range(pieces if OUTERS or k == 0 else 0):
-                    n = (piece + i) // blocks
-                    from_grad, to_grad = (n * G + group) * K * P * Q, grad_at + i * grad_step
-                    here = from_grad + k * P * Q + p0 * Q
-                    if not OUTERS:
-                        _fill(grad, relu, from_grad, K, P, Q, _WHOLE, 1, 1, p0, rows, grad_pitch, grads, to_grad)
-                    elif relu.size:
-                        _pack_passed(grad, relu, here, P * Q, K - k, heights * Q, grads, to_grad, of_k)
-                    else:
-                        pack_columns(grad, here, P * Q, K - k, heights * Q, grads, to_grad, of_k, of_k)
-                for j in range(0, taps, of_taps):
-                    to = ((part * tiles[0] + k // of_k) * tiles[1] + j // of_taps) * size
-                    if OUTERS:
-                        _outers(grads, grad_at, grad_step, images, at, image_size, pitch, offsets, j, pieces,
-                                heights, Q, sums, to, piece - begin, of_k, of_taps)  # fmt: skip
-                    else:
-                        _dots(grads, grad_at + k * plane, K - k - 1, plane, grad_step, grad_pitch, images, at,
-                              image_size, pitch, offsets, j, pieces, heights, Q, sums, to, piece - begin, of_k,
-                              of_taps, RUN)  # fmt: skip
+                _fill(grad, relu, (n * G + group) * K * P * Q, K, P * Q, P, Q, _WHOLE, 1, 1, p0, rows, Q, grad_pitch,
+                      grads, grad_at + i * grad_step, plane)  # fmt: skip
+            for c in range(chunk * inputs, min((chunk + 1) * inputs, C), together):
+                channels = min(together, min((chunk + 1) * inputs, C) - c)
+                owner = part * ((inputs + together - 1) // together) + (c - chunk * inputs) // together
+                from_x = ((piece // blocks * G + group) * C + c) * H * W
+                for i in range(channels):
+                    _fill(x, relu[:0], from_x + i * H * W, pieces, G * C * H * W, H, W, firsts, step[0], step[1], p0,
+                          height, pitch if OUTERS else Q, pitch, images, at + i * image_plane, image_size)  # fmt: skip
+                for k in range(0, K, of_k):
+                    for i in range(pieces if OUTERS else 0):
+                        n = (piece + i) // blocks
+                        here = ((n * G + group) * K + k) * P * Q + p0 * Q
+                        if relu.size:
+                            _pack_passed(grad, relu, here, P * Q, K - k, heights * Q, grads,
+                                         grad_at + i * grad_step, of_k)  # fmt: skip
+                        else:
+                            pack_columns(grad, here, P * Q, K - k, heights * Q, grads, grad_at + i * grad_step, of_k,
+                                         of_k)  # fmt: skip
+                    for j in range(0, channels * RS, of_taps):
+                        to = ((owner * tiles[0] + k // of_k) * tiles[1] + j // of_taps) * size
+                        if OUTERS:
+                            _outers(grads, grad_at, grad_step, images, at, image_size, pitch, offsets, j, pieces,
+                                    heights, Q, sums, to, piece - begin, of_k, of_taps)  # fmt: skip
+                        else:
+                            _dots(grads, grad_at + k * plane, K - k - 1, plane, grad_step, images, at, image_size,
+                                  offsets, j, pieces, heights * pitch, sums, to, piece - begin, of_k,
+                                  of_taps)  # fmt: skip
 
     @in_parts
-    def add_parts(tile, slot, parts, all_tiles, out, K, C, RS, inputs, tiles, sums):
+    def add_parts(tile, slot, parts, all_tiles, out, K, C, RS, inputs, together, tiles, sums):
         """A tile's sums of all parts, added in order, to their places in the gradient."""
-        chunks = (C + inputs - 1) // inputs
-        at = tile * size
-        owner, k, j = tile // (tiles[0] * tiles[1]), tile // tiles[1] % tiles[0] * of_k, tile % tiles[1] * of_taps
-        group, c0 = owner // chunks, owner % chunks * inputs
-        taps = min(of_taps, min(inputs, C - c0) * RS - j)
+        chunks, of_chunk = (C + inputs - 1) // inputs, (inputs + together - 1) // together
+        at, owner = tile * size, tile // (tiles[0] * tiles[1])
+        k, j = tile // tiles[1] % tiles[0] * of_k, tile % tiles[1] * of_taps
+        group, chunk, c = owner // of_chunk // chunks, owner // of_chunk % chunks, owner % of_chunk * together
+        taps = min(of_taps, min(together, inputs - c, C - chunk * inputs - c) * RS - j)
         for share in range(1, parts if taps > 0 else 0):
             for e in range(size):
                 sums[at + e] += sums[share * all_tiles * size + at + e]
         for i in range(min(of_k, K - k)):
             for tap in range(taps):
                 e = tap * of_k + i if OUTERS else i * of_taps + tap
-                out[((group * K + k + i) * C + c0) * RS + j + tap] = sums[at + e]
+                out[((group * K + k + i) * C + chunk * inputs + c) * RS + j + tap] = sums[at + e]
 
     return sum_part, add_parts
 
@@ -442,20 +499,23 @@ def conv2d_backward_weight(
     K, slots = g.K // g.G, thread_slots() * plan.at_once
     # With room for panels that end beyond the last output channel, and vectors beyond the last element.
     of_grad = math.ceil(K / plan.channels) * plan.channels * plan.rows * plan.grad_pitch
-    image_size = math.ceil((plan.image.plane * plan.inputs + lanes) / lanes) * lanes
-    tiles = g.G * math.ceil(g.C // g.G / plan.inputs) * plan.tiles[0] * plan.tiles[1]
-    sum_part, add_parts = _correlate_weight(plan.kind == "outers", plan.channels, plan.taps, plan.run, lanes)
+    image_size = math.ceil((plan.image.plane * plan.together + lanes) / lanes) * lanes
+    owners = g.G * math.ceil(g.C // g.G / plan.inputs)  # of tiles: parts of the channels
+    tiles = owners * math.ceil(plan.inputs / plan.together) * plan.tiles[0] * plan.tiles[1]
+    sum_part, add_parts = _correlate_weight(plan.kind == "outers", plan.channels, plan.taps, lanes)
     sums = workspace(
         "conv2d partial", plan.parts * tiles * math.ceil(plan.channels * plan.taps / lanes) * lanes, x.dtype
     )
     sum_part(
-        plan.parts * tiles // math.prod(plan.tiles), x.reshape(-1), grad.reshape(-1), _flat(y, x), g.N, g.G, K,
+        plan.parts * owners, x.reshape(-1), grad.reshape(-1), _flat(y, x), g.N, g.G, K,
         (g.C // g.G, g.H, g.W), (g.P, g.Q), g.R * g.S, plan.rows, plan.blocks, plan.at_once, plan.pieces, plan.inputs,
-        plan.tiles, plan.image.firsts, plan.image.step, plan.image.height, plan.image.pitch, plan.offsets,
-        workspace("conv2d images", slots * image_size, x.dtype), image_size,
+        plan.together, plan.tiles, plan.image.firsts, plan.image.step, plan.image.height, plan.image.pitch,
+        plan.offsets, workspace("conv2d images", slots * image_size, x.dtype), image_size,
         workspace("conv2d gradients", slots * of_grad, x.dtype), plan.grad_pitch, sums,
     )  # fmt: skip
-    add_parts(tiles, plan.parts, tiles, dw.reshape(-1), K, g.C // g.G, g.R * g.S, plan.inputs, plan.tiles, sums)
+    add_parts(
+        tiles, plan.parts, tiles, dw.reshape(-1), K, g.C // g.G, g.R * g.S, plan.inputs, plan.together, plan.tiles, sums
+    )
     return dw
 
 

@@ -187,6 +187,27 @@ def test_sizes_at_the_edges_of_tiles(backend, version, dtype, x_shape, weight_sh
     check_all_passes(backend, version, geometry(x_shape, weight_shape, 1, padding), dtype)
 
 
+# Sizes at which the compiled kernels of the CPU change: rows of one vector, of some, and of one number more; classes
+# of columns of different length, that come together in vectors; channels in tiles of 6, 12 and 13; several images, and
+# several input channels, that share a tile; a plane in several pieces.
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("x_shape", "weight_shape", "stride", "padding"),
+    [
+        ((1, 1, 4, 33), (6, 1, 2, 5), 1, (0, 2)),
+        ((5, 2, 3, 16), (13, 2, 3, 3), 1, 1),
+        ((2, 3, 4, 17), (12, 3, 1, 2), 1, 0),
+        ((1, 2, 5, 37), (3, 2, 3, 3), 2, 1),
+        ((1, 1, 4, 66), (2, 1, 2, 4), 2, (1, 2)),
+        ((1, 1, 3, 35), (2, 1, 2, 3), (1, 3), 1),
+        ((1, 1, 40, 9), (1, 1, 2, 2), (2, 1), 0),
+        ((1, 1, 1, 600), (5, 1, 1, 7), 1, (0, 3)),
+    ],
+)
+def test_rows_at_the_edges_of_vectors(backend, dtype, x_shape, weight_shape, stride, padding):
+    check_all_passes(backend, None, geometry(x_shape, weight_shape, stride, padding), dtype)
+
+
 # A filter with more taps than a block has threads; one with more than shared memory has room for; a dilation, and a
 # stride, that spread four elements over more than it has room for (padding keeps x small); a stride beyond both the
 # filter and the input.
