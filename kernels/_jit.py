@@ -1,9 +1,9 @@
 """Compiling CPU kernels with Numba, and keeping what was compiled.
 
 A kernel is a function under ``@in_parts`` (it computes one part of the work, and is called for all of them) or
-``@serial`` (called from kernels, or where there is nothing to share).  The number of parts depends on shapes alone,
-so results have the same bits for any number of threads.  None of them reorders arithmetic: no fast-math.  All
-release the GIL.  Kernels are called from Python, by any thread.
+``@serial`` (called from kernels, or where there is nothing to share).  Where a sum is shared
+among parts, their number depends on shapes alone, so results have the same bits for any number of threads.  None of
+them reorders arithmetic: no fast-math.  All release the GIL.  Kernels are called from Python, by any thread.
 
 The one loop over parts calls any function by its address, and is compiled once for all kernels: a ``prange`` in each
 would make Numba compile its body, and whatever that calls, several times over.
