@@ -37,21 +37,28 @@ from .activation import activation as unfused_activation
 from .max_pool2d import MaxPool2d
 
 
+def _forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, options: tuple[Any, ...], activation: str | None = None
+) -> Any:
+    stride, padding, dilation, groups = options
+    return conv2d_forward(
+        x.array,
+        weight.array,
+        raw(bias),
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        activation=activation,
+    )
+
+
 class Conv2d(Function):
     """y = conv(x, w) + b"""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Any:
-        stride, padding, dilation, groups = options
-        y = conv2d_forward(
-            x.array,
-            weight.array,
-            raw(bias),
-            stride=stride,
-            padding=padding,
-            dilation=dilation,
-            groups=groups,
-        )
+        y = _forward(x, weight, bias, options)
         ctx.geometry = geometry(x.shape, weight.shape, *options)
         wanted = ctx.needs_input_grad
         ctx.save_for_backward(x if wanted[1] else None, weight if wanted[0] else None)
@@ -130,17 +137,7 @@ class Conv2dRelu(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Any:
-        stride, padding, dilation, groups = options
-        y = conv2d_forward(
-            x.array,
-            weight.array,
-            raw(bias),
-            stride=stride,
-            padding=padding,
-            dilation=dilation,
-            groups=groups,
-            activation="relu",
-        )
+        y = _forward(x, weight, bias, options, "relu")
         ctx.geometry, ctx.options = geometry(x.shape, weight.shape, *options), options
         ctx.save_for_backward(x, weight, bias, y)
         return y
