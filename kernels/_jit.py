@@ -56,7 +56,8 @@ _log = logging.getLogger("rawgrad")
 # ---- threads
 
 threadpool_limits(1, user_api="blas")
-numba.set_num_threads(get_num_threads())
+with _threads.short_waits():
+    numba.set_num_threads(get_num_threads())  # starts them
 
 
 class _Told(threading.local):

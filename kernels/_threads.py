@@ -9,12 +9,15 @@ import multiprocessing
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ._errors import ArgumentError
 
 #: When this process began to load compiled code: sources that are newer may differ from what it loaded.
 started = time.time()
+_SPINS = "GOMP_SPINCOUNT"
 #: The variables in which MPI launchers say how many ranks share this machine: Open MPI's, MPICH's, Slurm's.
 _RANKS = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "SLURM_NTASKS_PER_NODE")
 
@@ -81,6 +84,25 @@ def most_threads() -> int:
         return int(sys.modules["numba"].config.NUMBA_NUM_THREADS)
     given = os.environ.get("NUMBA_NUM_THREADS", "")
     return int(given) if given.isdecimal() and int(given) else processors()
+
+
+@contextmanager
+def short_waits() -> Iterator[None]:
+    """Threads that GNU's OpenMP starts inside sleep once they have waited for about 50 µs.
+
+    By itself it lets them spin for milliseconds.  Where other processes want the cores too, a thread that has
+    been suspended is then waited for by one that will not let it run, and a step takes many times as long.
+    Between the kernels of a training step there are fewer than 50 µs, so nothing is lost on an idle machine.
+    ``OMP_WAIT_POLICY`` and ``GOMP_SPINCOUNT`` have the last word; OpenMP reads them when it is loaded.
+    """
+    if "OMP_WAIT_POLICY" in os.environ or _SPINS in os.environ:
+        yield
+        return
+    os.environ[_SPINS] = "1000"
+    try:
+        yield
+    finally:
+        del os.environ[_SPINS]
 
 
 def problem() -> str | None:

@@ -502,6 +502,23 @@ def test_a_number_that_numba_cannot_start_any_more(tmp_path: Path) -> None:
     assert printed(code, tmp_path, RAWGRAD_THREADS="", NUMBA_NUM_THREADS="1") == "1\n"  # Numba's own limit holds
 
 
+# libgomp itself says, when it is loaded, how long its threads will spin.
+@pytest.mark.parametrize(
+    ("given", "spins"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, "0")]
+)
+def test_waiting_threads_soon_sleep(tmp_path: Path, given: dict[str, str], spins: str) -> None:
+    code = (
+        "import os; before = dict(os.environ); import numba, rawgrad.kernels._jit; "
+        "print(numba.threading_layer(), dict(os.environ) == before)"
+    )
+    unset = {"GOMP_SPINCOUNT": "", "OMP_WAIT_POLICY": ""}
+    done = python(code, tmp_path, OMP_DISPLAY_ENV="verbose", **{**unset, **given})
+    if "GOMP_SPINCOUNT" not in done.stderr:
+        pytest.skip("the threads are not those of GNU's OpenMP")
+    assert f"GOMP_SPINCOUNT = '{spins}'" in done.stderr
+    assert done.stdout == "omp True\n"
+
+
 def test_asking_for_threads_loads_nothing(tmp_path: Path) -> None:
     code = (
         "import sys, rawgrad as rg; rg.set_num_threads(1); print(rg.get_num_threads(), 'numba' in sys.modules); "
