@@ -49,6 +49,7 @@ _HOMES = {
     ".kernels._errors": (
         "ArgumentError",
         "BackendError",
+        "CaptureError",
         "CheckpointError",
         "DataError",
         "DeviceError",
@@ -103,6 +104,7 @@ if TYPE_CHECKING:
     from .kernels._dispatch import precision as precision
     from .kernels._errors import ArgumentError as ArgumentError
     from .kernels._errors import BackendError as BackendError
+    from .kernels._errors import CaptureError as CaptureError
     from .kernels._errors import CheckpointError as CheckpointError
     from .kernels._errors import DataError as DataError
     from .kernels._errors import DeviceError as DeviceError

@@ -15,6 +15,12 @@ from typing import Any
 import numpy as np
 
 from ._errors import DeviceError
+from ._graph import refuse
+
+#: What is refused in a capture, and what to do instead.
+_FROM_HOST = "values of the host were copied to the GPU", "copy them before, into a tensor that the step reads"
+TO_HOST = "values were read on the host (item(), numpy(), print, if)", "nothing is computed yet: read after a replay"
+WAITING = "the GPU was waited for", "nothing runs yet: wait after a replay"
 
 
 @dataclass(frozen=True)
@@ -38,18 +44,25 @@ class Device:
         return f"{self.name!r} ({self.description})" if self.description else repr(self.name)
 
     def from_host(self, array: np.ndarray) -> Any:
-        """A copy of the NumPy array ``array`` on this device."""
+        """A copy of the NumPy array ``array`` on this device; refused in a capture."""
+        if self.array_type is not np.ndarray:
+            refuse(*_FROM_HOST)
         return self.array_module.array(array)
 
     def to_host(self, array: Any) -> np.ndarray:
-        """The NumPy array that holds ``array``'s values; no copy if it lives on the host already."""
+        """The NumPy array that holds ``array``'s values; no copy if it lives on the host already.
+
+        Refused in a capture, where nothing has been computed yet.
+        """
         if self.array_type is np.ndarray:
             return array
+        refuse(*TO_HOST)
         return array.get()
 
     def synchronize(self) -> None:
         """Wait until the device has finished all work given to it."""
         if self.array_type is not np.ndarray:
+            refuse(*WAITING)
             self.array_module.cuda.runtime.deviceSynchronize()
 
 

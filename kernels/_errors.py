@@ -59,6 +59,10 @@ class LaunchError(RawgradError, RuntimeError):
     findings: tuple[Any, ...] = ()
 
 
+class CaptureError(RawgradError, RuntimeError):
+    """A step that cannot be captured into a graph, or a graph that cannot be replayed any more."""
+
+
 class GradientError(RawgradError, RuntimeError):
     """The graph cannot be differentiated as asked (freed, modified in place, not recorded)."""
 

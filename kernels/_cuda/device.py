@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from .._devices import Device, register_device
+from .._devices import TO_HOST, WAITING, Device, register_device
 from .._errors import DeviceError, OutOfMemoryError
+from .._graph import refuse
 from .._launch import check_faults
 from .faults import faults_named
 
@@ -79,6 +80,7 @@ class CupyDevice(Device):
             LaunchError: a kernel failed meanwhile; the last ones launched are named.
             RawgradError: a kernel met bad data (``kernels._launch.watch``).
         """
+        refuse(*TO_HOST)
         with faults_named():
             host: np.ndarray = array.get()
         check_faults(self.array_type)
@@ -86,6 +88,7 @@ class CupyDevice(Device):
 
     def synchronize(self) -> None:
         """Wait for all work on the current GPU; raises what :meth:`to_host` raises."""
+        refuse(*WAITING)
         with faults_named():
             self.array_module.cuda.runtime.deviceSynchronize()
         check_faults(self.array_type, every_stream=True)

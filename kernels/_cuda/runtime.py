@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from .. import _graph
 from .._errors import DeviceError, LaunchError
 from . import nvrtc
 from .device import own_folder_hidden
@@ -145,7 +146,7 @@ class CudaRuntime:
                 how = f"grid {grid}, block {block}, {shared} bytes of dynamic shared memory"
                 raise launch_error(name, error, how) from error
             recent.append(name)
-            if wait is not None:
+            if wait is not None and _graph.current() is None:  # captured work does not run yet
                 with faults_named():
                     wait(stream)
 

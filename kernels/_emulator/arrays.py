@@ -12,6 +12,7 @@ memory away, where CuPy refuses.
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 import weakref
@@ -20,8 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from .._errors import LaunchError
-from .memory import POISON, first_unwritten, mark_written, pool, written_map
+from .._errors import CaptureError, LaunchError
+from .memory import POISON, allocator, first_unwritten, mark_written, pool, written_map
+from .streams import recording
 
 __all__ = ["METHODS", "EmulatedArray", "mark_written", "on_device", "plain", "written_map"]
 
@@ -69,6 +71,30 @@ _SCALARS = (bool, int, float, complex, np.generic)
 silent = np.errstate(all="ignore")
 
 
+def recorded(in_place: bool = False) -> Callable[[Callable[..., Any]], Any]:
+    """A decorator of what works on arrays of the device: a stream that is being captured notes the call.
+
+    Args:
+        in_place: it writes into its first argument and returns nothing.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(*args: Any, **options: Any) -> Any:
+            graph = recording()
+            return function(*args, **options) if graph is None else graph.call(function, args, options, in_place)
+
+        return call
+
+    return decorate
+
+
+def refuse_in_capture(what: str) -> None:
+    """Nothing passes between host and device while the current stream is being captured."""
+    if recording() is not None:
+        raise CaptureError(f"{what} while its stream is being captured")
+
+
 # ---- from plain NumPy arrays to the device's and back
 
 
@@ -108,7 +134,7 @@ def allocate(
     if dtype.kind not in "biufc":
         raise ValueError(f"Unsupported dtype {dtype}")  # as CuPy says it
     shape = (operator.index(shape),) if hasattr(shape, "__index__") else tuple(map(operator.index, shape))
-    memory, start, block = pool.allocate(math.prod(shape) * dtype.itemsize)
+    memory, start, block = allocator.allocate(math.prod(shape) * dtype.itemsize)
     layout: Any = {"order": strides} if isinstance(strides, str) else {"strides": strides}
     array = np.ndarray.__new__(kind, shape, dtype, buffer=memory, offset=start, **layout)
     block.root = weakref.ref(array)
@@ -197,7 +223,9 @@ class EmulatedArray(np.ndarray):
 
         Raises:
             LaunchError: nothing has written one of the elements.
+            CaptureError: the current stream is being captured.
         """
+        refuse_in_capture("an array was read on the host")
         missing = first_unwritten(self)
         if missing is not None:
             raise LaunchError(
@@ -246,6 +274,7 @@ class EmulatedArray(np.ndarray):
         return f"{type(self).__name__}({plain(self)!r})"
 
     def __str__(self) -> str:
+        refuse_in_capture("an array was printed")
         return str(plain(self))
 
     def __format__(self, spec: str) -> str:
@@ -271,6 +300,7 @@ class EmulatedArray(np.ndarray):
 
     def set(self, arr: np.ndarray, stream: Any = None) -> None:
         """Take over the values of a host array of the same shape and dtype."""
+        refuse_in_capture("an array was written by the host")
         if type(arr) is not np.ndarray or arr.dtype != self.dtype or arr.shape != self.shape:
             raise ValueError(
                 f"set: expected a host array of shape {self.shape} and dtype {self.dtype}; got {type(arr).__name__} "
@@ -290,10 +320,12 @@ class EmulatedArray(np.ndarray):
 
     # ---- reading and writing parts
 
+    @recorded()
     def __getitem__(self, index: Any) -> Any:
         refuse_mixed("indexing", type(self), index)
         return on_device(plain(self)[plain_index(index, self.shape)], type(self))
 
+    @recorded(in_place=True)
     def __setitem__(self, index: Any, value: Any) -> None:
         refuse_mixed("assignment", type(self), index, value)
         if not isinstance(value, (EmulatedArray, *_SCALARS)):
@@ -310,25 +342,29 @@ class EmulatedArray(np.ndarray):
             raise TypeError(f"an array on {self.PLACE} has no view of another class")
         return np.ndarray.view(self) if dtype is None else np.ndarray.view(self, dtype)
 
+    @recorded()
     @silent
-    def astype(self, dtype: Any, order: Any = "K", casting: Any = None, subok: Any = None, copy: bool = True) -> Any:  # type: ignore[override]
+    def astype(self, dtype: Any, order: Any = "K", casting: Any = None, subok: Any = None, copy: bool = True) -> Any:
         """The values as another dtype; without ``copy`` the array itself where nothing changes."""
         if not copy and np.dtype(dtype) == self.dtype and order == "K":
             return self
         return on_device(plain(self).astype(dtype, order=order, casting=casting or "unsafe"), type(self))
 
+    @recorded(in_place=True)
     def fill(self, value: Any) -> None:
         """Set every element to ``value``."""
         refuse_mixed("fill", type(self), value)
         plain(self).fill(plain(value))
         mark_written(self)
 
-    def sort(self, axis: int = -1, kind: Any = None) -> None:  # type: ignore[override]
+    @recorded(in_place=True)
+    def sort(self, axis: int = -1, kind: Any = None) -> None:
         """Sort in place."""
         plain(self).sort(axis=axis, kind=kind)
         mark_written(self)
 
-    def take(self, indices: Any, axis: int | None = None, out: Any = None) -> Any:  # type: ignore[override]
+    @recorded()
+    def take(self, indices: Any, axis: int | None = None, out: Any = None) -> Any:
         """Elements along an axis; indices out of range wrap round, as in CuPy."""
         refuse_mixed("take", type(self), indices, out)
         result = plain(self).take(plain(indices), axis=axis, out=plain(out), mode="wrap")
@@ -336,6 +372,7 @@ class EmulatedArray(np.ndarray):
 
     # ---- NumPy's protocols
 
+    @recorded()
     @silent
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = (), **options: Any) -> Any:
         kind, name = type(self), ufunc.__name__
@@ -413,7 +450,7 @@ def _method(name: str) -> Callable[..., Any]:
         return delivered(result, out, type(self))
 
     method.__name__ = method.__qualname__ = name
-    return method
+    return recorded()(method)
 
 
 def _absent(name: str) -> property:

@@ -125,11 +125,15 @@ class Pool:
             self._used -= self._blocks.pop(key).nbytes
 
     def block_of(self, array: Any) -> Allocation | None:
-        """The block on which ``array`` stands, found along its chain of bases; None if it is not from here."""
+        """The block on which ``array`` stands; None if it is not from here."""
+        owner = self.owner_of(array)
+        return None if owner is None else self._blocks[id(owner)]
+
+    def owner_of(self, array: Any) -> Any:
+        """The array that owns the memory of ``array``, found along its chain of bases; None if it is not from here."""
         while isinstance(array, np.ndarray):
-            block = self._blocks.get(id(array))
-            if block is not None:
-                return block
+            if id(array) in self._blocks:
+                return array
             array = _numpy_base(array)
         return None
 
@@ -146,6 +150,16 @@ def _limit() -> int:
 
 
 pool = Pool(_limit())
+
+
+class _Allocator(threading.local):
+    """What new arrays of a thread get their memory from."""
+
+    def __init__(self) -> None:
+        self.allocate: Any = pool.allocate
+
+
+allocator = _Allocator()
 
 
 def written_map(array: Any) -> tuple[np.ndarray | None, int]:

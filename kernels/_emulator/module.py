@@ -23,6 +23,8 @@ from .arrays import (
     on_device,
     plain,
     plain_index,
+    recorded,
+    refuse_in_capture,
     refuse_mixed,
     silent,
 )
@@ -68,10 +70,12 @@ class ArrayModule:
         self.__dict__[name] = value
         return value
 
+    @recorded()
     def empty(self, shape: Any, dtype: Any = float, order: str = "C") -> Any:
         """A new array that nothing has written."""
         return allocate(self._kind, shape, dtype, order, forgotten=True)
 
+    @recorded()
     def empty_like(self, prototype: Any, dtype: Any = None) -> Any:
         """A new array like ``prototype`` that nothing has written."""
         refuse_mixed("empty_like", self._kind, prototype)
@@ -88,8 +92,14 @@ class ArrayModule:
             raise DeviceError(
                 f"array: {type(obj).__qualname__} is in the memory of a real GPU, out of reach from {self._kind.PLACE}"
             )
+        else:
+            refuse_in_capture("values of the host were copied to the device")
         if not copy and type(obj) is self._kind and dtype in (None, obj.dtype):
             return obj
+        return self._copied(obj, dtype, order)
+
+    @recorded()
+    def _copied(self, obj: Any, dtype: Any, order: str) -> Any:
         return copied(np.asarray(plain(obj), dtype=dtype, order=order), self._kind)  # type: ignore[call-overload]
 
     def asarray(self, a: Any, dtype: Any = None) -> Any:
@@ -115,6 +125,7 @@ class ArrayModule:
         """Write the values of ``src`` into ``dst``."""
         dst[...] = src
 
+    @recorded()
     def where(self, condition: Any, x: Any, y: Any) -> Any:
         """``x`` where ``condition``, an array, holds, and ``y`` elsewhere."""
         refuse_mixed("where", self._kind, condition, x, y)
@@ -136,6 +147,7 @@ class _Function:
         self._function = function
         self._kind = kind
 
+    @recorded()
     @silent
     def __call__(self, *args: Any, **options: Any) -> Any:
         if _NUMPY_ONLY & options.keys():
@@ -147,6 +159,7 @@ class _Function:
         result = self._function(*plain(args), **{key: plain(value) for key, value in options.items()})
         return delivered(result, out, self._kind)
 
+    @recorded(in_place=True)
     def at(self, a: Any, indices: Any, b: Any) -> None:
         """Combine ``b`` into ``a`` at ``indices``, as often as an index comes; ufuncs alone have it."""
         refuse_mixed(f"{self.__name__}.at", self._kind, a, indices, b)

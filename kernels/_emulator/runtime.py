@@ -24,7 +24,9 @@ from .._errors import ArgumentError, LaunchError
 from .arrays import written_map
 from .build import Unit, runtime_library, unit
 from .findings import Finding, Range, RawFinding, Symbols, describe
+from .graphs import Place
 from .orders import BACKWARD, FORWARD, SHUFFLED, compared_orders, run_orders
+from .streams import recording
 
 if TYPE_CHECKING:
     from .._launch import Kernel, Operand
@@ -168,7 +170,7 @@ class EmulatedRuntime:
         arguments: bytes,
         operands: Sequence[Operand],
     ) -> None:
-        """Run all blocks of the grid; :class:`LaunchError` says what was wrong."""
+        """Run all blocks of the grid, or note the launch in a capture; :class:`LaunchError` says what was wrong."""
         if len(arguments) != handle.argument_bytes:
             raise LaunchError(
                 f"{handle.name}: its arguments take {handle.argument_bytes} bytes, packed were {len(arguments)}; "
@@ -178,6 +180,17 @@ class EmulatedRuntime:
             raise LaunchError(f"{handle.name}: the emulator runs at most {_MOST_BLOCKS} blocks; got a grid of {grid}")
         if not 0 <= shared <= _MOST_SHARED:
             raise LaunchError(f"{handle.name}: a block has at most {_MOST_SHARED} bytes of shared memory; got {shared}")
+
+        graph = recording()
+        if graph is not None:
+            places = [(operand, Place(operand.array)) for operand in operands]
+            named = [(operand._replace(array=None), place) for operand, place in places]
+            graph.add(
+                lambda: self.launch(
+                    handle, grid, block, shared, arguments, [one._replace(array=place.array()) for one, place in named]
+                )
+            )
+            return
 
         def once(order: int) -> list[Finding]:
             return self._once(handle, grid, block, shared, order, arguments, operands)

@@ -1,20 +1,26 @@
 """Streams, events and pinned memory of the simulated GPU: what rawgrad uses of ``cupy.cuda``.
 
-Work on the simulated device is done at once, by the thread that asks for it, in the order in which
-it is asked for.  So every stream is always idle, every event has happened once it is recorded, and
-waiting never waits.  What the classes below hold code to is the protocol: an event is recorded before
-it is waited for, and the streams of a thread are left in the order in which they were entered.
+Work on the simulated device is done at once, by the thread that asks for it, in the order in which it is asked
+for; unless its stream is being captured, which notes it (:mod:`.graphs`).  So every stream is always idle, every
+event has happened once it is recorded, and waiting never waits.  What the classes below hold code to is the
+protocol: an event is recorded before it is waited for, and the streams of a thread are left in the order in
+which they were entered.
 """
 
 from __future__ import annotations
 
 import itertools
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 
-from .._errors import LaunchError
+from .._errors import CaptureError, LaunchError
+from .graphs import Graph
+from .memory import allocator, pool
 
 _numbers = itertools.count(1)
 
@@ -41,6 +47,7 @@ class Stream:
 
     def __init__(self, null: bool = False, non_blocking: bool = False) -> None:
         self.ptr = 0 if null else next(_numbers)
+        self.graph: Graph | None = None  # under way
         self.is_non_blocking = non_blocking
 
     def __enter__(self) -> Stream:
@@ -66,6 +73,27 @@ class Stream:
 
     def synchronize(self) -> None:
         """Wait for all work given to the stream."""
+        if self.graph is not None:
+            raise CaptureError("synchronize: this stream is being captured, and its work does not run")
+
+    def begin_capture(self) -> None:
+        """Note from here on what the stream is given, and run none of it."""
+        if self.ptr == 0:
+            raise CaptureError("begin_capture: the default stream cannot be captured")
+        if self.graph is not None:
+            raise CaptureError("begin_capture: this stream is being captured already")
+        self.graph = Graph()
+
+    def end_capture(self) -> Graph:
+        """What was noted since :meth:`begin_capture`."""
+        if self.graph is None:
+            raise CaptureError("end_capture: this stream is not being captured")
+        graph, self.graph = self.graph, None
+        return graph
+
+    def is_capturing(self) -> bool:
+        """Whether the stream's work is being noted."""
+        return self.graph is not None
 
     def record(self, event: Event | None = None) -> Event:
         """Let ``event`` (a new one by default) happen once all work given so far is finished."""
@@ -94,6 +122,39 @@ _current = _Current()
 def get_current_stream() -> Stream:
     """The stream on which this thread's work runs."""
     return _current.streams[-1]
+
+
+def recording() -> Graph | None:
+    """What notes the work of the current stream, or None if it runs at once."""
+    graph = _current.streams[-1].graph
+    return None if graph is None or graph.paused else graph
+
+
+class MemoryPool:
+    """Memory for those who ask for it by :func:`using_allocator`; what a capture was given stays until the pool goes.
+
+    So nobody else is given what a replay writes into.
+    """
+
+    def __init__(self) -> None:
+        self._kept: list[Any] = []
+
+    def malloc(self, size: int) -> Any:
+        """A new block."""
+        found = pool.allocate(size)
+        if get_current_stream().is_capturing():
+            self._kept.append(found[0])
+        return found
+
+
+@contextmanager
+def using_allocator(allocate: Callable[[int], Any] | None = None) -> Iterator[None]:
+    """Let this thread's new arrays have their memory from ``allocate``, a pool's ``malloc``."""
+    before, allocator.allocate = allocator.allocate, allocate or pool.allocate
+    try:
+        yield
+    finally:
+        allocator.allocate = before
 
 
 class Event:
@@ -132,6 +193,7 @@ class runtime:
     @staticmethod
     def deviceSynchronize() -> None:
         """Wait for all work given to the device."""
+        get_current_stream().synchronize()
 
     @staticmethod
     def getDeviceCount() -> int:
@@ -149,4 +211,13 @@ def is_available() -> bool:
     return True
 
 
-__all__ = ["Event", "Stream", "alloc_pinned_memory", "get_current_stream", "is_available", "runtime"]
+__all__ = [
+    "Event",
+    "MemoryPool",
+    "Stream",
+    "alloc_pinned_memory",
+    "get_current_stream",
+    "is_available",
+    "runtime",
+    "using_allocator",
+]
