@@ -1,8 +1,9 @@
-"""The NVIDIA GPU: whether it can be used, waiting for it, and kernels of your own."""
+"""The NVIDIA GPU: whether it can be used, waiting for it, steps captured to be replayed, and kernels of your own."""
 
 from __future__ import annotations
 
+from .autograd.capture import Graph, graphed
 from .kernels._gpu import is_available, synchronize
 from .kernels._launch import Kernel
 
-__all__ = ["Kernel", "is_available", "synchronize"]
+__all__ = ["Graph", "Kernel", "graphed", "is_available", "synchronize"]

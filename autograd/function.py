@@ -26,6 +26,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from ..kernels import _graph
 from ..kernels._devices import device_of, is_array
 from ..kernels._errors import DtypeError, GradientError
 from . import graph
@@ -73,6 +74,8 @@ class Function:
             results, outputs = (result,), (_as_output(result, args),)
         for output in outputs:
             _share_version(output, args)
+        if _graph.under_way:
+            _graph.observe(args, outputs)
         if recording:
             _record(node, args, results, outputs)
         if mode.anomaly:

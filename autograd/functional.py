@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..kernels import _graph
 from ..kernels._errors import ArgumentError, DtypeError, IndexRangeError, ShapeError
 from ..kernels.conv2d import Padding
 from .functions import activation as _activation
@@ -363,6 +364,8 @@ def _integers(operation: str, labels: Tensor) -> Any:
 
 
 def _check_labels(operation: str, labels: Tensor, classes: int) -> None:
+    if labels.device != "cpu":
+        _graph.refuse("labels were looked through on the host", "cross_entropy checks them on the device")
     flat = _integers(operation, labels).reshape(-1)
     bad = (flat < 0) | (flat >= classes)
     if bool(bad.any()):

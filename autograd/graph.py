@@ -23,6 +23,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+from ..kernels import _graph
 from ..kernels._devices import device_named
 from ..kernels._dispatch import Choice, current_choice, reset_choice, set_choice
 from ..kernels._errors import GradientError, NonFiniteError, RawgradError
@@ -328,6 +329,8 @@ def run_backward(
         known = buffer[index]
         buffer[index] = gradient if known is None else known + gradient
 
+    if _graph.under_way:
+        _graph.observe(gradients)
     mode = _mode.get()
     token = _mode.set(_MODES[create_graph, mode.anomaly])
     choice_token = set_choice(choice := current_choice())
@@ -371,6 +374,8 @@ def _call_backward(node: Node, edges: tuple[Any, ...], arriving: list[Tensor | N
         raise
     if not isinstance(results, tuple):
         results = tuple(results) if isinstance(results, list) else (results,)
+    if _graph.under_way:
+        _graph.observe((), results)
     needs = node.needs_input_grad
     if len(results) != len(needs):
         if len(results) < len(needs) or any(result is not None for result in results[len(needs) :]):
@@ -545,7 +550,14 @@ class _Collector:
         if self._keys is not None:
             return [self._own(self._found[key]) if key in self._found else None for key in self._keys]
         for key, leaf in self._leaves.items():
-            leaf.grad = self._own(self._found[key]) if leaf.grad is None else leaf.grad + self._found[key]
+            if leaf.grad is None:
+                leaf.grad = self._own(self._found[key])
+                if _graph.under_way:
+                    _graph.observe((leaf,), (leaf.grad,))
+            elif _graph.under_way and _graph.current() is not None:  # into the same array in each replay
+                leaf.grad._write(leaf.grad + self._found[key])
+            else:
+                leaf.grad = leaf.grad + self._found[key]
         return []
 
     def _own(self, gradient: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..kernels import _graph
 from ..kernels._devices import device_named
 from ..kernels._errors import ArgumentError
 
@@ -42,10 +43,17 @@ class Generator:
 
     def numpy(self) -> np.random.Generator:
         """A NumPy generator for the next draw: Philox4x64 with the key (seed, offset)."""
+        _graph.refuse("random numbers were drawn on the host", "draw them before, into a tensor that the step reads")
         return np.random.Generator(np.random.Philox(key=np.array([self.seed, self._next()], np.uint64)))
 
     def offset_array(self, device: str) -> Any:
-        """The next draw's offset as a one-element uint64 array, as the kernels take it."""
+        """The next draw's offset as a one-element uint64 array, as the kernels take it.
+
+        In a capture it is computed on the device, so that each replay draws anew.
+        """
+        graph = _graph.current() if _graph.under_way else None
+        if graph is not None:
+            return graph.draw(self)
         return device_named(device).from_host(np.array([self._next()], np.uint64))
 
     def get_state(self) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..kernels import _graph
 from ..kernels._devices import device_named, device_of, is_array, known_arrays
 from ..kernels._errors import ArgumentError, DeviceError, DtypeError, GradientError, ShapeError
 from .graph import Node, Version, is_grad_enabled
@@ -789,6 +790,8 @@ class Tensor:
         Code that bypasses the in-place operations, such as an optimizer's kernel, calls this
         afterwards.
         """
+        if _graph.under_way:
+            _graph.observe((self,))
         self._version.value += 1
         return self
 
@@ -813,6 +816,8 @@ class Tensor:
                 )
         if result._node is not None:
             result._node.keep_before_write(self.array)
+        if _graph.under_way:
+            _graph.observe((self, result))
         self.array[...] = apart(self.array, result.array)
         self._version.value += 1
         if is_grad_enabled():

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ...kernels import _graph
 from ...kernels._devices import device_named, device_of
 from ...kernels._errors import ArgumentError, DtypeError
 from ..function import Function
@@ -85,7 +86,10 @@ def without_gradient(name: str, *operands: Any) -> Any:
         operands = prepare(name, *operands)
     xp = tensor.array_module
     try:
-        return Tensor(xp.asarray(getattr(xp, name)(*map(raw, operands))))
+        result = Tensor(xp.asarray(getattr(xp, name)(*map(raw, operands))))
+        if _graph.under_way:
+            _graph.observe(operands, (result,))
+        return result
     except TypeError as error:
         raise DtypeError(f"{name}: {error}") from None
 

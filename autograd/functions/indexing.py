@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ...kernels import _graph
 from ...kernels._contracts import FLOATS
 from ...kernels._devices import is_array
 from ...kernels._errors import DtypeError, IndexRangeError, ShapeError
@@ -47,6 +48,7 @@ def _take_apart(x: Tensor, index: Any) -> tuple[Any, list[Tensor]]:
 
 def _check_range(shape: tuple[int, ...], parts: list[Any], arrays: list[Tensor]) -> None:
     """Every integer in ``arrays`` must be in the range of the dimension that it selects from."""
+    _graph.refuse("an index tensor was looked through on the host", "F.embedding and where select on the device")
 
     def dimensions(part: Any) -> int:
         if part is None or part is Ellipsis or isinstance(part, bool):

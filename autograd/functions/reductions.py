@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ...kernels import _graph
 from ...kernels._errors import ArgumentError, DtypeError, ShapeError
 from ..function import Function
 from ..tensor import Tensor
@@ -129,6 +130,8 @@ def extremum(x: Tensor, kind: str, dim: Any = None, keepdim: bool = False) -> Te
 
 def arg(name: str, x: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
     """``argmax`` or ``argmin``: the position of the first extremum, as int64; in the flat tensor without ``dim``."""
+    if _graph.under_way:
+        _graph.observe((x,))
     if dim is None:
         _require_elements(name, x, tuple(range(x.ndim)))
         position = x.array_module.asarray(getattr(x.array, name)())
@@ -142,6 +145,8 @@ def arg(name: str, x: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
 
 def logical(name: str, x: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
     """``all`` or ``any`` over ``dim``."""
+    if _graph.under_way:
+        _graph.observe((x,))
     return Tensor(x.array_module.asarray(getattr(x.array, name)(axis=axes(name, dim, x.ndim), keepdims=keepdim)))
 
 

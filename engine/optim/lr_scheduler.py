@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ...kernels._errors import ArgumentError, CheckpointError
+from ...kernels._graph import refuse
 from .optimizer import Optimizer
 
 
@@ -73,7 +74,8 @@ class LRScheduler:
             group["lr"] = float(self.rate(base, self.last_epoch, number))
 
     def step(self) -> None:
-        """Go on to the next learning rate."""
+        """Go on to the next learning rate; not in a captured step, but beside it."""
+        refuse("a schedule was stepped", "step it after each replay, which reads the new learning rate")
         self.last_epoch += 1
         self._set()
 

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from ...autograd import Tensor, enable_grad
+from ...kernels import _graph
 from ...kernels._devices import Device, device_of
-from ...kernels._errors import ArgumentError, CheckpointError
+from ...kernels._errors import ArgumentError, CaptureError, CheckpointError
 from ..module import clear_gradients
 
 Group = dict[str, Any]
@@ -152,13 +153,17 @@ class Optimizer:
         for number, group in enumerate(self.param_groups):
             slots = self._slots(group)
             for count, params in self._buckets(group, slots):
+                rate = self._rate(number, group, device_of(params[0].array))
+                arrays = {slot: [self.state[p][slot] for p in params] for slot in slots}
+                if _graph.under_way:
+                    self._captured(number, group, params, count, (rate, arrays, [p.grad for p in params]))
                 count.array += 1
                 self._update(
                     group,
                     [p.array for p in params],
                     [p.grad.array for p in params],  # type: ignore[union-attr]
-                    {slot: [self.state[p][slot] for p in params] for slot in slots},
-                    self._rate(number, group, device_of(params[0].array)),
+                    arrays,
+                    rate,
                     count.array,
                 )
                 for p in params:
@@ -174,12 +179,14 @@ class Optimizer:
             state = self.state.setdefault(p, {"step": None})
             for slot in slots:
                 if slot not in state:
-                    state[slot] = p.array_module.full_like(p.array, self._initial(slot, group))
+                    with _graph.outside():  # once, not in each replay
+                        state[slot] = p.array_module.full_like(p.array, self._initial(slot, group))
             buckets.setdefault((type(p.array), p.dtype, state["step"]), []).append(p)
         counted = []
         for (_, _, count), params in buckets.items():
             if count is None or count.members != len(params):
-                count = Count.split(device_of(params[0].array), count, len(params))
+                with _graph.outside():
+                    count = Count.split(device_of(params[0].array), count, len(params))
                 for p in params:
                     self.state[p]["step"] = count
             counted.append((count, params))
@@ -192,10 +199,34 @@ class Optimizer:
         if known is not None and known[0] == value:
             return known[1]
         require_not_negative(self._name, group, "lr")
-        array = device.array_module.zeros(1, np.float64) if known is None else known[1]
-        array[...] = value
+        with _graph.outside():
+            array = device.array_module.zeros(1, np.float64) if known is None else known[1]
+            array[...] = value
         self._rates[number, device.name] = float(value), array
         return array
+
+    def _captured(self, number: int, group: Group, params: list[Tensor], count: Count, kept: Any) -> None:
+        """If this step is being captured: have the learning rate written before each replay, and what cannot change
+        looked at; ``kept`` is what the step uses besides."""
+        graph = _graph.current()
+        if graph is None:
+            return
+        options = {name: group[name] for name in self.defaults if name != "lr"}
+        device = device_of(params[0].array)
+
+        def before_replay(kept: Any = kept) -> None:
+            changed = [name for name, value in options.items() if group[name] != value]
+            if changed:
+                name = changed[0]
+                raise CaptureError(
+                    f"replay: {self._name}'s {name} was {options[name]!r} when the step was captured and is now "
+                    f"{group[name]!r}; only the learning rate may change: capture again"
+                )
+            if any(self.state.get(p, {}).get("step") is not count for p in params):
+                raise CaptureError(f"replay: {self._name}'s state was replaced since the capture; capture again")
+            self._rate(number, group, device)
+
+        graph.before_replay.append(before_replay)
 
     # ------------------------------------------------------------ saving
 

@@ -16,7 +16,7 @@ FACE = {
     "": """tensor Tensor zeros ones arange randn no_grad manual_seed backend backends precision gradcheck gradgradcheck
         Function set_num_threads get_num_threads""",
     "autograd": "grad",
-    "cuda": "is_available synchronize Kernel",
+    "cuda": "is_available synchronize Kernel Graph graphed",
     "functional": """linear conv2d pad max_pool2d avg_pool2d relu leaky_relu elu gelu silu softplus sigmoid tanh softmax
         log_softmax cross_entropy nll_loss mse_loss l1_loss binary_cross_entropy_with_logits dropout batch_norm
         layer_norm group_norm embedding one_hot cat stack where split chunk bmm mm tril triu cosine_similarity""",
