@@ -21,7 +21,7 @@ from ..kernels._devices import device_named
 from ..kernels._dispatch import backend, current_choice, precision
 from . import kernels, programs, shapes
 from .harness import OURS, Clock, Contestant, Work, WrongResult, assert_close, measure
-from .peers import library
+from .peers import Library, library
 from .results import Row
 
 #: At most so many calls are queued at once; a stream takes about a thousand launches.
@@ -30,6 +30,8 @@ _ROUNDS = 10
 #: Seconds of a turn: by events, which resolve a microsecond, and by the host's clock.
 _MIN_ROUND, _MIN_ROUND_BY_CLOCK = 0.002, 0.05
 CUPY, TORCH, COMPILED = "cupy", "torch", "torch compiled"
+#: With torch's own capture: its compiler replays CUDA graphs.
+REPLAYED = "torch compiled, CUDA graphs"
 
 
 class Timer(Protocol):
@@ -157,11 +159,15 @@ def _pinned(call: Callable[..., Any], operation: str, version: str) -> Callable[
     return pinned
 
 
-def _compiled(call: Callable[..., Any]) -> Callable[..., Any]:
+def _compiled(call: Callable[..., Any], mode: str = "default") -> Callable[..., Any]:
     import torch
 
-    compiled: Callable[..., Any] = torch.compile(call)
+    compiled: Callable[..., Any] = torch.compile(call, mode=mode)
     return compiled
+
+
+def _compiled_network(program: programs.Program, mode: str, lib: Library) -> Any:
+    return _compiled(program.network(lib), mode)
 
 
 def _versions(operation: str, function: str) -> list[tuple[str, str]]:
@@ -237,13 +243,14 @@ def _conv2d(name: str, shape: shapes.Conv2d, gradient: bool, timer: Timer, peers
 def _train_step(name: str, batch: int, timer: Timer, peers: Sequence[str]) -> Work:
     who = [OURS, *([TORCH] if TORCH in peers else [])]
     work = programs.train_step(name, batch, who, "cuda")
-    if COMPILED not in peers:
-        return work
     program = programs.PROGRAMS[name]
-    compiled = replace(program, network=lambda lib: _compiled(program.network(lib)))
-    one = programs.contestant(library(TORCH, "cuda"), compiled, batch)
-    one.name, one.reset = COMPILED, None  # another network each turn would be compiled again
-    return replace(work, contestants=[*work.contestants, one])
+    contestants = [*work.contestants, programs.captured(program, batch)]
+    for called, mode in ((COMPILED, "default"), (REPLAYED, "reduce-overhead")) if COMPILED in peers else ():
+        compiled = replace(program, network=partial(_compiled_network, program, mode))
+        one = programs.contestant(library(TORCH, "cuda"), compiled, batch)
+        one.name, one.reset = called, None  # another network each turn would be compiled again
+        contestants.append(one)
+    return replace(work, contestants=contestants)
 
 
 def _rows() -> Iterator[GpuRow]:
@@ -268,7 +275,7 @@ def _rows() -> Iterator[GpuRow]:
         of = partial(kernels.softmax_cross_entropy_work, name, loss(N, C))
         function = "softmax_cross_entropy_forward"
         yield GpuRow(name, partial(_with_torch, of, "softmax_cross_entropy", function, compiled=True))
-    for program, batch in (("p5", 100), ("p5", 512), ("p9", 100)):
+    for program, batch in (("p5", 100), ("p5", 512), ("p9", 100), ("p10", 100)):
         name = f"train_step_{program}_batch{batch}"
         yield GpuRow(name, partial(_train_step, program, batch), by_events=False)
 

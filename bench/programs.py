@@ -16,11 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from ..autograd.capture import graphed
 from ..kernels._dispatch import backend
 from . import shapes
 from .harness import OURS, Contestant, Work, assert_close
 from .peers import Library, detail, library
 
+CAPTURED = f"{OURS} captured"
 #: Batches that the steps take in turn, and how many are compared before timing.
 _BATCHES = 8
 _PROVED_STEPS = 4
@@ -198,17 +200,25 @@ class Trace:
     changes: list[np.ndarray]
 
 
-def trace(lib: Library, program: Program, batch: int, dtype: type[np.floating]) -> Trace:
+#: Makes of a training step one that is started in another way; takes how many calls may come before.
+_Way = Callable[[Callable[..., Any], int], Callable[..., Any]]
+
+
+def _as_it_is(step: Callable[..., Any], warmup: int) -> Callable[..., Any]:
+    return step
+
+
+def trace(lib: Library, program: Program, batch: int, dtype: type[np.floating], way: _Way = _as_it_is) -> Trace:
     """The first steps, with dropout left out."""
     training = Training(lib, program, dtype, deterministic=True)
-    before = training.weights()
-    losses = [float(training.step(*training.put(*one)).item()) for one in batches(program, batch)[:_PROVED_STEPS]]
+    before, step = training.weights(), way(training.step, 1)
+    losses = [float(step(*training.put(*one)).item()) for one in batches(program, batch)[:_PROVED_STEPS]]
     return Trace(losses, [after - start for start, after in zip(before, training.weights(), strict=True)])
 
 
-def traces(lib: Library, program: Program, batch: int) -> list[Trace]:
+def traces(lib: Library, program: Program, batch: int, way: _Way = _as_it_is) -> list[Trace]:
     """What :func:`check` takes: the same steps in each dtype."""
-    return [trace(lib, program, batch, dtype) for dtype in _TOLERANCES]
+    return [trace(lib, program, batch, dtype, way) for dtype in _TOLERANCES]
 
 
 def _reference(program: Program, batch: int) -> Trace:
@@ -249,6 +259,18 @@ def contestant(lib: Library, program: Program, batch: int) -> Contestant:
         result=lambda: traces(lib, program, batch),
         reset=reset,
     )
+
+
+def captured(program: Program, batch: int) -> Contestant:
+    """Ours on the GPU with the step captured and replayed.
+
+    It trains on from turn to turn, since a capture at the head of each would be timed too.
+    """
+    lib = library(OURS, "cuda")
+    training = Training(lib, program)
+    inputs = [training.put(*one) for one in batches(program, batch)]
+    step = graphed(training.step)
+    return Contestant(CAPTURED, step, inputs, detail(OURS), result=lambda: traces(lib, program, batch, graphed))
 
 
 def train_step(name: str, batch: int, contestants: Sequence[str], device: str = "cpu") -> Work:

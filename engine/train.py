@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..autograd import Tensor, no_grad
+from ..autograd.capture import graphed
 from ..kernels._errors import ArgumentError
 from .metrics import RunningAverage, accuracy
 from .module import Module
@@ -118,6 +119,7 @@ def fit(
     on_step: Callable[[Step], None] | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
     progress: bool = True,
+    capture: bool = False,
 ) -> History:
     """Train ``model`` on ``loader``.
 
@@ -134,6 +136,7 @@ def fit(
         schedule: stepped after each training step.
         on_step, on_epoch: called with the record of each.
         progress: draw a bar on stderr, if that is a terminal.
+        capture: on a GPU, capture the step and replay it; see :func:`rawgrad.cuda.graphed`.
 
     Returns:
         The record of all steps and epochs.
@@ -143,6 +146,16 @@ def fit(
     """
     if len(loader) == 0:
         raise ArgumentError("fit: the loader has no batches")
+
+    def eager_step(inputs: Any, targets: Any) -> tuple[Any, Any]:
+        predictions = model(inputs)
+        batch_loss = loss(predictions, targets)
+        optimizer.zero_grad()
+        batch_loss.backward()
+        optimizer.step()
+        return batch_loss, predictions
+
+    train_step = graphed(eager_step) if capture else eager_step
     history, step = History(), first_epoch * len(loader)
     for epoch in range(first_epoch, epochs):
         if max_steps is not None and step >= max_steps:
@@ -151,11 +164,7 @@ def fit(
         losses, scores, samples, start = RunningAverage(), RunningAverage(), 0, time.perf_counter()
         with _bar(len(loader), f"epoch {epoch + 1}/{epochs}", progress) as bar:
             for inputs, targets in loader:
-                predictions = model(inputs)
-                batch_loss = loss(predictions, targets)
-                optimizer.zero_grad()
-                batch_loss.backward()
-                optimizer.step()
+                batch_loss, predictions = train_step(inputs, targets)
                 record = Step(
                     step,
                     epoch,

@@ -169,6 +169,7 @@ def _declare_train(parser: argparse.ArgumentParser) -> None:
     add("--seeds", type=int, default=1, metavar="N", help="repeat with so many seeds, for programs with a known curve")
     add("--threads", type=int, metavar="N", help="threads of the kernels on the CPU (default: all)")
     add("--resume", action="store_true", help="go on after the last finished epoch; starts afresh if there is none")
+    add("--capture", action="store_true", help="on a GPU: start a whole step by one call (docs/graphs.md)")
     add("--quiet", action="store_true", help="print the last line only")
 
 
@@ -237,7 +238,7 @@ def _train(options: argparse.Namespace) -> int:
             key: getattr(options, key)
             for key in (
                 "data_dir", "epochs", "steps", "limit", "batch_size", "lr", "optimizer", "seed", "seeds", "resume",
-                "quiet",
+                "quiet", "capture",
             )
         },
     )  # fmt: skip

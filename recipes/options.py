@@ -24,6 +24,7 @@ class Options:
         seeds: how many seeds to run, counted up from ``seed``, where a program has a curve to repeat.
         resume: continue from the state in ``out``; starts afresh where there is none.
         quiet: print only the last line.
+        capture: on a GPU, capture the training step and replay it (``docs/graphs.md``).
     """
 
     out: Path
@@ -39,6 +40,7 @@ class Options:
     seeds: int = 1
     resume: bool = False
     quiet: bool = False
+    capture: bool = False
 
     def __post_init__(self) -> None:
         for name in ("epochs", "steps", "limit", "batch_size", "seeds"):

@@ -190,7 +190,7 @@ def train(task: Task, options: Options, data: dict[str, Any] | None = None) -> R
     fit(
         model, loaders["train"], loss, optimizer, epochs=task.epochs, max_steps=options.steps, first_epoch=first_epoch,
         validation=loaders["validation"], score=score, schedule=schedule, on_step=run.history.steps.append,
-        on_epoch=run.epoch_done, progress=not options.quiet,
+        on_epoch=run.epoch_done, progress=not options.quiet, capture=options.capture,
     )  # fmt: skip
     seconds = time.perf_counter() - start
     test = evaluate(model, loaders["test"], loss, score)

@@ -227,6 +227,16 @@ class TestRows:
     def test_a_training_step_is_right_on_the_device(self, emulated: None) -> None:
         harness.validate(programs.train_step("p9", 2, ["rawgrad"], "cuda"))
 
+    def test_a_captured_training_step_is_right_and_beside_the_other(self, emulated: None) -> None:
+        work = gpu_rows._train_step("p9", 2, HostTimer(), [])
+        assert [one.name for one in work.contestants] == ["rawgrad", "rawgrad captured"]
+        captured = work.contestants[1]
+        work.check(captured.checked_result(), work.reference())
+        for arguments in captured.inputs[:5]:
+            captured.call(*arguments)
+        assert captured.call.graph.is_captured and captured.reset is None
+        assert {"train_step_p5_batch100", "train_step_p9_batch100", "train_step_p10_batch100"} <= set(gpu_rows.ROWS)
+
     def test_rows_have_the_names_of_their_works(self) -> None:
         assert {"gemm_4096", "conv2d_p5_layer2", "train_step_p5_batch100"} <= set(gpu_rows.ROWS)
         assert all(name == row.name for name, row in gpu_rows.ROWS.items())

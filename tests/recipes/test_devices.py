@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,10 @@ import pytest
 
 import rawgrad
 from rawgrad.__main__ import main
-from rawgrad.engine.data import MNIST, Digits, Subset
+from rawgrad.engine.data import MNIST, Digits, Subset, TensorDataset
 from rawgrad.engine.weights import load_weights
 from rawgrad.kernels._errors import CheckpointError
-from rawgrad.recipes import digits_cnn, mnist_cnn, training
+from rawgrad.recipes import convnet, digits_cnn, five_layer, mnist_cnn, training
 from rawgrad.recipes.options import Options
 from rawgrad.recipes.reading import Reader, as_file
 from rawgrad.recipes.training import Result, Task, load_data, train
@@ -98,6 +99,44 @@ class TestTraining:
             for device in (backend.device.name, "cpu")
         )
         assert_same_losses(there, here)
+
+
+#: P5, P9 and P10, each in its full size: the last two with dropout, P9 with its schedule too.
+PROGRAMS = {
+    "P5": mnist_cnn.TASK,
+    "P9": five_layer.LADDER["4 dropout"],
+    "P10": convnet.SIZES["6-12-24 channels, dropout"],
+}
+
+
+class TestCapture:
+    @pytest.fixture
+    def data(self) -> dict[str, TensorDataset]:
+        """Pictures of noise, as large as MNIST's; an odd one is left for the end of each epoch."""
+        draw = np.random.default_rng(5)
+        sizes = {"train": 7, "validation": 1, "test": 1}
+        return {
+            name: TensorDataset(draw.random((n, 1, 28, 28), dtype=np.float32), draw.integers(0, 10, n))
+            for name, n in sizes.items()
+        }
+
+    @pytest.mark.parametrize("name", PROGRAMS)
+    def test_replayed_steps_have_the_losses_of_the_steps(
+        self, backend: Any, name: str, data: dict[str, TensorDataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        replays = []
+        replay = rawgrad.cuda.Graph.replay
+        monkeypatch.setattr(rawgrad.cuda.Graph, "replay", lambda graph: (replays.append(graph), replay(graph)))
+
+        def run(name: str, capture: bool, task: Task) -> list[float]:
+            options = quiet(tmp_path / name, backend.device.name, batch_size=2, steps=7, capture=capture)
+            return losses(train(replace(task, epochs=2), options, data))
+
+        there = run("captured", True, PROGRAMS[name])
+        assert len(replays) == 3 and len(set(replays)) == 1  # the fourth step of an epoch is odd
+        assert there == run("not captured", False, PROGRAMS[name]) and len(replays) == 3
+        first, second = (load_weights(tmp_path / n / "weights.safetensors")[0] for n in ("captured", "not captured"))
+        assert {n: a.tobytes() for n, a in first.items()} == {n: a.tobytes() for n, a in second.items()}
 
 
 def of(backend: Any) -> list[str]:
