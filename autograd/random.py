@@ -15,6 +15,9 @@ from ..kernels import _graph
 from ..kernels._devices import device_named
 from ..kernels._errors import ArgumentError
 
+#: Refused in a capture, and what to do instead.
+_ON_HOST = "random numbers were drawn on the host", "draw them before, into a tensor that the step reads"
+
 
 class Generator:
     """A source of random draws.
@@ -43,7 +46,7 @@ class Generator:
 
     def numpy(self) -> np.random.Generator:
         """A NumPy generator for the next draw: Philox4x64 with the key (seed, offset)."""
-        _graph.refuse("random numbers were drawn on the host", "draw them before, into a tensor that the step reads")
+        _graph.refuse(*_ON_HOST)
         return np.random.Generator(np.random.Philox(key=np.array([self.seed, self._next()], np.uint64)))
 
     def offset_array(self, device: str) -> Any:
@@ -52,8 +55,9 @@ class Generator:
         In a capture it is computed on the device, so that each replay draws anew.
         """
         graph = _graph.current() if _graph.under_way else None
-        if graph is not None:
+        if graph is not None and device == graph.device.name:
             return graph.draw(self)
+        _graph.refuse(*_ON_HOST)
         return device_named(device).from_host(np.array([self._next()], np.uint64))
 
     def get_state(self) -> tuple[int, int]:

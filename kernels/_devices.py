@@ -8,6 +8,7 @@ of them, and whether it can be used, is found out when it is first asked for.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -58,6 +59,11 @@ class Device:
             return array
         refuse(*TO_HOST)
         return array.get()
+
+    def allocator(self, pool: Any) -> Callable[[int], Any]:
+        """What takes memory from ``pool``, one of ``array_module.cuda.MemoryPool``."""
+        allocate: Callable[[int], Any] = pool.malloc
+        return allocate
 
     def synchronize(self) -> None:
         """Wait until the device has finished all work given to it."""

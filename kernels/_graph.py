@@ -75,6 +75,7 @@ class DeviceGraph:
         self._cuda = cuda
         self._stream = cuda.Stream(non_blocking=True)  # one that blocks must not be captured beside the null stream
         self._pool = cuda.MemoryPool()
+        self._allocate = device.allocator(self._pool)
         self._recorded: Any = None
 
     @property
@@ -89,7 +90,7 @@ class DeviceGraph:
         outer = self.outer_stream = self._cuda.get_current_stream()
         self._stream.wait_event(outer.record())
         try:
-            with self._cuda.using_allocator(self._pool.malloc), self._stream:
+            with self._cuda.using_allocator(self._allocate), self._stream:
                 yield
         finally:
             outer.wait_event(self._stream.record())

@@ -229,7 +229,7 @@ class Pow(Function):
                 slope = a * 0.0 if b == 0 else b * a ** (b - 1)
             grad_a = _back(ctx, 0, grad * slope)
         if ctx.needs_input_grad[1]:
-            base = a if isinstance(a, Tensor) else Tensor(b.array_module.asarray(a, b.dtype))
+            base = a if isinstance(a, Tensor) else Tensor(b.array_module.full((), a, b.dtype))
             no_slope = (base == 0) & (b >= 0)
             slope = where(no_slope, 0.0, a**b * where(no_slope, 1.0, base).log())
             grad_b = _back(ctx, 1, grad * slope)
@@ -476,7 +476,7 @@ def where(condition: Any, a: Any, b: Any) -> Tensor:
     if not isinstance(a, Tensor) and not isinstance(b, Tensor):
         scalars = np.asarray(a), np.asarray(b)
         dtype = np.result_type(*scalars)
-        a = Tensor(tensor.array_module.asarray(a, DEFAULT_FLOAT if dtype.kind == "f" else dtype))
+        a = Tensor(tensor.array_module.full((), a, DEFAULT_FLOAT if dtype.kind == "f" else dtype))
     a, b = prepare("where", a, b)
     if isinstance(condition, Tensor):
         if condition.dtype != np.bool_:
@@ -495,7 +495,7 @@ class Where(Function):
         _keep_others(ctx, condition)
         raw_a, raw_b = _shapes(ctx, a, b)
         dtype = (a if isinstance(a, Tensor) else b).dtype
-        chosen = condition.array if isinstance(condition, Tensor) else xp.asarray(condition, np.bool_)
+        chosen = condition.array if isinstance(condition, Tensor) else xp.full((), condition, np.bool_)
         return xp.where(chosen, raw_a, raw_b).astype(dtype, copy=False)
 
     @staticmethod

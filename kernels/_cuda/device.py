@@ -86,6 +86,10 @@ class CupyDevice(Device):
         check_faults(self.array_type)
         return host
 
+    def allocator(self, pool: Any) -> Any:
+        """What takes memory from ``pool``, where the default pool keeps too much for itself from that."""
+        return explaining(pool.malloc, self.array_module, sharing=True)
+
     def synchronize(self) -> None:
         """Wait for all work on the current GPU; raises what :meth:`to_host` raises."""
         refuse(*WAITING)
@@ -106,14 +110,24 @@ def _device() -> Device:
     return device
 
 
-def explaining(allocate: Any, cupy: Any) -> Any:
-    """CuPy's allocator, raising :class:`OutOfMemoryError` with the request and the state of pool and GPU."""
+def explaining(allocate: Any, cupy: Any, sharing: bool = False) -> Any:
+    """CuPy's allocator, raising :class:`OutOfMemoryError` with the request and the state of pool and GPU.
+
+    Args:
+        sharing: it is that of another pool than the default one, which then gives up what it does not use.
+    """
 
     def malloc(size: int) -> Any:
+        pool = cupy.get_default_memory_pool()
         try:
-            return allocate(size)
+            try:
+                return allocate(size)
+            except cupy.cuda.memory.OutOfMemoryError:
+                if not sharing:
+                    raise
+                pool.free_all_blocks()
+                return allocate(size)
         except cupy.cuda.memory.OutOfMemoryError as error:
-            pool = cupy.get_default_memory_pool()
             free, total = cupy.cuda.runtime.memGetInfo()
             limit = f" (limited to {pool.get_limit():,})" if pool.get_limit() else ""
             raise OutOfMemoryError(

@@ -58,6 +58,7 @@ class Training:
         loss = F.cross_entropy(self.model(x), labels)
         self.optimizer.zero_grad(self.set_to_none)
         loss.backward()
+        optim.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         return loss
 
@@ -178,6 +179,7 @@ class TestReplay:
             out = (x + y) * w
             taken = F.embedding(index, w.detach().reshape(2, 1))
             chosen = F.where(mask, w.detach(), 0.0)
+            fixed, power = F.where(mask, 1.0, 2.0), (2.0 ** w.detach())
             found = (y == 7).any(), y.argmax(), (y > 6).all()
             loss = out.sum()
             loss.backward()
@@ -188,6 +190,7 @@ class TestReplay:
         graph.replay()
         assert_same(on_host(out), np.float32([18, 36]))
         assert_same(on_host(taken)[:, 0], np.float32([4, 3]))
+        assert fixed.tolist() == [1, 2] and power.tolist() == [8, 16]
         assert chosen.tolist() == [3, 0] and [one.item() for one in found] == [True, 1, False]
         assert loss.item() == 54 and gradient.tolist() == [6, 9]
 
@@ -289,6 +292,7 @@ class TestRefusals:
             (lambda x: F.nll_loss(x.reshape(1, 1), x.long() * 0), "labels were looked through"),
             (lambda x: x.copy_(rg.ones(1)), "values of the host were copied"),
             (lambda x: rg.randn(1, device="cuda"), "random numbers were drawn on the host"),
+            (lambda x: F.dropout(rg.ones(3)), "random numbers were drawn on the host"),
             (lambda x: rg.cuda.Graph().warm_up().__enter__(), "a warm-up or capture was begun"),
             (lambda x: rg.cuda.Graph().capture().__enter__(), "a capture was begun"),
             (lambda x: optim.lr_scheduler.StepLR(optim.SGD([x], lr=1), 1).step(), "a schedule was stepped"),

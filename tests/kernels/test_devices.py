@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -17,6 +18,7 @@ from rawgrad.kernels._cuda import device as cuda_device
 from rawgrad.kernels._devices import Device, device_named, device_of, is_array
 from rawgrad.kernels._dispatch import BACKENDS, Choice, reset_choice, set_choice
 from rawgrad.kernels._errors import DeviceError, OutOfMemoryError
+from rawgrad.kernels._graph import DeviceGraph, outside
 
 
 @pytest.fixture
@@ -146,6 +148,55 @@ def test_out_of_memory_names_the_request_and_the_state_of_the_pool(cupy: Any) ->
     cupy.limit = 4000
     with pytest.raises(MemoryError, match=r"holds 3,000 \(limited to 4,000\);"):
         cupy.allocator(12345)
+
+
+def test_a_graph_is_captured_on_a_stream_and_in_a_pool_of_its_own(cupy: Any) -> None:
+    """What CuPy is asked, in order; its default pool makes room where the graph's finds none."""
+    said: list[Any] = []
+
+    class Stream:
+        def __init__(self, non_blocking: bool = False) -> None:
+            self.name = "own" if non_blocking else "null"
+
+        def __enter__(self) -> None:
+            said.append(f"enter {self.name}")
+
+        def __exit__(self, *error: object) -> None:
+            said.append(f"leave {self.name}")
+
+        def __getattr__(self, call: str) -> Callable[..., Any]:
+            def answer(*given: Any) -> Any:
+                said.append(f"{self.name}.{call}")
+                return SimpleNamespace(launch=lambda stream: said.append(f"launch on {stream.name}"))
+
+            return answer
+
+    @contextmanager
+    def using_allocator(allocate: Any) -> Iterator[None]:
+        said.append(allocate)
+        yield
+        said.append("default allocator")
+
+    def malloc(size: int) -> int:
+        if "made room" not in said:
+            raise StandInOutOfMemory("full")
+        return size
+
+    null = Stream()
+    cupy.cuda.Stream, cupy.cuda.get_current_stream, cupy.cuda.using_allocator = Stream, lambda: null, using_allocator
+    cupy.cuda.MemoryPool = lambda: SimpleNamespace(malloc=malloc)
+    cupy.cuda.runtime.deviceSynchronize = lambda: said.append("wait")
+    cupy.get_default_memory_pool = lambda: SimpleNamespace(free_all_blocks=lambda: said.append("made room"))
+    graph = DeviceGraph(device_named("cuda"))
+    with graph.recording(), outside():
+        pass
+    graph.launch()
+    allocate = said[3]
+    assert said == [
+        "wait", "null.record", "own.wait_event", allocate, "enter own", "own.begin_capture", "enter null", "leave null",
+        "own.end_capture", "leave own", "default allocator", "own.record", "null.wait_event", "launch on null",
+    ]  # fmt: skip
+    assert allocate(5) == 5 and said[-1] == "made room"
 
 
 def test_an_unknown_device_is_refused() -> None:
