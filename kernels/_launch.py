@@ -30,6 +30,7 @@ from . import _graph
 from ._cuda.source import Parameter, Source, read_source
 from ._devices import device_of, is_array
 from ._errors import ArgumentError, BackendError, DeviceError, DtypeError, LaunchError, ShapeError
+from ._tensor_map import MAP_ALIGNMENT, MAP_BYTES, TensorMap
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 BOOLS = (False, True)
@@ -97,6 +98,10 @@ class Runtime(Protocol):
         """The device address of an array's first element."""
         ...
 
+    def tensor_map(self, tensor: TensorMap) -> bytes:
+        """The 128 bytes that a kernel takes for ``tensor``."""
+        ...
+
     def bind(
         self,
         handle: Any,
@@ -146,7 +151,7 @@ def _first_runtime(array: Any) -> Runtime:
 
 
 def architecture(array: Any) -> int:
-    """Ten times the compute capability of the GPU that holds ``array``; the emulator says 80."""
+    """Ten times the compute capability of the GPU that holds ``array``; the emulator says 90."""
     return runtime_of(array).architecture()
 
 
@@ -249,7 +254,7 @@ def _spelled(value: Any) -> str:
 
 
 class _Slot(NamedTuple):
-    """How one argument is checked and packed: exactly one of dtype, number and members is given."""
+    """How one argument is checked and packed: one of dtype, number and members is given, or none for a tensor map."""
 
     parameter: Parameter
     dtype: np.dtype | None  # of the array, for a pointer
@@ -269,6 +274,7 @@ class _Plan(NamedTuple):
     pointers: list[tuple[int, str, bool, np.dtype]]  # place, name, constant, dtype
     numbers: list[tuple[int, Any, float, float]]  # place, the type that it has nearly always, smallest, largest
     structs: list[int]  # places, from the last to the first
+    maps: list[int]  # places of tensor maps
     code: str  # struct format, with _PACKED for each struct that comes packed
     packing: struct.Struct | None  # of `code`, if each value is one argument
 
@@ -329,6 +335,8 @@ class Instance:
         ]
         if plan.structs:
             operands = self._with_packed(plan, arguments)
+        if plan.maps:
+            operands += [self._mapped(plan.slots[place], arguments[place]) for place in plan.maps]
         if not operands:
             raise ArgumentError(f"{self.kernel.name}: no array given, so there is no device to run on")
         kind = type(operands[0].array)
@@ -343,6 +351,10 @@ class Instance:
                 values[place] = runtime.address(argument)
             else:
                 self._refuse(plan.slots[place], argument, kind)
+        for place in plan.maps:
+            if type(values[place].array) is not kind:
+                self._refuse(plan.slots[place], values[place].array, kind)
+            values[place] = runtime.tensor_map(values[place])
         for place, usual, smallest, largest in plan.numbers:
             argument = values[place]
             if type(argument) is not usual or not smallest <= argument <= largest:
@@ -368,6 +380,14 @@ class Instance:
         bound = dict(zip(signature.templates, self.values, strict=True))
         self._plan = _plan([_slot(parameter, bound, source) for parameter in signature.parameters])
         return self._plan
+
+    def _mapped(self, slot: _Slot, argument: Any) -> Operand:
+        """The array behind a tensor map."""
+        if not isinstance(argument, TensorMap):
+            raise ArgumentError(
+                f"{self.kernel.name}: {slot.parameter.name} must be a TensorMap; got {type(argument).__name__}"
+            )
+        return Operand(slot.parameter.name, argument.array, not argument.writes)
 
     def _with_packed(self, plan: _Plan, arguments: tuple[Any, ...]) -> list[Operand]:
         """The arrays among the arguments, those of packed structs included, in the order of the parameters."""
@@ -503,6 +523,8 @@ def _slot(parameter: Parameter, bound: dict[str, Any], source: Source) -> _Slot:
         return _Slot(parameter, None, dtype, None, _TYPES[_C_NAMES[dtype]][1], _limits(dtype))
     if parameter.pointer:
         raise LaunchError(f"{source.path}: {parameter.name} points to {parameter.type!r}, which is no known type")
+    if parameter.type == "TensorMap":
+        return _Slot(parameter, None, None, None, _MAP)
     members = source.structs.get(parameter.type, ())
     return _Slot(parameter, None, None, members, f"{len(members)}i" if members else _PACKED)
 
@@ -511,15 +533,23 @@ def _plan(slots: list[_Slot]) -> _Plan:
     pointers: list[tuple[int, str, bool, np.dtype]] = []
     numbers: list[tuple[int, Any, float, float]] = []
     structs: list[int] = []
+    maps: list[int] = []
+    code = "@"
     for place, slot in enumerate(slots):
+        if slot.code == _MAP:
+            if _PACKED in code:
+                raise LaunchError(f"{slot.parameter.name}: a tensor map must come before structs that come packed")
+            code += f"{-struct.calcsize(code) % MAP_ALIGNMENT}x{MAP_BYTES}s"
+            maps.append(place)
+            continue
+        code += slot.code
         if slot.dtype is not None:
             pointers.append((place, slot.parameter.name, slot.parameter.constant, slot.dtype))
         elif slot.number is not None:
             numbers.append((place, _USUAL[slot.number.kind], *slot.limits))
         else:
             structs.insert(0, place)
-    code = "@" + "".join(slot.code for slot in slots)
-    return _Plan(slots, pointers, numbers, structs, code, None if structs else _struct(code))
+    return _Plan(slots, pointers, numbers, structs, maps, code, None if structs else _struct(code))
 
 
 #: The type of Python's numbers for each kind of dtype.
@@ -537,6 +567,8 @@ def _limits(dtype: np.dtype) -> tuple[float, float]:
 
 #: Stands in a struct format for what comes packed, until its size is known.
 _PACKED = "*"
+#: The code of a tensor map, whose place depends on what stands before it.
+_MAP = "map"
 
 
 def _flat(values: Any) -> Iterator[Any]:

@@ -24,11 +24,13 @@ from . import nvrtc
 from .device import own_folder_hidden
 from .faults import faults_named, launch_error, recent
 from .source import read_source
+from .tensor_map import encoded
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from .._launch import Kernel, Operand
+    from .._tensor_map import TensorMap
 
 #: CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 _MAX_DYNAMIC_SHARED = 8
@@ -95,6 +97,10 @@ class CudaRuntime:
     def address(self, array: Any) -> int:
         """Where the array's first element lies on the GPU."""
         return array.data.ptr
+
+    def tensor_map(self, tensor: TensorMap) -> bytes:
+        """The driver's 128 bytes."""
+        return encoded(tensor, self.address(tensor.array))
 
     def load(self, kernel: Kernel, expression: str) -> _Handle:
         """Compile the instance with its unit, for the current GPU."""

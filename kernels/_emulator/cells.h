@@ -5,7 +5,11 @@
 //
 //   by a barrier of the block        - their barrier epochs differ;
 //   by __syncwarp between two lanes  - the later lane's vector clock has seen the earlier access;
+//   by an mbarrier                   - likewise, the clock over all threads that blocks with mbarriers keep;
 //   both are atomic.
+//
+// What an agent of the asynchronous proxy wrote or read is ordered before what a thread does that has seen the
+// agent's time: by waiting for it, or by being ordered after a thread that has.
 //
 // Nothing orders two blocks of a grid.  Method: Flanagan and Freund, "FastTrack", 2009, with barriers in
 // the place of most of its clocks.
@@ -22,15 +26,17 @@ struct Writer {
   uint32_t block;  // serial number; NOBODY if nothing was written in this launch
   uint32_t epoch, clock, code;
   uint16_t thread;
+  uint16_t agent;  // who wrote in the thread's name, at the time `clock`; 0: the thread itself
   bool atomic;
 };
 // Those who have read since the last barrier.  Lanes are kept apart, but not their times: a lane counts as
 // having read at the time of the last reader.  That is exact unless lanes that synchronise in different groups
-// read the same place.
+// read the same place.  In a block that keeps clocks over all threads, `set` has each thread's own time.
 struct Readers {
   uint32_t block;  // of the last one; NOBODY if nobody has read
   uint32_t epoch, clock, lanes, code;
   uint32_t other_code;
+  uint32_t set;  // of this block, in `read_sets`; 0: none
   uint16_t thread, other;  // the last one, and the last one of another warp
   bool many_blocks, many_warps, atomic;
 };
@@ -40,6 +46,7 @@ struct Cell {
 };
 
 extern uintptr_t image_begin, image_end;  // the kernels' own code, constants and static variables
+extern std::vector<std::vector<uint32_t>> read_sets;  // of this block: for each thread, when it read
 
 inline uint32_t code_of(const void* caller) { return reinterpret_cast<uintptr_t>(caller) - image_begin; }
 
@@ -52,11 +59,19 @@ inline Party party_of(uint32_t block, int thread, Access access, uint32_t code) 
 // Whether what lane `lane` of the current warp did at its time `clock` was before now.
 inline bool seen(int lane, uint32_t clock) { return lane == current->lane || current->clock[lane] >= clock; }
 
+// The same for any thread of the block.
+inline bool seen_thread(int thread, uint32_t clock) {
+  if (thread / WARP_SIZE == current->warp && seen(thread % WARP_SIZE, clock)) return true;
+  return by_actor && at(current->seen.threads, thread) >= clock;
+}
+inline bool seen_agent(uint32_t agent, uint32_t time) { return at(current->seen.agents, agent) >= time; }
+
 inline bool after_writer(const Writer& w, Access access) {
   if (w.block == NOBODY || (w.atomic && access == ATOMIC)) return true;
   if (w.block != block_serial) return false;
+  if (w.agent) return seen_agent(w.agent, w.clock);
   if (w.epoch != barrier_epoch) return true;
-  return w.thread / WARP_SIZE == current->warp && seen(w.thread % WARP_SIZE, w.clock);
+  return seen_thread(w.thread, w.clock);
 }
 
 // Whether all readers came before this access or do not mind it; if not, one who minds.  An atomic access counts
@@ -73,6 +88,11 @@ inline bool after_readers(const Readers& r, Access access, Party& who, int& know
     known = 2;
   } else if (r.epoch != barrier_epoch) {
     return true;
+  } else if (r.set) {
+    const std::vector<uint32_t>& times = read_sets[r.set];
+    for (size_t t = 0; t < times.size(); ++t)
+      if (times[t] && !seen_thread(t, times[t])) thread = t;
+    if (thread < 0) return true;
   } else if (r.thread / WARP_SIZE != current->warp) {
     thread = r.thread;
   } else if (r.many_warps) {
@@ -87,12 +107,17 @@ inline bool after_readers(const Readers& r, Access access, Party& who, int& know
   return false;
 }
 
+// Whether what `w` wrote has passed a fence to the asynchronous proxy, by whomever, that is ordered after the write
+// and before now.
+bool passed_fence(const Writer& w);
+
 inline void remember(Cell& cell, Access access, const void* caller) {
   const uint32_t clock = current->clock[current->lane];
   if (access != READ) {
     Writer& w = cell.writer;
     w.block = block_serial;
     w.thread = current->id;
+    w.agent = 0;
     w.atomic = access == ATOMIC;
     w.epoch = barrier_epoch;
     w.clock = clock;
@@ -100,8 +125,10 @@ inline void remember(Cell& cell, Access access, const void* caller) {
   }
   if (access == WRITE) return;
   Readers& r = cell.readers;
+  uint32_t set = r.block == block_serial ? r.set : 0;
   if (r.block == NOBODY || (r.block == block_serial && !r.many_blocks && r.epoch != barrier_epoch)) {
     r = Readers();  // none, or a barrier has passed since
+    if (set) read_sets[set].assign(read_sets[set].size(), 0);
     r.atomic = true;
   } else if (r.block != block_serial) {
     r.many_blocks = true;
@@ -110,6 +137,11 @@ inline void remember(Cell& cell, Access access, const void* caller) {
     r.other = r.thread;
     r.other_code = r.code;
   }
+  if (by_actor) {
+    if (set == 0) set = read_sets.size(), read_sets.emplace_back();
+    raise(read_sets[set], current->id, clock);
+  }
+  r.set = set;
   r.block = block_serial;
   r.epoch = barrier_epoch;
   r.thread = current->id;

@@ -21,15 +21,18 @@ void sync_warp(unsigned mask, Place place) {
   wait_in_warp(mask, "__syncwarp", place, CALLER);
   // All lanes are here, none has gone on with its own time.
   uint32_t seen[WARP_SIZE] = {}, latest = 0;
+  Clock of_all;
   for (int l = 0; l < WARP_SIZE; ++l) {
     const Thread* other = mask >> l & 1 ? thread_in_warp(l) : nullptr;
     if (other == nullptr) continue;
     latest = std::max(latest, other->clock[l]);
     for (int k = 0; k < WARP_SIZE; ++k) seen[k] = std::max(seen[k], other->clock[k]);
+    if (by_actor) of_all.join(other->seen);
   }
   wait_in_warp(mask, "__syncwarp", place, CALLER);
   for (int k = 0; k < WARP_SIZE; ++k) current->clock[k] = mask >> k & 1 ? latest : seen[k];
   current->clock[current->lane] = latest + 1;
+  if (by_actor) current->seen = std::move(of_all);
 }
 
 static const Thread& peer(unsigned mask, int source, const char* operation, Place place, const void* caller) {
@@ -145,7 +148,7 @@ void load_matrices(uint32_t* r, int matrices, const void* row, bool transposed, 
   wait_in_warp(0xffffffffu, "ldmatrix", place, caller);
 }
 
-static float number(MmaType type, uint32_t word, int half) {
+float tensor_core_number(MmaType type, uint32_t word, int half) {
   uint32_t bits;
   if (type == MMA_TF32) {
     bits = word & 0xffffe000u;  // the tensor core reads 19 bits
@@ -184,11 +187,11 @@ void multiply_matrices(MmaType type, float* d, const uint32_t* a, const uint32_t
   };
   const auto element_a = [&](int row, int k) {
     const int place_k = k / per_word;  // in words: 8 of them, two registers of four lanes
-    return number(type, fragments(row % 8 * 4 + place_k % 4).a[row / 8 + place_k / 4 * 2], k % per_word);
+    return tensor_core_number(type, fragments(row % 8 * 4 + place_k % 4).a[row / 8 + place_k / 4 * 2], k % per_word);
   };
   const auto element_b = [&](int k, int column) {
     const int place_k = k / per_word;
-    return number(type, fragments(column * 4 + place_k % 4).b[place_k / 4], k % per_word);
+    return tensor_core_number(type, fragments(column * 4 + place_k % 4).b[place_k / 4], k % per_word);
   };
   float sums[4];
   for (int e = 0; e < 4; ++e) {

@@ -27,7 +27,7 @@
 #define __launch_bounds__(...)
 #define __grid_constant__
 #define __align__(n) __attribute__((aligned(n)))
-#define __CUDA_ARCH__ 800
+#define __CUDA_ARCH__ 900
 
 // ---- indices
 

@@ -32,12 +32,22 @@ KINDS = (
     "assertion that does not hold",
     "local variables that overflow the stack",
     "thread that does not end",
+    "mbarrier used against its rules",
+    "wait for an mbarrier that never ends",
+    "write into what the asynchronous proxy may still read",
+    "accumulators touched while a wgmma is under way",
+    "written by a thread, read by the asynchronous proxy without a fence between",
 )
 #: Not found by a launch but by comparing several: see orders.py.
 ORDER_KIND = "result that depends on the order of threads"
 
 #: Headers of the emulator: what is inlined from there is no place in a kernel.
 _OWN = ("/_emulator/device.h", "/_emulator/intrinsics.h")
+#: What a thread does to an mbarrier, by the kind of finding.
+_OF_MBARRIERS = {
+    "mbarrier used against its rules": "uses it",
+    "wait for an mbarrier that never ends": "waits",
+}
 _DOES = ("reads", "writes", "updates atomically")
 _DID = ("read", "wrote", "updated atomically")
 _GLOBAL, _SHARED, _LOCAL, _NOWHERE = range(4)
@@ -217,6 +227,10 @@ def describe(raw: RawFinding, symbols: Symbols) -> Finding:
             lines.append("does it wait for another thread in a loop?  Threads run one after the other here")
         else:
             lines.append(f"{first.who} computes for seconds without any access, at {first.where}")
+    elif kind.startswith("accumulators"):
+        lines.append(f"{first.who} at {first.where}")
+        if raw.has_second:
+            lines.append(f"{second.who} began the wgmma at {second.where}")
     elif raw.space == _NOWHERE and raw.address == 0 and kind != "access outside every buffer":
         lines.append(f"{first.who} at {first.where}")
     else:
@@ -225,9 +239,17 @@ def describe(raw: RawFinding, symbols: Symbols) -> Finding:
         does = f"{first.does} {raw.bytes} bytes"
         if kind == "misaligned access":
             does = f"needs an address that is a multiple of {raw.limit}"
+        elif kind in _OF_MBARRIERS:
+            does = _OF_MBARRIERS[kind]
+        elif kind.startswith("written by a thread") and not raw.has_second:
+            does = "begins a copy that ends on it"
         lines.append(f"{first.who} {does} at {first.where}")
         if raw.has_second == 2:
             lines.append(f"threads of several blocks {second.does} it, one of them at {second.where}")
+        elif raw.has_second and kind.startswith("written by a thread"):
+            lines.append(f"{second.who} {second.does} it at {second.where}")
+        elif raw.has_second and kind.startswith("write into what the asynchronous"):
+            lines.append(f"{second.who} began what reads it at {second.where}")
         elif raw.has_second and kind.startswith("race"):
             lines.append(f"{second.who} {second.does} it at {second.where}")
             lines.append("nothing orders the two")

@@ -15,6 +15,7 @@ namespace rawgrad_emulator {
 
 uintptr_t image_begin, image_end;
 const void* last_access;
+std::vector<std::vector<uint32_t>> read_sets;
 
 alignas(1024) unsigned char arena[ARENA_BYTES];
 
@@ -25,7 +26,13 @@ namespace {
 // The cells of a block: those of earlier blocks are told by their serial number.
 struct SharedCell : Cell {
   uint32_t written_in, in_flight_in;  // serial of the block in which it was written, or is being copied to
+  uint32_t agents_in, agents;         // likewise in which agents have read it; and which, in `agent_reads`
 };
+struct AgentRead {
+  uint32_t agent, time, code;
+  uint16_t thread;  // in whose name
+};
+std::vector<std::vector<AgentRead>> agent_reads;
 SharedCell shared_cells[ARENA_BYTES];  // one per byte; the first of four stands for all ...
 uint32_t divided_in[ARENA_BYTES / 4];  // ... unless the block has used a part of them
 size_t shared_used, dynamic_bytes;
@@ -111,6 +118,13 @@ void check_race(const Cell& cell, const void* place, size_t bytes, Access access
 
 // ---- accesses to shared memory
 
+// A copy of a cell gets a set of readers of its own.
+void own_set(Cell& cell) {
+  if (cell.readers.block != block_serial || cell.readers.set == 0) return;
+  read_sets.push_back(std::vector<uint32_t>(read_sets[cell.readers.set]));
+  cell.readers.set = read_sets.size() - 1;
+}
+
 // Call `f` for each cell of shared memory that [offset, offset + bytes) touches.
 template <class F>
 void for_shared_cells(size_t offset, size_t bytes, F f) {
@@ -119,7 +133,14 @@ void for_shared_cells(size_t offset, size_t bytes, F f) {
     const bool whole = i % 4 == 0 && i + 4 <= offset + bytes;
     if (divided != block_serial && !whole) {  // from now on its bytes are followed one by one
       divided = block_serial;
-      for (int b = 1; b < 4; ++b) shared_cells[i / 4 * 4 + b] = shared_cells[i / 4 * 4];
+      for (int b = 1; b < 4; ++b) {
+        SharedCell& part = shared_cells[i / 4 * 4 + b] = shared_cells[i / 4 * 4];
+        own_set(part);
+        if (part.agents_in == block_serial) {
+          agent_reads.push_back(std::vector<AgentRead>(agent_reads[part.agents]));
+          part.agents = agent_reads.size() - 1;
+        }
+      }
     }
     f(shared_cells[i]);
     i += divided == block_serial ? 1 : 4;
@@ -129,6 +150,20 @@ void for_shared_cells(size_t offset, size_t bytes, F f) {
 void fresh(SharedCell& cell) {  // forget what an earlier block did here
   if (cell.writer.block != block_serial) cell.writer.block = NOBODY;
   if (cell.readers.block != block_serial) cell.readers.block = NOBODY;
+}
+
+// A write must come after what agents have read here.
+void check_agents(SharedCell& cell, const void* place, size_t bytes, Access access, const void* caller, Where where) {
+  if (cell.agents_in != block_serial) return;
+  for (const AgentRead& r : agent_reads[cell.agents]) {
+    if (seen_agent(r.agent, r.time)) continue;
+    if (Finding* f = complain(OPERANDS, place, bytes, access, caller, where)) {
+      f->second = party_of(block_serial, r.thread, READ, r.code);
+      f->has_second = 1;
+    }
+    break;
+  }
+  cell.agents_in = NOBODY;
 }
 
 struct SharedPlace {
@@ -154,6 +189,7 @@ void access_shared(SharedPlace at, const void* place, size_t bytes, Access acces
     } else {
       if (access != WRITE && cell.written_in != block_serial) complain(UNWRITTEN, place, bytes, access, caller, where);
       check_race(cell, place, bytes, access, caller, where);
+      if (access != READ) check_agents(cell, place, bytes, access, caller, where);
     }
     remember(cell, access, caller);
     if (access != READ) cell.written_in = block_serial, cell.in_flight_in = NOBODY;
@@ -236,7 +272,7 @@ void divide(Buffer& buffer) {
       if (whole.read_only)
         buffer.touched[j / 64] |= (whole.touched[i / 64] >> i % 64 & 1) << j % 64;
       else if (whole.pages[i / PAGE_CELLS])
-        cell_of(buffer, j) = cell_of(whole, i);
+        own_set(cell_of(buffer, j) = cell_of(whole, i));
     }
 }
 
@@ -319,7 +355,10 @@ void access_memory(const void* place, size_t bytes, Access access, const void* c
   last_access = caller;
   if (++steps > steps_allowed) out_of_patience(caller);
   const uintptr_t address = reinterpret_cast<uintptr_t>(place);
-  if (is_own_variable(address)) return;
+  if (is_own_variable(address)) {
+    if (current->async) touch_own(place, bytes, access, caller);
+    return;
+  }
   if (Buffer* buffer = buffer_of(address, bytes)) return access_buffer(*buffer, address, bytes, access, caller);
   SharedPlace shared;
   if (find_shared(address, caller, shared)) return access_shared(shared, place, bytes, access, caller);
@@ -352,6 +391,75 @@ void check_in_shared(const void* place, size_t bytes, Access access, const void*
     snprintf(f->detail, sizeof f->detail, "%s takes shared memory alone", operation);
   abandon();
 }
+
+// ---- the asynchronous proxy
+
+Finding* complain_shared(FindingKind kind, const void* place, size_t bytes, Access access, const void* caller) {
+  return complain(kind, place, bytes, access, caller, nearest(reinterpret_cast<uintptr_t>(place)));
+}
+
+void begin_landing(const void* to, size_t bytes, const void* caller, const char* operation) {
+  check_in_shared(to, bytes, WRITE, caller, operation);
+  access_memory(to, bytes, WRITE, caller);
+  memset(const_cast<void*>(to), 0xff, bytes);
+  SharedPlace shared;
+  find_shared(reinterpret_cast<uintptr_t>(to), caller, shared);
+  for_shared_cells(shared.offset, bytes, [](SharedCell& cell) { cell.in_flight_in = block_serial; });
+}
+
+void land(const void* to, size_t bytes, uint32_t agent, uint32_t time) {
+  SharedPlace shared;
+  find_shared(reinterpret_cast<uintptr_t>(to), nullptr, shared);
+  for_shared_cells(shared.offset, bytes, [&](SharedCell& cell) {
+    cell.in_flight_in = NOBODY;
+    cell.written_in = block_serial;
+    cell.writer.agent = agent;
+    cell.writer.clock = time;
+  });
+}
+
+void read_by_agent(const void* from, size_t bytes, uint32_t agent, uint32_t time, const void* caller, const char* operation) {
+  if (++steps > steps_allowed) out_of_patience(caller);
+  check_in_shared(from, bytes, READ, caller, operation);
+  SharedPlace at;
+  find_shared(reinterpret_cast<uintptr_t>(from), caller, at);
+  const Where where{SHARED, -1, static_cast<int64_t>(at.offset)};
+  count(SHARED_READ, bytes);
+  if (at.offset + bytes > at.limit) {
+    if (Finding* f = complain(OUTSIDE, from, bytes, READ, caller, where)) f->limit = at.limit;
+    abandon();
+  }
+  for_shared_cells(at.offset, bytes, [&](SharedCell& cell) {
+    fresh(cell);
+    const Writer& w = cell.writer;
+    if (cell.in_flight_in == block_serial || (w.block == block_serial && !w.agent && !passed_fence(w))) {
+      const bool flying = cell.in_flight_in == block_serial;
+      if (Finding* f = complain(flying ? IN_FLIGHT : PROXY, from, bytes, READ, caller, where)) {
+        f->second = party_of(w.block, w.thread, WRITE, w.code);
+        f->has_second = 1;
+      }
+    }
+    if (cell.in_flight_in != block_serial) {
+      if (cell.written_in != block_serial) complain(UNWRITTEN, from, bytes, READ, caller, where);
+      check_race(cell, from, bytes, READ, caller, where);
+    }
+    if (cell.agents_in != block_serial) {
+      cell.agents_in = block_serial;
+      cell.agents = agent_reads.size();
+      agent_reads.emplace_back();
+    }
+    std::vector<AgentRead>& reads = agent_reads[cell.agents];
+    const uint16_t thread = current->id;
+    for (AgentRead& r : reads)
+      if (r.agent == agent) {
+        r = {agent, time, code_of(caller), thread};
+        return;
+      }
+    reads.push_back({agent, time, code_of(caller), thread});
+  });
+}
+
+// ---- cp.async
 
 void begin_async(const AsyncCopy& copy) {
   check_in_shared(copy.to, copy.bytes, WRITE, copy.caller, "cp.async");
@@ -408,6 +516,8 @@ void memory_begin_launch(unsigned dynamic, bool serials_start_again) {
 }
 void memory_begin_block() {
   shared_used = 0;
+  read_sets.assign(1, {});  // the first stands for none
+  agent_reads.clear();
   use_shared(dynamic_bytes);
 }
 void memory_end_launch() {

@@ -54,10 +54,37 @@ void async_copy(void* to, const void* from, int bytes, int from_source);
 void async_commit();
 void async_wait(int groups_left);
 
+// ---- what Hopper added (sm_90a): mbarriers, bulk copies, wgmma
+
+// An mbarrier in shared memory: a phase ends when all arrivals and all bytes that it expects have come.
+void mbarrier_init(void* barrier, uint32_t arrivals);
+void mbarrier_arrive(void* barrier);
+void mbarrier_expect(void* barrier, uint32_t bytes);
+void mbarrier_wait(void* barrier, uint32_t parity);
+void fence_proxy();     // what was written before may be read by the asynchronous proxy
+void fence_mbarriers(); // likewise the mbarriers that this thread has initialised
+
+// Copies that complete on an mbarrier: of a box of the tensor that `map` describes (from, to and size then follow
+// from it), or of plain bytes.
+void load_box(void* to, const void* map, void* barrier, int rank, const int* at);
+void load_bytes(void* to, const void* from, uint32_t bytes, void* barrier);
+// The other way; complete when the thread has waited for the group.
+void store_box(const void* map, const void* from, int rank, const int* at);
+void store_bytes(void* to, const void* from, uint32_t bytes);
+void store_commit();
+void store_wait(int groups_left);
+
 // ldmatrix: each lane names a row of 16 bytes; afterwards r[i] holds this lane's piece of matrix i.
 void load_matrices(uint32_t* r, int matrices, const void* row, bool transposed, Place place);
 // mma.sync m16n8k16 of bf16 or fp16, and m16n8k8 of tf32, all with float32 sums: d += a b.
 enum MmaType { MMA_BF16, MMA_FP16, MMA_TF32 };
 void multiply_matrices(MmaType type, float* d, const uint32_t* a, const uint32_t* b, Place place);
+
+// wgmma m64nNk8 (tf32) and m64nNk16 (bf16, fp16), by descriptors of PTX's form: d (64 x columns) += or = a b.
+uint64_t wgmma_descriptor(const void* place, uint32_t leading_bytes, uint32_t stride_bytes, int swizzle_code);
+void wgmma_multiply(MmaType type, float* d, int columns, uint64_t a, uint64_t b, bool accumulate, Place place);
+void wgmma_fence();
+void wgmma_commit();
+void wgmma_wait(int groups_left);
 
 }  // namespace rawgrad_emulator

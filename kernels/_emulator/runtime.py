@@ -30,6 +30,7 @@ from .streams import recording
 
 if TYPE_CHECKING:
     from .._launch import Kernel, Operand
+    from .._tensor_map import TensorMap
 
 _Triple = ctypes.c_uint32 * 3
 #: Shared memory of a block of an H100; GPUs before it have less.
@@ -127,8 +128,11 @@ class EmulatedRuntime:
         self.patience = 2**27
 
     def architecture(self) -> int:
-        """That of an A100: the newest whose instructions are all emulated. RAWGRAD_EMULATED_ARCH sets another."""
-        said = os.environ.get("RAWGRAD_EMULATED_ARCH", "80")
+        """That of an H100: the newest whose instructions are emulated, those of ``sm_90a`` included.
+
+        RAWGRAD_EMULATED_ARCH sets another; kernels for sm_90a are then refused, as on such a GPU.
+        """
+        said = os.environ.get("RAWGRAD_EMULATED_ARCH", "90")
         if not said.isdigit():
             raise ArgumentError(f"RAWGRAD_EMULATED_ARCH must be a number such as 80; got {said!r}")
         return int(said)
@@ -136,6 +140,10 @@ class EmulatedRuntime:
     def address(self, array: Any) -> int:
         """Where the array's first element lies, in host memory."""
         return array.ctypes.data
+
+    def tensor_map(self, tensor: TensorMap) -> bytes:
+        """The plain description."""
+        return tensor.description(self.address(tensor.array))
 
     def load(self, kernel: Kernel, expression: str) -> _Handle:
         """Compile the instance with its unit."""

@@ -27,6 +27,8 @@ namespace rawgrad_emulator {
 Thread* current = nullptr;
 Index current_block;
 uint32_t block_serial, barrier_epoch;
+bool by_actor;
+int turn_order;
 uint64_t steps, steps_allowed;
 
 namespace {
@@ -87,6 +89,7 @@ void fiber_main() {
   for (;;) {
     entry(arguments);
     check_copies_finished();
+    async_thread_ends();
     current->waiting = FINISHED;
     leave();
   }
@@ -136,8 +139,45 @@ bool release_warp(int warp) {
   return released;
 }
 
+// Likewise the threads of a warpgroup, four warps that begin at a multiple of four; it needs them all.
+bool release_warpgroup(size_t first) {
+  if (first + 4 * WARP_SIZE > threads.size()) return false;
+  for (size_t i = first; i < first + 4 * WARP_SIZE; ++i) {
+    const Thread& one = *threads[i];
+    if (one.waiting != AT_WARPGROUP || one.operation != threads[first]->operation || !same_place(one, *threads[first]))
+      return false;
+  }
+  for (size_t i = first; i < first + 4 * WARP_SIZE; ++i) threads[i]->waiting = RUNNABLE;
+  return true;
+}
+
+// Threads of a warpgroup wait for others of it.
+bool report_warpgroup() {
+  for (const auto& waiting : threads) {
+    if (waiting->waiting != AT_WARPGROUP) continue;
+    const size_t first = waiting->warp / 4 * 4 * WARP_SIZE;
+    Finding& finding = report_of(WARP_OPERATION, *waiting);
+    for (size_t i = first; i < first + 4 * WARP_SIZE; ++i) {
+      if (i >= threads.size()) {
+        snprintf(finding.detail, sizeof finding.detail, "the block ends before its four warps do");
+        break;
+      }
+      const Thread& other = *threads[i];
+      if (other.waiting == AT_WARPGROUP && other.operation == waiting->operation && same_place(other, *waiting)) continue;
+      if (!finding.has_second) {
+        finding.second = party_of(other), finding.has_second = 1;
+        if (other.waiting == FINISHED) finding.second.file = nullptr, finding.second.caller = nullptr;
+      }
+      ++finding.count;
+    }
+    return true;
+  }
+  return false;
+}
+
 // Nobody can go on: say who waits where, and for whom.
 void report_deadlock() {
+  if (async_report_deadlock() || report_warpgroup()) return;
   for (const auto& waiting : threads) {
     if (waiting->waiting != AT_WARP) continue;
     Finding& finding = report_of(WARP_OPERATION, *waiting);
@@ -184,6 +224,7 @@ std::vector<int> turns(size_t count, int order, unsigned seed) {
 
 void prepare_block() {
   memory_begin_block();
+  async_begin_block();
   barrier_epoch = 0;
   for (size_t i = 0; i < threads.size(); ++i) {
     Thread& thread = *threads[i];
@@ -197,6 +238,9 @@ void prepare_block() {
     thread.operation = "";
     memset(thread.clock, 0, sizeof thread.clock);
     thread.clock[thread.lane] = 1;
+    thread.seen = Clock();
+    thread.fences.clear();
+    thread.async.reset();
     thread.uncommitted.clear();
     thread.groups.clear();
     thread.stack = stacks + i * STACK_BYTES;
@@ -222,19 +266,25 @@ bool run_block(int order) {
         }
       } while (release_warp(warp));
     }
+    for (size_t first = 0; first < threads.size(); first += 4 * WARP_SIZE) progress |= release_warpgroup(first);
+    progress |= async_release();
     size_t finished = 0, at_barrier = 0;
     for (const auto& thread : threads) {
       finished += thread->waiting == FINISHED;
       at_barrier += thread->waiting == AT_BARRIER && same_place(*thread, *threads[0]);
     }
-    if (finished == threads.size()) return true;
+    if (finished == threads.size()) {
+      async_block_ends();
+      return true;
+    }
     if (at_barrier == threads.size()) {
+      async_pass_barrier();
       ++barrier_epoch;
       ++barriers_passed;
       barrier_count = 0;
       for (const auto& thread : threads) barrier_count += thread->predicate;
       for (const auto& thread : threads) thread->waiting = RUNNABLE;
-    } else if (!progress) {
+    } else if (!progress && !async_land()) {  // copies land as late as they may
       report_deadlock();
       return false;
     }
@@ -251,6 +301,8 @@ Thread* thread_in_warp(int lane) {
   const size_t id = current->warp * WARP_SIZE + lane;
   return lane >= 0 && lane < WARP_SIZE && id < threads.size() ? threads[id].get() : nullptr;
 }
+Thread& thread_at(int id) { return *threads[id]; }
+int threads_in_block() { return threads.size(); }
 int owner_of_stack(const void* place) {
   const unsigned char* p = static_cast<const unsigned char*>(place);
   return p >= stacks && p < stacks + threads.size() * STACK_BYTES ? (p - stacks) / STACK_BYTES : -1;
@@ -288,6 +340,24 @@ void wait_in_warp(unsigned mask, const char* operation, Place place, const void*
     abandon();
   }
   current->waiting = AT_WARP;
+  leave();
+}
+
+void wait_in_warpgroup(const char* operation, Place place, const void* caller) {
+  current->operation = operation;
+  current->place = place;
+  current->caller = caller;
+  current->waiting = AT_WARPGROUP;
+  leave();
+}
+
+void wait_at_mbarrier(Mbarrier* barrier, unsigned parity, const void* caller) {
+  current->operation = "a wait for an mbarrier";
+  current->place = {nullptr, 0};
+  current->caller = caller;
+  current->awaited = barrier;
+  current->awaited_parity = parity;
+  current->waiting = AT_MBARRIER;
   leave();
 }
 
@@ -448,6 +518,7 @@ int rawgrad_launch(Entry kernel, const unsigned char* argument_buffer, const uin
   findings.reserve(MAX_FINDINGS);
   abandoned = false;
   barriers_passed = 0;
+  turn_order = order;
 
   const size_t count = volume(block);
   if (!prepare_stacks(count)) return -1;

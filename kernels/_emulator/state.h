@@ -2,6 +2,7 @@
 #pragma once
 #include <csetjmp>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "runtime.h"
@@ -33,6 +34,11 @@ enum FindingKind : int32_t {  // in the order of KINDS in findings.py
   ASSERTION,        // assert() or __trap()
   STACK,            // more local variables than the emulator has room for
   ENDLESS,          // a thread that neither ends nor waits
+  MBARRIER,         // an mbarrier that is used against its rules
+  MBARRIER_WAIT,    // a wait for a phase that never ends
+  OPERANDS,         // a write into what the asynchronous proxy may still read
+  ACCUMULATORS,     // accumulators touched while a wgmma may write them, or given to it without its fence
+  PROXY,            // written by a thread, read by the asynchronous proxy, without a fence between
 };
 enum Space : int32_t { GLOBAL, SHARED, LOCAL, NOWHERE };
 enum Access : int32_t { READ, WRITE, ATOMIC };
@@ -63,7 +69,7 @@ struct Finding {
 
 // ---- threads
 
-enum Waiting : int32_t { RUNNABLE, AT_BARRIER, AT_WARP, FINISHED };
+enum Waiting : int32_t { RUNNABLE, AT_BARRIER, AT_WARP, AT_WARPGROUP, AT_MBARRIER, FINISHED };
 
 struct AsyncCopy {
   unsigned char* to;
@@ -71,6 +77,30 @@ struct AsyncCopy {
   int bytes, from_source;
   const void* caller;
 };
+
+// What a thread has seen, through mbarriers and what they order, of the threads of its block and of its agents:
+// those who act for them asynchronously.  What is beyond the end of a vector is 0, nothing.
+//
+// An agent is an mbarrier (the copies that land there; its time is the number of phases it has passed), a warp's
+// tensor core (its time is the number of its groups of wgmma), or a thread's bulk stores (likewise).
+struct Clock {
+  std::vector<uint32_t> threads, agents;
+  void join(const Clock& other);
+};
+inline uint32_t at(const std::vector<uint32_t>& times, size_t i) { return i < times.size() ? times[i] : 0; }
+inline void raise(std::vector<uint32_t>& times, size_t i, uint32_t time) {
+  if (i >= times.size()) times.resize(i + 1);
+  if (times[i] < time) times[i] = time;
+}
+
+// A fence between the proxies: what the thread had seen of the others.
+struct ProxyFence {
+  uint32_t epoch, time;
+  std::vector<uint32_t> seen;
+};
+
+struct Mbarrier;
+struct AsyncState;  // wgmma and bulk stores of a thread: async.h
 
 // A CUDA thread as a fiber.
 struct Thread {
@@ -85,6 +115,11 @@ struct Thread {
   uint64_t bits;              // what it deposits in a warp operation
   const void* deposit;        // likewise, by address
   uint32_t clock[WARP_SIZE];  // vector clock over the lanes of its warp: what it has seen of each
+  Clock seen;
+  std::vector<ProxyFence> fences;
+  Mbarrier* awaited;        // AT_MBARRIER
+  unsigned awaited_parity;  // and which phase of it
+  std::shared_ptr<AsyncState> async;  // null until it is needed
   std::vector<AsyncCopy> uncommitted;
   std::vector<std::vector<AsyncCopy>> groups;
   unsigned char* stack;
@@ -99,10 +134,14 @@ extern Thread* current;  // null while no kernel code runs
 extern Index current_block;
 extern uint32_t block_serial;   // number of the block, from 1, counted over all launches
 extern uint32_t barrier_epoch;  // how many barriers the block has passed
+extern int turn_order;         // of threads and blocks: 0 forward, 1 backward, from 2 on shuffled
+extern bool by_actor;           // the block uses mbarriers or the asynchronous proxy: clocks over all threads are kept
 extern uint64_t steps, steps_allowed;  // accesses so far, and when the patience with the current thread ends
 Index thread_of_id(int id);
 Index block_of_serial(uint32_t serial);
 Thread* thread_in_warp(int lane);        // of the current thread's warp; null if the block has no such thread
+Thread& thread_at(int id);
+int threads_in_block();
 int owner_of_stack(const void* place);   // the thread on whose stack `place` lies, or -1
 
 // Stop the launch at once: what comes next cannot be carried out.  Does not return in a kernel.
@@ -115,6 +154,28 @@ std::vector<Finding>& all_findings();
 // The current thread waits for all lanes of `mask` to come to the same operation at the same place.
 void wait_in_warp(unsigned mask, const char* operation, Place place, const void* caller);
 void check_copies_finished();  // at the current thread's end
+// The same for all 128 threads of the current warpgroup.
+void wait_in_warpgroup(const char* operation, Place place, const void* caller);
+// The current thread waits until the phase of that parity has passed.
+void wait_at_mbarrier(Mbarrier* barrier, unsigned parity, const void* caller);
+
+// ---- what is ordered by more than barriers of the block (async.cpp)
+
+void begin_actors();                // from now on clocks are kept
+void fold_clock(Thread& thread);    // put what it has seen of its warp's lanes into the clock over all threads
+void unfold_clock(Thread& thread);  // and back
+uint32_t new_agent();
+void async_begin_block();
+void async_pass_barrier();               // all threads of the block have met
+bool async_release();                    // let those go on whose phase has passed; whether there are any
+bool async_land();                       // let one copy land for which somebody waits; false if there is none
+bool async_report_deadlock();            // who waits for which mbarrier, and what is missing there; whether anybody does
+void async_thread_ends();
+void async_block_ends();
+void touch_own(const void* place, size_t bytes, Access access, const void* caller);  // a local variable
+
+// An element of a fragment or a row: the number in a word of 32 bits, or in one half of it.
+float tensor_core_number(MmaType type, uint32_t word, int half);
 
 // ---- the checks of memory.cpp
 
@@ -125,6 +186,13 @@ void access_memory(const void* place, size_t bytes, Access access, const void* c
 void check_alignment(const void* place, size_t bytes, size_t alignment, Access access, const void* caller);
 void check_in_shared(const void* place, size_t bytes, Access access, const void* caller, const char* operation);
 void misaligned(const void* place, size_t bytes, size_t alignment, Access access, const void* caller);
+// The asynchronous proxy.  `begin_landing`: shared memory will be written; it is in flight until `land` has written it
+// for `agent` at its `time`.  `read_by_agent`: `agent` reads it, between now and its `time`.
+void begin_landing(const void* to, size_t bytes, const void* caller, const char* operation);
+void land(const void* to, size_t bytes, uint32_t agent, uint32_t time);
+void read_by_agent(const void* from, size_t bytes, uint32_t agent, uint32_t time, const void* caller, const char* operation);
+// A new finding about shared memory, or null if the same instruction has been reported for the same already.
+Finding* complain_shared(FindingKind kind, const void* place, size_t bytes, Access access, const void* caller);
 void begin_async(const AsyncCopy& copy);    // the destination is in flight
 void deliver_async(const AsyncCopy& copy);  // and there
 bool is_kernel_code(const void* place);  // and not the runtime's own

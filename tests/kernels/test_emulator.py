@@ -32,6 +32,7 @@ from rawgrad.kernels._emulator.orders import BACKWARD, FORWARD, SHUFFLED, compar
 from rawgrad.kernels._emulator.runtime import EmulatedRuntime, record_launches
 from rawgrad.kernels._errors import LaunchError
 from rawgrad.kernels._launch import Kernel
+from rawgrad.kernels._tensor_map import TensorMap
 
 PLANTED = Path(__file__).parent / "planted"
 PROBLEM = BACKENDS["emulated"].problem()
@@ -150,6 +151,8 @@ def int_input(values: Sequence[int]) -> Callable[[Gpu], Sequence[Any]]:
 
 
 LANES = np.arange(32)
+#: What planted/wgmma.cu gives: eight times the number of the column, from 1.
+TIMES_8 = np.tile(8.0 * np.arange(1, 65), (64, 1))
 RACE, GLOBAL_RACE = KINDS[0], KINDS[1]
 
 CASES = [
@@ -374,6 +377,118 @@ CASES = [
     Case(
         "tensor", "part_of_a_warp", lambda gpu: (gpu.array([2, 3], np.float32), gpu.empty(32)), (1, [24] * 32),
         KINDS[9], "waits in mma", [("PART", None, "")],
+    ),
+    Case(
+        "mbarriers", "reads_without_waiting", ints(32), (0, 31 - LANES), RACE, "byte ",
+        [("BEFORE ARRIVING", None, "writes"), ("AFTER WAITING", None, "reads")], block=64, also=[KINDS[6]],
+    ),
+    Case(
+        "mbarriers", "arrives_too_early", ints(32), (0, 31 - LANES), RACE, "byte ",
+        [("TOO LATE", None, "writes"), ("SEES TOO LITTLE", None, "reads")], block=64, also=[KINDS[6]],
+    ),
+    Case(
+        "mbarriers", "through_others", ints(32), (0, 31 - LANES), RACE, "byte ",
+        [("REUSE", None, "writes"), ("USE", None, "reads")], block=64,
+    ),
+    Case(
+        "mbarriers", "too_few_arrivals", ints(32), (0, [1] * 32), KINDS[18],
+        "in its phase 0 have come 31 of 32 arrivals; 0 of 0 expected bytes have landed", [("FOREVER", None, "")],
+    ),
+    Case(
+        "mbarriers", "phase_run_over", ints(32), (0, [1] * 32), KINDS[18],
+        "in its phase 2 have come 0 of 1 arrivals", [("RUN OVER", None, "")],
+    ),
+    Case(
+        "mbarriers", "not_initialised", ints(32), (0, [1] * 32), KINDS[17], "nobody has initialised it",
+        [("UNKNOWN", None, "")],
+    ),
+    Case(
+        "mbarriers", "arrives_again", ints(32), (0, [1] * 32), KINDS[17],
+        "it has all arrivals of this phase already, and waits for bytes", [("AGAIN", (0, 0, 0), "")],
+    ),
+    Case(
+        "bulk", "reads_before_it_waits", floats(256, 32), (1, LANES), KINDS[7], "byte ",
+        [("LOAD", (0, 0, 0), "writes"), ("UNDELIVERED", None, "reads")],
+    ),
+    Case(
+        "bulk", "another_has_waited", floats(32), (1, LANES), RACE, "byte ",
+        [("LOAD OF ANOTHER", (0, 0, 0), "writes"), ("READ OF ANOTHER", None, "reads")],
+    ),
+    Case(
+        "bulk", "expects_too_much", floats(32), (1, LANES), KINDS[18],
+        "in its phase 0 have come 1 of 1 arrivals; 128 of 144 expected bytes have landed", [("MORE", None, "")],
+    ),
+    Case(
+        "bulk", "expects_too_little", floats(32), (1, LANES), KINDS[18], "64 more bytes have landed than expected",
+        [("LESS", None, "")],
+    ),
+    Case(
+        "bulk", "unannounced", floats(32), (1, LANES), KINDS[21], "no fence_barrier_init() came after it",
+        [("UNANNOUNCED", (0, 0, 0), "")],
+    ),
+    Case(
+        "bulk", "same_parity", floats(64, 32), (1, 2 * LANES + 32), KINDS[7], "byte ",
+        [("ROUND", (0, 0, 0), "writes"), ("STALE", None, "reads")], also=[RACE, KINDS[6]],
+    ),
+    Case(
+        "bulk", "loads_over_readers", floats(64, 32), (1, 2 * LANES + 32), RACE, "byte ",
+        [("STILL READING", None, "reads"), ("NEXT LOAD", None, "writes")], also=[KINDS[7]],
+    ),
+    Case("bulk", "load_never_waited", floats(32), (1, [1] * 32), KINDS[11], "copy of 128 bytes",
+         [("LOST LOAD", (0, 0, 0), "")]),
+    Case("bulk", "misaligned_load", floats(32), (1, LANES), KINDS[4], "byte 4",
+         [("CROOKED LOAD", (0, 0, 0), "writes")]),
+    Case(
+        "bulk", "stores_without_a_fence", lambda gpu: (gpu.empty(32),), (0, LANES), KINDS[21], "byte ",
+        [("WRITTEN", None, "writes"), ("STORE", (0, 0, 0), "reads")],
+    ),
+    Case(
+        "bulk", "fences_too_early", lambda gpu: (gpu.empty(32),), (0, LANES), KINDS[21], "byte ",
+        [("WRITTEN AFTER", None, "writes"), ("STORE BEFORE", (0, 0, 0), "reads")],
+    ),
+    Case(
+        "bulk", "one_fences_for_all", lambda gpu: (gpu.empty(32),), (0, LANES), KINDS[21], "byte ",
+        [("FOR ALL", (0, 0, 0), "reads")],
+    ),
+    Case(
+        "bulk", "writes_while_storing", lambda gpu: (gpu.empty(32),), (0, LANES), KINDS[19], "byte ",
+        [("STORING", (0, 0, 0), "reads"), ("WRITING", None, "writes")],
+    ),
+    Case("bulk", "store_never_waited", lambda gpu: (gpu.empty(32),), (0, LANES), KINDS[11], "copy of 128 bytes",
+         [("LOST STORE", (0, 0, 0), "")]),
+    Case(
+        "wgmma", "unfenced_operands", lambda gpu: (gpu.empty((64, 64)),), (0, TIMES_8), KINDS[21], "byte ",
+        [("FILL A", None, "writes"), ("UNFENCED", None, "reads")], block=128,
+    ),
+    Case(
+        "wgmma", "operands_not_there", lambda gpu: (gpu.array(np.ones((64, 32)), np.float32), gpu.empty((64, 64))),
+        (1, TIMES_8), KINDS[7], "byte ", [("OPERAND LOAD", (0, 0, 0), "writes"), ("OPERAND USE", None, "reads")],
+        block=128,
+    ),
+    Case(
+        "wgmma", "overwrites_operands", lambda gpu: (gpu.empty((64, 64)),), (0, TIMES_8), KINDS[19], "byte ",
+        [("READING OPERANDS", None, "reads"), ("OVERWRITING OPERANDS", None, "writes")], block=128,
+    ),
+    Case(
+        "wgmma", "waits_for_the_group_before", lambda gpu: (gpu.empty((64, 64)),), (0, 2 * TIMES_8), KINDS[20],
+        "it reads them", [("SECOND GROUP", None, ""), ("FIRST ALONE", None, "")], block=128,
+    ),
+    Case(
+        "wgmma", "without_begin", lambda gpu: (gpu.empty((64, 64)),), (0, TIMES_8), KINDS[20],
+        "no wgmma.fence stands between", [("NO BEGIN", None, "")], block=128,
+    ),
+    Case(
+        "wgmma", "three_warps", lambda gpu: (gpu.empty((64, 64)),), (0, TIMES_8), KINDS[9], "waits in wgmma",
+        [("THREE WARPS", None, "")], block=128,
+    ),
+    Case(
+        "wgmma", "operand_in_global_memory",
+        lambda gpu: (gpu.array(np.ones((64, 32)), np.float32), gpu.empty((64, 64))), (1, TIMES_8), KINDS[2],
+        "wgmma takes shared memory alone", [("ELSEWHERE", None, "reads")], block=128,
+    ),
+    Case(
+        "wgmma", "descriptor_too_wide", lambda gpu: (gpu.empty((64, 64)),), (0, TIMES_8), KINDS[2],
+        "of shared memory, of which the block has 25600 bytes", [("TOO WIDE", None, "reads")], block=128,
     ),
 ]  # fmt: skip
 
@@ -666,6 +781,76 @@ def test_rounding_to_what_tensor_cores_take(one_order: Gpu) -> None:
     with np.errstate(over="ignore"):
         np.testing.assert_array_equal(fp16.get().view(np.uint16), x.astype(np.float16).view(np.uint16))
     np.testing.assert_array_equal(tf32.get().view(np.float32), to_tf32(x))
+
+
+# ---- what Hopper added
+
+
+def swizzled(rows: np.ndarray, span: int) -> np.ndarray:
+    """``rows`` of ``span`` bytes as TMA lays them: by its own definition, on addresses of 16-byte pieces."""
+    if span == 0:
+        return rows
+    pieces = rows.reshape(-1, 16 // rows.itemsize)
+    number = np.arange(len(pieces))
+    return pieces[number ^ (number >> 3 & (span // 16 - 1))].reshape(rows.shape)
+
+
+@pytest.mark.parametrize("swizzle", [0, 32, 64, 128])
+@pytest.mark.parametrize(("row", "column"), [(0, 0), (8, 32), (-3, -5), (17, 39), (100, 0), (0, -300)])
+def test_boxes(one_order: Gpu, swizzle: int, row: int, column: int) -> None:
+    """Beyond the edges zeros arrive and nothing is stored."""
+    columns = swizzle // 4 or 32
+    x, y = np.arange(1, 20 * 44 + 1, dtype=np.float32).reshape(20, 44), np.zeros((20, 44), np.float32)
+    rows = 256 // columns
+    given, back, raw = one_order.array(x), one_order.array(y), one_order.empty((rows, columns))
+    maps = TensorMap(given, (rows, columns), swizzle, 42), TensorMap(back, (rows, columns), swizzle, 42, writes=True)
+    assert one_order.findings("bulk", "boxes", 1, 32, *maps, raw, row, column) == ()
+    wide = np.zeros((1000, 1000), np.float32)
+    wide[400:420, 400:442] = x[:, :42]
+    box = wide[400 + row : 400 + row + rows, 400 + column : 400 + column + columns]
+    np.testing.assert_array_equal(raw.get(), swizzled(np.ascontiguousarray(box), swizzle))
+    expected = np.zeros((1000, 1000), np.float32)
+    expected[400 + row : 400 + row + rows, 400 + column : 400 + column + columns] = box
+    np.testing.assert_array_equal(back.get(), np.pad(expected[400:420, 400:442], ((0, 0), (0, 2))))
+
+
+def test_boxes_of_three_dimensions(gpu: Gpu) -> None:
+    x = random((3, 5, 40), 0)
+    raw = gpu.empty((2, 4, 32))
+    tensor = TensorMap(gpu.array(x), (2, 4, 32), to_tf32=True)
+    assert gpu.findings("bulk", "boxes_of_three", 1, 32, tensor, raw, 2, 3, 12) == ()
+    expected = np.zeros((2, 4, 32), np.float32)
+    expected[:1, :2, :28] = to_tf32(x)[2:, 3:, 12:]
+    np.testing.assert_array_equal(raw.get(), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "columns", "bits", "value", "swizzle"),
+    [
+        ("product_tf32", 128, to_tf32, lambda x: x, 128),
+        ("product_bf16", 64, to_bf16, from_bf16, 64),
+        (
+            "product_fp16", 64, lambda x: x.astype(np.float16).view(np.uint16),
+            lambda b: b.view(np.float16).astype(np.float32), 32,
+        ),
+    ],
+)  # fmt: skip
+def test_products_of_a_warpgroup(gpu: Gpu, name: str, columns: int, bits: Any, value: Any, swizzle: int) -> None:
+    a, b = bits(random((64, swizzle // 4), 0)), bits(random((columns, swizzle // 4), 1))
+    if name != "product_tf32":  # twice as many, of half the size
+        a, b = bits(random((64, swizzle // 2), 0)), bits(random((columns, swizzle // 2), 1))
+    y = gpu.empty((64, columns))
+    maps = (TensorMap(gpu.array(m), (len(m), m.shape[1]), swizzle) for m in (a, b))
+    assert gpu.findings("wgmma", name, 1, 128, *maps, y) == ()
+    np.testing.assert_allclose(y.get(), value(a).astype(np.float64) @ value(b).T.astype(np.float64), atol=2e-5)
+
+
+def test_a_swizzle_that_does_not_match_shows_in_the_numbers(gpu: Gpu) -> None:
+    a, b = np.rint(3 * random((64, 32), 0)), np.rint(3 * random((64, 32), 1))
+    for mended in (1, 0):
+        y = gpu.empty((64, 64))
+        assert gpu.findings("wgmma", "written_otherwise", 1, 128, gpu.array(a), gpu.array(b), y, mended) == ()
+        assert (y.get() == a @ b.T).all() == bool(mended)
 
 
 # ---- traffic

@@ -14,6 +14,7 @@ import pytest
 from rawgrad.kernels import _launch
 from rawgrad.kernels._cuda import nvrtc, table
 from rawgrad.kernels._cuda.nvrtc import Compiled, Nvrtc, Resources
+from rawgrad.kernels._cuda.source import read_source
 from rawgrad.kernels._errors import LaunchError
 from rawgrad.kernels._launch import FLOATS, Kernel
 
@@ -126,6 +127,42 @@ def test_a_spill_is_seen(library: Nvrtc, source: Path) -> None:
     )
     resources = library.compile(source, ["greedy"], "sm_80").resources["greedy"]
     assert resources.spills and resources.spill_stores > 100 and resources.registers == 64
+
+
+PLANTED = Path(__file__).parent / "planted"
+
+
+@pytest.mark.parametrize("name", ["mbarriers", "bulk", "wgmma"])
+def test_what_hopper_added_compiles(library: Nvrtc, name: str) -> None:
+    """The planted kernels, faults and all; what ptxas advises is about the faults."""
+    path = PLANTED / f"{name}.cu"
+    made = library.compile(path, list(read_source(path).signatures), "sm_90a")
+    assert not any(resources.spills for resources in made.resources.values())
+    assert all("without_begin" in text for text in made.warnings), made.warnings
+
+
+def test_every_product_of_a_warpgroup_compiles(library: Nvrtc, source: Path) -> None:
+    """For tf32, bf16 and fp16, and 64, 128 and 256 columns; none is serialised by ptxas, which would be a warning."""
+    text = '#include "tma.cuh"\n#include "wgmma.cuh"\n'
+    names = []
+    for kind in ("Tf32", "Bf16", "Fp16"):
+        for columns in (64, 128, 256):
+            names.append(f"{kind.lower()}_{columns}")
+            text += (
+                f"__global__ void __launch_bounds__(128) {names[-1]}(float* y) {{\n"
+                "  struct Shared { alignas(1024) float a[64][32], b[256][32]; Barrier barrier; };\n"
+                f"  Shared& s = block_shared<Shared>();\n  float d[{columns // 2}] = {{}};\n"
+                "  const uint64_t a = matrix_descriptor<128>(s.a), b = matrix_descriptor<128>(s.b);\n"
+                "  begin_products();\n  for (int k = 0; k < 128; k += 32)\n"
+                f"    multiply_group({kind}(), d, further(a, k), further(b, k), true);\n"
+                "  commit_products();\n  wait_products<0>(d);\n"
+                f"  for (int i = 0; i < {columns // 2}; ++i) y[i * 128 + threadIdx.x] = d[i];\n}}\n"
+            )
+    source.write_text(text)
+    made = library.compile(source, names, "sm_90a")
+    assert made.warnings == () and not any(resources.spills for resources in made.resources.values())
+    with pytest.raises(LaunchError, match="own.cu does not compile for sm_90 by NVRTC"):
+        library.compile(source, names[:1], "sm_90")
 
 
 @pytest.mark.parametrize("instance", ["<float>", "<double>"])
