@@ -161,8 +161,8 @@ def document(nvrtc: Nvrtc, made: dict[Work, Compiled]) -> str:
         of_file = by_file.setdefault(work.kernel.path, {})
         for expression, resources in result.resources.items():
             of_file.setdefault(expression, {})[work.architecture] = resources
-    columns = list(dict.fromkeys(work.architecture for work in made))
-    limits = [LIMITS[name.removesuffix("a")] for name in columns]
+    columns = list(dict.fromkeys(work.architecture.removesuffix("a") for work in made))
+    limits = [LIMITS[name] for name in columns]
 
     def row(values: Iterable[object]) -> str:
         return " | ".join(map(str, values))
@@ -186,7 +186,8 @@ def document(nvrtc: Nvrtc, made: dict[Work, Compiled]) -> str:
         summary=summary,
     )
     for path, of_file in by_file.items():
-        text += f"\n## {path.parent.name}\n\n| instance | threads | shared | {row(columns)} |\n"
+        columns = list(dict.fromkeys(name for of in of_file.values() for name in of))
+        text += f"\n## {path.stem}\n\n| instance | threads | shared | {row(columns)} |\n"
         text += f"|---|---:|---:|{'|'.join('---:' for _ in columns)}|\n"
         for expression, of in of_file.items():
             any_one = next(iter(of.values()))

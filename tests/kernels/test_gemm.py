@@ -120,7 +120,7 @@ def test_large_products_keep_their_digits(backend, dtype, M, N, K, flags):
     ("M", "N", "K"), [(1, 1, 1), (15, 17, 16), (16, 16, 15), (63, 65, 17), (64, 64, 32), (65, 63, 33), (4, 128, 8)]
 )
 def test_every_version_at_the_edges_of_its_tiles(backend, version, dtype, M, N, K):
-    if version is not None and "tensor_core" in version:
+    if version is not None and ("tensor_core" in version or "wgmma" in version):
         pytest.skip("rounds its factors; see test_tensor_cores")
     for flags in ((False, False), (True, False), (False, True), (True, True)):
         a = random((2, *((K, M) if flags[0] else (M, K))), dtype)
@@ -194,6 +194,42 @@ def test_tensor_cores(backend, name, bits, M, N, K, flags):
         assert np.abs(y - exact).max() > 2.0**-20, "nothing was rounded"
 
 
+def untied(shape, seed=0):
+    """Random numbers that lie half way between no two of fewer digits: which way ties go is not said everywhere."""
+    return (random(shape, seed=seed).view(np.uint32) | np.uint32(1)).view(np.float32)
+
+
+# A step is 32 deep and the ring has four stages: one step, a part of one, more than the ring holds; tiles are 64 x 128.
+@pytest.mark.parametrize(
+    ("M", "N", "K"), [(64, 128, 32), (65, 129, 33), (15, 130, 40), (3, 1, 1), (2, 3, 0), (70, 9, 300)]
+)
+@pytest.mark.parametrize("flags", [(False, False), (True, False), (False, True), (True, True)])
+def test_wgmma_rounds_both_factors_to_tf32(backend, M, N, K, flags):
+    """As test_tensor_cores.  With k fastest and rows of 16 bytes the matrices are taken as they are, else copied."""
+    skip_unless_there(backend.name, "gemm", "gemm", "v6_wgmma_tma")
+    a = untied((2, *((K, M) if flags[0] else (M, K))))
+    b = untied((N, K) if flags[1] else (K, N), seed=1)
+    bias = random((N,), seed=2)
+    arguments = backend.put(a), backend.put(b), backend.put(bias)
+    with untouched(*arguments):
+        y = gemm(*arguments, transpose_a=flags[0], transpose_b=flags[1], version="v6_wgmma_tma")
+    given = rounded(a, 10), rounded(b, 10), bias
+    assert_accurate(backend.get(y), product, *given, *flags, scale=magnitude(*given, *flags))
+    if K > 1:
+        exact = product(a.astype(np.float64), b.astype(np.float64), bias.astype(np.float64), *flags)
+        assert np.abs(backend.get(y) - exact).max() > 2.0**-20, "nothing was rounded"
+
+
+def test_wgmma_takes_what_is_empty_and_what_is_not_aligned(backend):
+    skip_unless_there(backend.name, "gemm", "gemm", "v6_wgmma_tma")
+    empty = gemm(backend.put(random((0, 5))), backend.put(random((5, 3))), version="v6_wgmma_tma")
+    assert empty.shape == (0, 3)
+    host = np.rint(3 * random((1 + 6 * 8,)))
+    a = backend.put(host)[1:].reshape(6, 8)  # begins 4 bytes behind a multiple of 16
+    y = gemm(a, backend.put(np.eye(8, dtype=np.float32)), version="v6_wgmma_tma")
+    np.testing.assert_array_equal(backend.get(y), host[1:].reshape(6, 8))
+
+
 def test_precision_is_a_permission(backend):
     a, b = random((20, 30)), random((30, 20), seed=1)
     with precision("tf32"):
@@ -210,8 +246,9 @@ def test_precision_is_a_permission(backend):
 def test_tensor_cores_refuse_float64(backend):
     skip_unless_there(backend.name, "gemm", "gemm", "v4_tensor_core_tf32")
     a = backend.put(np.ones((2, 2)))
-    with pytest.raises(BackendError, match="tf32 takes float32; got float64"):
-        gemm(a, a, version="v4_tensor_core_tf32")
+    for version in ("v4_tensor_core_tf32", "v6_wgmma_tma"):
+        with pytest.raises(BackendError, match="tf32 takes float32; got float64"):
+            gemm(a, a, version=version)
 
 
 def test_nan_and_infinity_reach_the_tensor_cores(backend):
@@ -219,9 +256,9 @@ def test_nan_and_infinity_reach_the_tensor_cores(backend):
     a = np.array([[1, 2], [np.nan, 1], [np.inf, 1], [-np.inf, 1], [1e30, 1]], np.float32)
     a.view(np.uint32)[1, 0] = 0x7F800001  # a NaN that rounding, taken for a number's, would make infinite
     b = np.ones((2, 3), np.float32)
-    for name in ("tf32", "bf16", "fp16"):
-        y = backend.get(gemm(backend.put(a), backend.put(b), version=f"v4_tensor_core_{name}"))
-        large = np.inf if name == "fp16" else rounded(np.float32([1e30]), 10 if name == "tf32" else 7)[0]
+    for name in ("v4_tensor_core_tf32", "v4_tensor_core_bf16", "v4_tensor_core_fp16", "v6_wgmma_tma"):
+        y = backend.get(gemm(backend.put(a), backend.put(b), version=name))
+        large = np.inf if "fp16" in name else rounded(np.float32([1e30]), 7 if "bf16" in name else 10)[0]
         np.testing.assert_array_equal(y[:, 0], np.float32([3, np.nan, np.inf, -np.inf, large]))
 
 
