@@ -15,7 +15,7 @@ from .._launch import BOOLS, FLOATS, Instance, Kernel, ceil_div, result, runtime
 from ..activation import activation_backward
 from ..activation.cuda import kind_number
 from . import geometry
-from .hopper import wgmma_tma
+from .hopper import WGMMA_TMA, WGMMA_TWO, wgmma
 
 _TEMPLATES: dict[str, Any] = {"T": FLOATS, "TRANSPOSE_A": BOOLS, "TRANSPOSE_B": BOOLS}
 _PLAIN = Kernel(__file__, "gemm_v1_plain", **_TEMPLATES)
@@ -152,6 +152,7 @@ VERSIONS = {
         "v4_tensor_core_tf32": _pinned(_tensor_core("tf32")),
         "v4_tensor_core_bf16": _pinned(_tensor_core("bf16")),
         "v4_tensor_core_fp16": _pinned(_tensor_core("fp16")),
-        "v6_wgmma_tma": lambda *arguments: wgmma_tma(_MAX_Z, *arguments),
+        "v6_wgmma_tma": lambda *arguments: wgmma(WGMMA_TMA, _MAX_Z, *arguments),
+        "v7_wgmma_two": lambda *arguments: wgmma(WGMMA_TWO, _MAX_Z, *arguments),
     }
 }

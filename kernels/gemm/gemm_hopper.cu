@@ -11,6 +11,9 @@
 //                 others multiply by wgmma, which reads both factors from shared memory itself.  A ring of four
 //                 stages lies between them, with two mbarriers each: full (its bytes have come), empty (it has
 //                 been multiplied).
+//   v7_wgmma_two  two warpgroups multiply, and a block owns 128 x 256: each owns 64 rows, and both read the same b.
+//                 A byte of global memory feeds twice as many products; a wgmma of 256 columns reads
+//                 5/8 as much of shared memory for each product as one of 128.
 //
 // The tensor cores sum 8 products in an order of their own, then k ascends.
 //
@@ -21,9 +24,9 @@
 #include "tma.cuh"
 #include "wgmma.cuh"
 
-// ---- v6
+// ---- the ring
 
-// The ring.  A row of a tile is 128 bytes, what the swizzle of 128 bytes takes.
+// A row of a tile is 128 bytes, what the swizzle of 128 bytes takes.
 template <int TILE_M, int TILE_N, int STAGES>
 struct Ring {
   static constexpr int DEPTH = 32, BYTES = (TILE_M + TILE_N) * DEPTH * sizeof(float);
@@ -41,13 +44,12 @@ struct Place {
   }
 };
 
-// Block: five warps and a 64 x 128 tile of y.  Warps 0 to 3, a warpgroup: 16 rows of it each, all columns; a
-// thread holds 64 results, as wgmma.cuh tells.  Warp 4: its first lane begins the copies.
-__global__ void __launch_bounds__(160, 2)
-gemm_v6_wgmma_tma(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b,
-                  const float* __restrict__ bias, float* __restrict__ y, int M, int N, int K, int batch, bool a_many,
-                  bool b_many, int activation) {
-  constexpr int TILE_M = 64, TILE_N = 128, STAGES = 4, MULTIPLIERS = 4;
+// All of a block's work: GROUPS warpgroups multiply, each 64 rows by TILE_N columns, and one warp more copies.
+template <int GROUPS, int TILE_N, int STAGES>
+__device__ __forceinline__ void products(const TensorMap& a, const TensorMap& b, const float* __restrict__ bias,
+                                         float* __restrict__ y, int M, int N, int K, int batch, bool a_many,
+                                         bool b_many, int activation) {
+  constexpr int TILE_M = 64 * GROUPS, MULTIPLIERS = 4 * GROUPS;  // warps
   using Shared = Ring<TILE_M, TILE_N, STAGES>;
   constexpr int DEPTH = Shared::DEPTH;
   Shared& s = block_shared<Shared>();
@@ -82,7 +84,7 @@ gemm_v6_wgmma_tma(const __grid_constant__ TensorMap a, const __grid_constant__ T
     int before = 0;  // the stage of the step before
     for (int step = 0; step < steps; ++step, at.next()) {
       wait(s.full[at.stage], at.parity);  // both tiles have come
-      const uint64_t of_a = matrix_descriptor<128>(s.a[at.stage]), of_b = matrix_descriptor<128>(s.b[at.stage]);
+      const uint64_t of_a = matrix_descriptor<128>(s.a[at.stage][warp / 4 * 64]), of_b = matrix_descriptor<128>(s.b[at.stage]);
       begin_products();
 #pragma unroll
       for (int k = 0; k < DEPTH; k += 8)
@@ -106,4 +108,26 @@ gemm_v6_wgmma_tma(const __grid_constant__ TensorMap a, const __grid_constant__ T
         }
       }
   }
+}
+
+// ---- v6
+
+// Block: five warps and a 64 x 128 tile of y.  Warps 0 to 3, a warpgroup: 16 rows of it each, all columns; a
+// thread holds 64 results, as wgmma.cuh tells.  Warp 4: its first lane begins the copies.
+__global__ void __launch_bounds__(160, 2)
+gemm_v6_wgmma_tma(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b,
+                  const float* __restrict__ bias, float* __restrict__ y, int M, int N, int K, int batch, bool a_many,
+                  bool b_many, int activation) {
+  products<1, 128, 4>(a, b, bias, y, M, N, K, batch, a_many, b_many, activation);
+}
+
+// ---- v7
+
+// Block: nine warps and a 128 x 256 tile of y.  Warps 0 to 3 and 4 to 7: 64 rows of it each, 16 a warp; a thread holds
+// 128 results.  Warp 8: its first lane begins the copies.
+__global__ void __launch_bounds__(288, 1)
+gemm_v7_wgmma_two(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b,
+                  const float* __restrict__ bias, float* __restrict__ y, int M, int N, int K, int batch, bool a_many,
+                  bool b_many, int activation) {
+  products<2, 256, 4>(a, b, bias, y, M, N, K, batch, a_many, b_many, activation);
 }

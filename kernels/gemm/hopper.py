@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,14 +15,30 @@ from .._tensor_map import TensorMap
 from ..activation.cuda import kind_number
 from . import geometry
 
-_WGMMA_TMA = Kernel(Path(__file__).with_name("gemm_hopper.cu"), "gemm_v6_wgmma_tma", architectures=("sm_90a",))
-#: As in the source: the tile of y, the depth of a step, threads of a block.
-_TILE_M, _TILE_N, _DEPTH, _THREADS = 64, 128, 32, 160
-#: Bytes of the ring of four stages and its barriers, in whole kilobytes as its alignment has it.
-_SHARED = 4 * (_TILE_M + _TILE_N) * _DEPTH * 4 + 1024
+_SOURCE = Path(__file__).with_name("gemm_hopper.cu")
+#: As in the source: the depth of a step, and stages of the ring.
+_DEPTH, _STAGES = 32, 4
 
 
-def wgmma_tma(
+class _Version(NamedTuple):
+    """A kernel, its tile of y, and the threads of its block."""
+
+    kernel: Kernel
+    tile_m: int
+    tile_n: int
+    threads: int
+
+    def shared(self) -> int:
+        """Bytes of the ring and its barriers, in whole kilobytes as its alignment has it."""
+        return _STAGES * (self.tile_m + self.tile_n) * _DEPTH * 4 + 1024
+
+
+WGMMA_TMA = _Version(Kernel(_SOURCE, "gemm_v6_wgmma_tma", architectures=("sm_90a",)), 64, 128, 160)
+WGMMA_TWO = _Version(Kernel(_SOURCE, "gemm_v7_wgmma_two", architectures=("sm_90a",)), 128, 256, 288)
+
+
+def wgmma(
+    version: _Version,
     most_z: int,
     a: Any,
     b: Any,
@@ -42,12 +58,12 @@ def wgmma_tma(
     batch = math.prod(g.batch)
     K = max(g.K, 1)  # an empty sum is one over a zero
     of_a, of_b = _k_fastest(a, g.batch, transpose_a), _k_fastest(b, g.batch, not transpose_b)
-    a_map = TensorMap(of_a, (1, _TILE_M, _DEPTH), 128, columns=K, to_tf32=True)
-    b_map = TensorMap(of_b, (1, _TILE_N, _DEPTH), 128, columns=K, to_tf32=True)
+    a_map = TensorMap(of_a, (1, version.tile_m, _DEPTH), 128, columns=K, to_tf32=True)
+    b_map = TensorMap(of_b, (1, version.tile_n, _DEPTH), 128, columns=K, to_tf32=True)
     many = of_a.shape[0] > 1, of_b.shape[0] > 1
-    grid = (ceil_div(g.M, _TILE_M), ceil_div(g.N, _TILE_N), min(batch, most_z))
-    sizes = g.M, g.N, K, batch
-    _WGMMA_TMA(grid, _THREADS, a_map, b_map, bias, y, *sizes, *many, kind_number(activation), shared=_SHARED)
+    grid = (ceil_div(g.M, version.tile_m), ceil_div(g.N, version.tile_n), min(batch, most_z))
+    arguments = a_map, b_map, bias, y, g.M, g.N, K, batch, *many, kind_number(activation)
+    version.kernel(grid, version.threads, *arguments, shared=version.shared())
     return y
 
 

@@ -199,20 +199,22 @@ def untied(shape, seed=0):
     return (random(shape, seed=seed).view(np.uint32) | np.uint32(1)).view(np.float32)
 
 
-# A step is 32 deep and the ring has four stages: one step, a part of one, more than the ring holds; tiles are 64 x 128.
+# A step is 32 deep and the ring has four stages: one step, a part of one, more than the ring holds.  Tiles are 64 x
+# 128 and 128 x 256.
 @pytest.mark.parametrize(
-    ("M", "N", "K"), [(64, 128, 32), (65, 129, 33), (15, 130, 40), (3, 1, 1), (2, 3, 0), (70, 9, 300)]
+    ("M", "N", "K"), [(64, 128, 32), (65, 129, 33), (15, 130, 40), (3, 1, 1), (2, 3, 0), (70, 9, 300), (129, 257, 36)]
 )
+@pytest.mark.parametrize("version", ["v6_wgmma_tma", "v7_wgmma_two"])
 @pytest.mark.parametrize("flags", [(False, False), (True, False), (False, True), (True, True)])
-def test_wgmma_rounds_both_factors_to_tf32(backend, M, N, K, flags):
+def test_wgmma_rounds_both_factors_to_tf32(backend, version, M, N, K, flags):
     """As test_tensor_cores.  With k fastest and rows of 16 bytes the matrices are taken as they are, else copied."""
-    skip_unless_there(backend.name, "gemm", "gemm", "v6_wgmma_tma")
+    skip_unless_there(backend.name, "gemm", "gemm", version)
     a = untied((2, *((K, M) if flags[0] else (M, K))))
     b = untied((N, K) if flags[1] else (K, N), seed=1)
     bias = random((N,), seed=2)
     arguments = backend.put(a), backend.put(b), backend.put(bias)
     with untouched(*arguments):
-        y = gemm(*arguments, transpose_a=flags[0], transpose_b=flags[1], version="v6_wgmma_tma")
+        y = gemm(*arguments, transpose_a=flags[0], transpose_b=flags[1], version=version)
     given = rounded(a, 10), rounded(b, 10), bias
     assert_accurate(backend.get(y), product, *given, *flags, scale=magnitude(*given, *flags))
     if K > 1:
