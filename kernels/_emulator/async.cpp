@@ -21,7 +21,7 @@ namespace {
 
 std::map<const void*, Mbarrier> mbarriers;  // of the block that runs
 std::vector<BulkCopy> landing;
-uint32_t agents;
+uint32_t agents, random;
 constexpr uint32_t MOST_ARRIVALS = (1 << 20) - 1, MOST_BYTES = (1 << 20) - 1;
 
 void complain_of(Mbarrier* barrier, FindingKind kind, const void* place, const void* caller, const char* why) {
@@ -116,6 +116,7 @@ void async_begin_block() {
   mbarriers.clear();
   landing.clear();
   agents = 0;
+  random = turn_order;  // the same in every launch
   agents_of_warps.assign(threads_in_block() / WARP_SIZE + 1, 0);
 }
 
@@ -256,6 +257,8 @@ void mbarrier_wait(void* place, uint32_t parity) {
 void fence_proxy() {
   begin_actors();
   fold_clock(*current);
+  // A later fence covers what an earlier one does, but may not have been seen yet; those before 64 others have been.
+  if (current->fences.size() == 64) current->fences.erase(current->fences.begin());
   current->fences.push_back({barrier_epoch, current->clock[current->lane], current->seen.threads});
   ++current->clock[current->lane];
 }
@@ -390,7 +393,13 @@ BulkCopy plain_copy(void* shared, void* global, uint32_t bytes, const void* call
   copy.caller = caller;
   check_alignment(shared, bytes, 16, of_shared, caller);
   check_alignment(global, bytes, 16, of_shared == READ ? WRITE : READ, caller);
-  check_alignment(reinterpret_cast<void*>(uintptr_t(bytes)), bytes, 16, READ, caller);
+  if (bytes % 16) {
+    if (Finding* f = complain_shared(MISALIGNED, shared, bytes, of_shared, caller)) {
+      f->limit = 16;
+      snprintf(f->detail, sizeof f->detail, "and a bulk copy moves multiples of 16 bytes; these are %u", bytes);
+    }
+    abandon();
+  }
   return copy;
 }
 
@@ -401,8 +410,6 @@ BulkCopy box_copy(const void* shared, const void* map, int rank, const int* at, 
   copy.bytes = bytes_of(copy.box);
   copy.caller = caller;
   check_in_shared(shared, copy.bytes, access, caller, "a bulk copy");
-  // In a variable outside of the arena nothing could be swizzled as on a GPU.
-  if (copy.box.map.swizzle_bytes) check_in_shared(shared, copy.bytes, access, caller, "a bulk copy");
   check_alignment(shared, copy.bytes, 128, access, caller);
   return copy;
 }
@@ -419,7 +426,6 @@ bool async_land() {
         break;
       }
   if (due.empty()) return false;
-  static uint32_t random = 1;
   random = random * 1664525u + 1013904223u;
   const size_t chosen = due[turn_order == 0 ? 0 : turn_order == 1 ? due.size() - 1 : random / 65536 % due.size()];
   const BulkCopy copy = landing[chosen];

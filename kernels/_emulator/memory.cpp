@@ -163,7 +163,7 @@ void check_agents(SharedCell& cell, const void* place, size_t bytes, Access acce
     }
     break;
   }
-  cell.agents_in = NOBODY;
+  agent_reads[cell.agents].clear();
 }
 
 struct SharedPlace {

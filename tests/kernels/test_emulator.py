@@ -438,6 +438,8 @@ CASES = [
          [("LOST LOAD", (0, 0, 0), "")]),
     Case("bulk", "misaligned_load", floats(32), (1, LANES), KINDS[4], "byte 4",
          [("CROOKED LOAD", (0, 0, 0), "writes")]),
+    Case("bulk", "odd_bytes", floats(32), (1, LANES), KINDS[4], "multiples of 16 bytes; these are 120",
+         [("ODD", (0, 0, 0), "writes")]),
     Case(
         "bulk", "stores_without_a_fence", lambda gpu: (gpu.empty(32),), (0, LANES), KINDS[21], "byte ",
         [("WRITTEN", None, "writes"), ("STORE", (0, 0, 0), "reads")],
@@ -485,6 +487,14 @@ CASES = [
         "wgmma", "operand_in_global_memory",
         lambda gpu: (gpu.array(np.ones((64, 32)), np.float32), gpu.empty((64, 64))), (1, TIMES_8), KINDS[2],
         "wgmma takes shared memory alone", [("ELSEWHERE", None, "reads")], block=128,
+    ),
+    Case(
+        "wgmma", "operand_in_a_variable", lambda gpu: (gpu.empty((64, 64)),), (0, TIMES_8), KINDS[2],
+        "the emulator's wgmma reads what block_shared() gave", [("VARIABLE", None, "reads")], block=128,
+    ),
+    Case(
+        "wgmma", "operand_between_patterns", lambda gpu: (gpu.empty((64, 64)),), (0, TIMES_8), KINDS[4], "byte 128",
+        [("BETWEEN", None, "reads")], block=128,
     ),
     Case(
         "wgmma", "descriptor_too_wide", lambda gpu: (gpu.empty((64, 64)),), (0, TIMES_8), KINDS[2],

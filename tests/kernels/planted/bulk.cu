@@ -127,6 +127,16 @@ __global__ void misaligned_load(const float* x, float* y, int mended) {
   y[threadIdx.x] = s.of[0][0][threadIdx.x];
 }
 
+__global__ void odd_bytes(const float* x, float* y, int mended) {
+  Boxes& s = ready();
+  if (threadIdx.x == 0) {
+    arrive_expect(s.barrier, mended ? 128 : 120);
+    load_bytes(s.of[0], x, mended ? 128 : 120, s.barrier);  // ODD
+  }
+  wait(s.barrier, 0);
+  y[threadIdx.x] = s.of[0][0][threadIdx.x];
+}
+
 // ---- stores
 
 __global__ void stores_without_a_fence(float* y, int mended) {

@@ -161,6 +161,34 @@ __global__ void operand_in_global_memory(const float* x, float* y, int mended) {
   store(y, d);
 }
 
+// What is no part of block_shared() has no address that the emulator's descriptors could hold.
+__global__ void operand_in_a_variable(float* y, int mended) {
+  __shared__ __align__(1024) float own[64][32];
+  Operands& s = filled();
+  for (int i = threadIdx.x; i < 64 * 32; i += 128) own[i / 32][i % 32] = 1;
+  fence_async_proxy();
+  __syncthreads();
+  float d[32] = {};
+  begin_products();
+  multiply_group(Tf32(), d, matrix_descriptor<128>(mended ? s.a : own), matrix_descriptor<128>(s.b), true);  // VARIABLE
+  commit_products();
+  wait_products<0>(d);
+  store(y, d);
+}
+
+// It begins neither at a multiple of eight rows nor within the first.
+__global__ void operand_between_patterns(float* y, int mended) {
+  Operands& s = filled();
+  fence_async_proxy();
+  __syncthreads();
+  float d[32] = {};
+  begin_products();
+  multiply_group(Tf32(), d, matrix_descriptor<128>(mended ? s.a[0] : s.a[1]), matrix_descriptor<128>(s.b), true);  // BETWEEN
+  commit_products();
+  wait_products<0>(d);
+  store(y, d);
+}
+
 // Beyond the block's own: the second matrix has 128 rows, and its descriptor says more bytes from eight to eight.
 __global__ void descriptor_too_wide(float* y, int mended) {
   Operands& s = filled();
