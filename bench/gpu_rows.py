@@ -191,7 +191,8 @@ def _gemm(name: str, shape: shapes.Gemm, timer: Timer, peers: Sequence[str]) -> 
 
 def _gemm_tf32(name: str, shape: shapes.Gemm, timer: Timer, peers: Sequence[str]) -> Work:
     """Both round the factors to 10 bits of fraction on the tensor cores."""
-    work = on_gpu(kernels.gemm_work(name, shape, [OURS, *([TORCH] if TORCH in peers else [])]), timer)
+    versions = [("gemm", version) for version in versions_of("gemm", "gemm") if version.endswith("_tf32")]
+    work = on_gpu(kernels.gemm_work(name, shape, [OURS, *([TORCH] if TORCH in peers else [])]), timer, versions)
     for one in work.contestants:
         one.call = _torch_tf32(one.call) if one.name == TORCH else _our_tf32(one.call)
         one.result = partial(_result, one.call, one.inputs[0], _host_of(one.name))

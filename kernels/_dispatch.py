@@ -193,7 +193,7 @@ class backend(_Setting):
 
 
 #: What :class:`precision` takes.
-PRECISIONS = ("float32", "tf32", "bf16", "fp16")
+PRECISIONS = ("float32", "float32_split", "tf32", "bf16", "fp16")
 
 
 class precision(_Setting):
@@ -201,12 +201,15 @@ class precision(_Setting):
 
     On a GPU whose tensor cores do it, both factors are rounded on their way to the multiplication, to
 
-    ============  ===========================================================
-    ``float32``   nothing: the default
-    ``tf32``      10 bits of fraction, the range of float32
-    ``bf16``      7 bits of fraction, the range of float32
-    ``fp16``      10 bits of fraction; beyond 65504 infinity, below 6e-8 zero
-    ============  ===========================================================
+    =================  ===========================================================
+    ``float32``        nothing: the default
+    ``float32_split``  nothing, but as the sum of three numbers that tensor cores
+                       take, where that is faster: the accuracy of float32, other
+                       bits; docs/kernels/gemm.md has its error and its range
+    ``tf32``           10 bits of fraction, the range of float32
+    ``bf16``           7 bits of fraction, the range of float32
+    ``fp16``           10 bits of fraction; beyond 65504 infinity, below 6e-8 zero
+    =================  ===========================================================
 
     and the products are summed in float32; arrays stay float32.  It is a permission: kernels that do not
     use it, and the backends of the CPU, compute as exactly as ever.  float64 is not touched.

@@ -71,6 +71,21 @@ __device__ __forceinline__ uint32_t pack(Fp16, float low, float high) {
 #endif
 }
 
+// Each of two numbers as a sum of three in bf16: the nearest one to it, the nearest one to what is missing, and again.
+// 3 times 8 bits hold float32's 24.  The sum is exact from 2^-103 on; below, a difference that is no normal number may
+// be taken for 0, an error of at most 2^-126.  From BEYOND_BF16 on bf16 is infinite, and for that, and for infinity and
+// NaN, the parts say nothing.
+__device__ __forceinline__ void split(uint32_t (&part)[3], float low, float high) {
+#pragma unroll
+  for (int p = 0; p < 3; ++p) {
+    part[p] = pack(Bf16(), low, high);
+    low -= __uint_as_float(part[p] << 16);  // exact: both are multiples of the last place of `low`, and close
+    high -= __uint_as_float(part[p] & 0xffff0000u);
+  }
+}
+constexpr uint32_t BEYOND_BF16 = 0x7f7f8000u;  // 2^128 - 2^119
+__device__ __forceinline__ bool can_be_split(float x) { return (__float_as_uint(x) & 0x7fffffffu) < BEYOND_BF16; }
+
 // ---- reading fragments of 16-bit matrices from shared memory
 
 // Four 8 x 8 matrices.  Lane l names the row l % 8 of matrix l / 8, 16 bytes at a multiple of 16; r[i] receives

@@ -1,9 +1,10 @@
-"""Launcher of gemm.cu: grids, and which version for which shape."""
+"""Launcher of gemm.cu and gemm_tensor_core.cu: grids, and which version for which shape."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,26 +12,33 @@ import numpy as np
 from .._devices import device_of
 from .._dispatch import current_choice
 from .._errors import BackendError
-from .._launch import BOOLS, FLOATS, Instance, Kernel, ceil_div, result, runtime_of
+from .._launch import BOOLS, FLOATS, Instance, Kernel, architecture, ceil_div, result, runtime_of
 from ..activation import activation_backward
 from ..activation.cuda import kind_number
-from . import geometry
+from . import Geometry, geometry
 from .hopper import WGMMA_TMA, WGMMA_TWO, wgmma
 
 _TEMPLATES: dict[str, Any] = {"T": FLOATS, "TRANSPOSE_A": BOOLS, "TRANSPOSE_B": BOOLS}
 _PLAIN = Kernel(__file__, "gemm_v1_plain", **_TEMPLATES)
 _SMEM_TILE = Kernel(__file__, "gemm_v2_smem_tile", **_TEMPLATES)
 _REGISTER_TILE = Kernel(__file__, "gemm_v3_register_tile", **_TEMPLATES, VECTOR=BOOLS)
-#: The template argument PRECISION of gemm.cu.
+_TENSOR_CORES = Path(__file__).with_name("gemm_tensor_core.cu")
+#: The template argument PRECISION of gemm_tensor_core.cu.
 _PRECISIONS = {"tf32": 0, "bf16": 1, "fp16": 2}
-_TENSOR_CORE = Kernel(
-    __file__,
-    "gemm_v4_tensor_core",
-    PRECISION=_PRECISIONS.values(),
-    TRANSPOSE_A=BOOLS,
-    TRANSPOSE_B=BOOLS,
-    VECTOR=BOOLS,
+#: The sides that a block's tile of y may have there.
+_SIDES = (64, 128)
+_TRANSPOSES: dict[str, Any] = {"TRANSPOSE_A": BOOLS, "TRANSPOSE_B": BOOLS}
+_TENSOR_CORE = Kernel(_TENSOR_CORES, "gemm_v4_tensor_core", PRECISION=_PRECISIONS.values(), **_TRANSPOSES, VECTOR=BOOLS)
+_PIPELINED = Kernel(
+    _TENSOR_CORES, "gemm_v5_tensor_core_pipelined", PRECISION=_PRECISIONS.values(), TILE=_SIDES, **_TRANSPOSES
 )
+_SPLIT = Kernel(_TENSOR_CORES, "gemm_v6_bf16_split", TILE=_SIDES, **_TRANSPOSES)
+#: So many blocks keep a GPU busy: the multiprocessors of an A100.
+_ENOUGH_BLOCKS = 108
+#: Where six products of bf16 parts should take less time than one of float32: the tensor cores of these do 16 and 15
+#: times as many operations a second as the rest of the processor, those of sm_86 and sm_89 at most 4 times.  By data
+#: sheets, not by measurement; nothing is known yet of mma.sync on sm_100.
+_SPLIT_PAYS = (80, 90)
 
 #: A grid has at most so many blocks along z; the kernels loop over the rest of the batch.
 _MAX_Z = 65535
@@ -65,6 +73,24 @@ def _tensor_core(precision: str) -> Callable[..., _Plan]:
     return plan
 
 
+def _pipelined(precision: str, side: int) -> Callable[..., _Plan]:
+    def plan(a: Any, b: Any, transposes: tuple[bool, bool]) -> _Plan:
+        if a.dtype != np.float32:
+            raise BackendError(f"gemm: the tensor cores' {precision} takes float32; got {a.dtype}")
+        return _Plan(_PIPELINED[_PRECISIONS[precision], side, *transposes], side, 2 * side)
+
+    return plan
+
+
+def _split(side: int) -> Callable[..., _Plan]:
+    def plan(a: Any, b: Any, transposes: tuple[bool, bool]) -> _Plan:
+        if a.dtype != np.float32:
+            raise BackendError(f"gemm: the split into bf16 takes float32; got {a.dtype}")
+        return _Plan(_SPLIT[side, *transposes], side, 2 * side)
+
+    return plan
+
+
 def _loads_vectors(a: Any, b: Any) -> bool:
     """16-byte loads need both matrices, and each of their rows, to start at a multiple of 16 bytes."""
     address = runtime_of(a).address
@@ -85,7 +111,7 @@ def _run(
     y = result(out, a, g.y_shape)
     a, a_step = _batched(a, g.batch)
     b, b_step = _batched(b, g.batch)
-    kernel, tile, block = (version or _default(g.M, g.N, a.dtype))(a, b, (transpose_a, transpose_b))
+    kernel, tile, block = (version or _default(g, a))(a, b, (transpose_a, transpose_b))
     batch = math.prod(g.batch)
     grid = (ceil_div(g.M, tile), ceil_div(g.N, tile), min(batch, _MAX_Z))
     kernel(grid, block, a, b, bias, y, g.M, g.N, g.K, batch, a_step, b_step, kind_number(activation))
@@ -107,12 +133,21 @@ def _batched(matrix: Any, batch: tuple[int, ...]) -> tuple[Any, int]:
     return module.ascontiguousarray(module.broadcast_to(matrix, (*batch, *matrix.shape[-2:]))), size
 
 
-def _default(M: int, N: int, dtype: Any) -> Callable[..., _Plan]:
-    """Register tiles need a result that fills some of them; of a thin one they waste three quarters."""
-    precision = current_choice().precision
-    if precision != "float32" and dtype == np.float32:
-        return _tensor_core(precision)
-    return _register_tile if min(M, N) > 16 else _smem_tile
+def _default(g: Geometry, a: Any) -> Callable[..., _Plan]:
+    """The version for a product, by bytes and operations alone; nothing here was measured.
+
+    On the tensor cores a block of 128 x 128 reads half as much as four of 64 x 64, but needs a result that makes
+    enough of them.  Register tiles need a result that fills some of them; of a thin one they waste three quarters.
+    """
+    precision, thin = current_choice().precision, min(g.M, g.N) <= 16
+    if precision != "float32" and a.dtype == np.float32:
+        blocks = ceil_div(g.M, 128) * ceil_div(g.N, 128) * math.prod(g.batch)
+        side = 128 if blocks >= _ENOUGH_BLOCKS else 64
+        if precision in _PRECISIONS:
+            return _pipelined(precision, side)
+        if not thin and architecture(a) in _SPLIT_PAYS:  # float32_split
+            return _split(side)
+    return _smem_tile if thin else _register_tile
 
 
 def gemm(
@@ -152,7 +187,13 @@ VERSIONS = {
         "v4_tensor_core_tf32": _pinned(_tensor_core("tf32")),
         "v4_tensor_core_bf16": _pinned(_tensor_core("bf16")),
         "v4_tensor_core_fp16": _pinned(_tensor_core("fp16")),
-        "v6_wgmma_tma": lambda *arguments: wgmma(WGMMA_TMA, _MAX_Z, *arguments),
-        "v7_wgmma_two": lambda *arguments: wgmma(WGMMA_TWO, _MAX_Z, *arguments),
+        **{
+            f"v5_tensor_core_pipelined_{side}_{precision}": _pinned(_pipelined(precision, side))
+            for precision in _PRECISIONS
+            for side in _SIDES
+        },
+        **{f"v6_bf16_split_{side}": _pinned(_split(side)) for side in _SIDES},
+        "v7_wgmma_tma": lambda *arguments: wgmma(WGMMA_TMA, _MAX_Z, *arguments),
+        "v8_wgmma_two": lambda *arguments: wgmma(WGMMA_TWO, _MAX_Z, *arguments),
     }
 }

@@ -12,18 +12,13 @@
 //                      memory, so global reads fall 16-fold, but each multiplication reads two from there
 //   v3_register_tile   a block owns 64 x 64, a thread 4 x 4 in registers: 8 shared reads feed 16
 //                      multiplications; tiles arrive by 16-byte loads where the layout allows (VECTOR)
-//   v4_tensor_core     float32 alone, by choice of a lower precision: a and b are rounded to tf32, bf16 or
-//                      fp16 on their way to the tensor cores, sums stay float32; the next tiles arrive by
-//                      cp.async while these are multiplied
 //
-// In v4 the tensor cores sum 8 (tf32) or 16 products in an order of their own, then k ascends.
+// Those on the tensor cores are in gemm_tensor_core.cu.
 //
 // Sources: Volkov and Demmel, "Benchmarking GPUs to tune dense linear algebra", 2008 (registers hold the
 // result); Nath, Tomov and Dongarra, "An improved MAGMA GEMM for Fermi GPUs", 2010 (two levels of tiles).
 
 #include "activation.cuh"
-#include "async.cuh"
-#include "mma.cuh"
 #include "vector.cuh"
 
 // ---- v1
@@ -175,140 +170,5 @@ gemm_v3_register_tile(const T* __restrict__ a, const T* __restrict__ b, const T*
           y[(i * M + m) * N + n] = activate_one_of_many(activation, value);
         }
       }
-  }
-}
-
-// ---- v4
-
-// A tile of ROWS x DEPTH in shared memory, stored as its matrix is: with k running fastest (ALONG_K) or the
-// rows.  The pitches let the eight g and four t of a fragment's lanes fall into 32 different banks.
-template <int ROWS, int DEPTH, bool ALONG_K>
-struct Tile {
-  static constexpr int FAST = ALONG_K ? DEPTH : ROWS, SLOW = ALONG_K ? ROWS : DEPTH;
-  static constexpr int PITCH = FAST + (ALONG_K ? 4 : 8);
-  alignas(16) float of[SLOW][PITCH];
-
-  __device__ __forceinline__ float at(int row, int k) const { return ALONG_K ? of[row][k] : of[k][row]; }
-
-  // Start copying the tile at (row0, k0) of a matrix of `rows` x K; zeros beyond its edges.
-  template <int THREADS, bool VECTOR>
-  __device__ __forceinline__ void start(const float* __restrict__ matrix, int rows, int K, int row0, int k0) {
-    constexpr int STEP = VECTOR ? 4 : 1;
-    for (int place = threadIdx.x * STEP; place < ROWS * DEPTH; place += THREADS * STEP) {
-      const int fast = place % FAST, slow = place / FAST;
-      const int row = row0 + (ALONG_K ? slow : fast), k = k0 + (ALONG_K ? fast : slow);
-      const bool inside = row < rows && k < K;
-      const int from = ALONG_K ? row * K + k : k * rows + row;
-      copy_async<STEP * 4>(&of[slow][fast], matrix + (inside ? from : 0), inside);
-    }
-  }
-};
-
-// This lane's part of the 16 x DEPTH of a that begins at `row`, and of the DEPTH x 8 of b that begins at column
-// `row`, from k on; DEPTH is 8 for tf32 and 16 for the others.
-template <class TILE>
-__device__ __forceinline__ void fragment_a(Tf32, uint32_t (&a)[4], const TILE& tile, int row, int k, int g, int t) {
-#pragma unroll
-  for (int i = 0; i < 4; ++i) a[i] = to_tf32(tile.at(row + g + i % 2 * 8, k + t + i / 2 * 4));
-}
-template <class TILE>
-__device__ __forceinline__ void fragment_b(Tf32, uint32_t (&b)[2], const TILE& tile, int row, int k, int g, int t) {
-#pragma unroll
-  for (int i = 0; i < 2; ++i) b[i] = to_tf32(tile.at(row + g, k + t + i * 4));
-}
-template <class TYPE, class TILE>
-__device__ __forceinline__ void fragment_a(TYPE type, uint32_t (&a)[4], const TILE& tile, int row, int k, int g, int t) {
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const int m = row + g + i % 2 * 8, first = k + 2 * t + i / 2 * 8;
-    a[i] = pack(type, tile.at(m, first), tile.at(m, first + 1));
-  }
-}
-template <class TYPE, class TILE>
-__device__ __forceinline__ void fragment_b(TYPE type, uint32_t (&b)[2], const TILE& tile, int row, int k, int g, int t) {
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const int first = k + 2 * t + i * 8;
-    b[i] = pack(type, tile.at(row + g, first), tile.at(row + g, first + 1));
-  }
-}
-
-template <int PRECISION>
-struct TypeOf {
-  using type = Tf32;
-  static constexpr int DEPTH = 8;  // k of one instruction
-};
-template <>
-struct TypeOf<1> {
-  using type = Bf16;
-  static constexpr int DEPTH = 16;
-};
-template <>
-struct TypeOf<2> {
-  using type = Fp16;
-  static constexpr int DEPTH = 16;
-};
-
-// Block: 4 warps and a 64 x 64 tile of y.  Warp: 32 x 32 of it, as 2 x 4 results of 16 x 8.  PRECISION: 0 tf32,
-// 1 bf16, 2 fp16.  VECTOR as in v3.
-template <int PRECISION, bool TRANSPOSE_A, bool TRANSPOSE_B, bool VECTOR>
-__global__ void __launch_bounds__(128, 4)  // see v3
-gemm_v4_tensor_core(const float* __restrict__ a, const float* __restrict__ b, const float* __restrict__ bias,
-                    float* __restrict__ y, int M, int N, int K, int batch, int a_step, int b_step, int activation) {
-  constexpr int TILE = 64, DEPTH = 16, THREADS = 128;
-  using Type = typename TypeOf<PRECISION>::type;
-  struct Shared {
-    Tile<TILE, DEPTH, !TRANSPOSE_A> a[2];
-    Tile<TILE, DEPTH, TRANSPOSE_B> b[2];
-  };
-  Shared& s = block_shared<Shared>();
-  const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, g = lane / 4, t = lane % 4;
-  const int row = warp / 2 * 32, column = warp % 2 * 32;  // of the warp's part
-  const int m0 = blockIdx.x * TILE, n0 = blockIdx.y * TILE;
-
-  for (int i = blockIdx.z; i < batch; i += gridDim.z) {
-    const float* ai = a + i * a_step;
-    const float* bi = b + i * b_step;
-    float sum[2][4][4] = {};
-    if (K > 0) {
-      s.a[0].template start<THREADS, VECTOR>(ai, M, K, m0, 0);
-      s.b[0].template start<THREADS, VECTOR>(bi, N, K, n0, 0);
-      commit_copies();
-    }
-    for (int k0 = 0, stage = 0; k0 < K; k0 += DEPTH, stage ^= 1) {
-      wait_copies<0>();
-      __syncthreads();  // everyone's copies into this stage have arrived; nobody reads the other stage any more
-      if (k0 + DEPTH < K) {
-        s.a[stage ^ 1].template start<THREADS, VECTOR>(ai, M, K, m0, k0 + DEPTH);
-        s.b[stage ^ 1].template start<THREADS, VECTOR>(bi, N, K, n0, k0 + DEPTH);
-        commit_copies();
-      }
-#pragma unroll
-      for (int k = 0; k < DEPTH; k += TypeOf<PRECISION>::DEPTH) {
-        uint32_t of_a[2][4], of_b[4][2];
-#pragma unroll
-        for (int r = 0; r < 2; ++r) fragment_a(Type(), of_a[r], s.a[stage], row + r * 16, k, g, t);
-#pragma unroll
-        for (int c = 0; c < 4; ++c) fragment_b(Type(), of_b[c], s.b[stage], column + c * 8, k, g, t);
-#pragma unroll
-        for (int r = 0; r < 2; ++r)
-#pragma unroll
-          for (int c = 0; c < 4; ++c) multiply(Type(), sum[r][c], of_a[r], of_b[c]);
-      }
-    }
-    __syncthreads();  // everyone has multiplied before the next product's copies overwrite the first stage
-#pragma unroll
-    for (int r = 0; r < 2; ++r)
-#pragma unroll
-      for (int c = 0; c < 4; ++c)
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const int m = m0 + row + r * 16 + g + e / 2 * 8, n = n0 + column + c * 8 + 2 * t + e % 2;
-          if (m < M && n < N) {
-            float value = sum[r][c][e];
-            if (bias != nullptr) value += bias[n];
-            y[(i * M + m) * N + n] = activate_one_of_many(activation, value);
-          }
-        }
   }
 }

@@ -196,14 +196,14 @@ def sources() -> list[Path]:
 def users_of(path: Path) -> list[str]:
     """The operations whose sources include ``path``, directly or not; the quickest tests first."""
     if path.suffix == ".cu":
-        return [path.stem]
+        return [path.parent.name]
 
     def includes(text: str) -> set[str]:
         direct = set(re.findall(r'#include "(\w+\.cuh)"', text))
         return direct.union(*(includes((ROOT / "kernels/_cuda" / name).read_text()) for name in direct))
 
     users = [p for p in sorted((ROOT / "kernels").glob("[a-z]*/*.cu")) if path.name in includes(p.read_text())]
-    return [p.stem for p in sorted(users, key=lambda p: p.stat().st_size)]
+    return list(dict.fromkeys(p.parent.name for p in sorted(users, key=lambda p: p.stat().st_size)))
 
 
 # ---- running them

@@ -113,15 +113,18 @@ def test_large_products_keep_their_digits(backend, dtype, M, N, K, flags):
     assert_accurate(multiply(1.0, a, b, trans_a=flags[0], trans_b=flags[1]), one_after_the_other, a, b)
 
 
-# Tiles have sides of 16 and 64 and depths of 16: one below, at and above; 1 is all edge.
+# Tiles have sides of 16, 64 and 128 and depths of 16: one below, at and above; 1 is all edge.
 @pytest.mark.parametrize("version", every_version("gemm", "gemm"))
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    ("M", "N", "K"), [(1, 1, 1), (15, 17, 16), (16, 16, 15), (63, 65, 17), (64, 64, 32), (65, 63, 33), (4, 128, 8)]
+    ("M", "N", "K"),
+    [(1, 1, 1), (15, 17, 16), (16, 16, 15), (63, 65, 17), (64, 64, 32), (65, 63, 33), (4, 128, 8), (129, 127, 34)],
 )
 def test_every_version_at_the_edges_of_its_tiles(backend, version, dtype, M, N, K):
     if version is not None and ("tensor_core" in version or "wgmma" in version):
         pytest.skip("rounds its factors; see test_tensor_cores")
+    if version is not None and "split" in version and dtype == np.float64:
+        pytest.skip("takes float32 alone; see test_tensor_cores_refuse_float64")
     for flags in ((False, False), (True, False), (False, True), (True, True)):
         a = random((2, *((K, M) if flags[0] else (M, K))), dtype)
         b = random((2, *((N, K) if flags[1] else (K, N))), dtype, seed=1)
@@ -158,7 +161,8 @@ def test_every_version_broadcasts_batches(backend, version):
 
 
 @pytest.mark.parametrize("version", every_version("gemm", "gemm"))
-@pytest.mark.parametrize("K", [16, 32, 48])  # one, two and three tiles deep: the last lies in either stage
+# One, two and three tiles deep, of 16 and of 32: the last lies in either stage.
+@pytest.mark.parametrize("K", [16, 32, 48, 96])
 def test_blocks_go_on_to_further_products(backend, version, K, monkeypatch):
     """More products than a grid has layers, which takes 65,535 of them: the limit is lowered."""
     if backend.device.name == "cpu":
@@ -175,23 +179,78 @@ def rounded(x, bits):
     return np.ldexp(np.rint(fraction * 2 ** (bits + 1)) / 2 ** (bits + 1), exponent).astype(np.float32)
 
 
-@pytest.mark.parametrize(("name", "bits"), [("tf32", 10), ("bf16", 7), ("fp16", 10)])
-@pytest.mark.parametrize(("M", "N", "K"), [(64, 64, 16), (65, 63, 17), (15, 130, 40), (3, 1, 1), (2, 3, 0)])
-@pytest.mark.parametrize("flags", [(False, False), (True, False), (False, True), (True, True)])
-def test_tensor_cores(backend, name, bits, M, N, K, flags):
+#: Precisions of the tensor cores, with the bits of fraction that they keep.
+BITS = {"tf32": 10, "bf16": 7, "fp16": 10}
+#: The versions that round to one of them, without its name, and None for the default.
+ROUNDING = [None, "v4_tensor_core", "v5_tensor_core_pipelined_64", "v5_tensor_core_pipelined_128"]
+SPLITS = ["v6_bf16_split_64", "v6_bf16_split_128"]
+FLAGS = [(False, False), (True, False), (False, True), (True, True)]
+
+
+# Around the tiles' sides of 64 and 128 and their depths of 16 and 32; lengths that are multiples of 4, whose rows are
+# read 16 bytes at once, and others; one number; an empty sum.
+@pytest.mark.parametrize("version", ROUNDING)
+@pytest.mark.parametrize("name", BITS)
+@pytest.mark.parametrize(
+    ("M", "N", "K"), [(64, 64, 16), (65, 63, 17), (15, 130, 40), (132, 60, 68), (129, 127, 33), (3, 1, 1), (2, 3, 0)]
+)
+def test_tensor_cores(backend, version, name, M, N, K):
     """They round both factors, and nothing else: products are exact, sums are float32's."""
-    skip_unless_there(backend.name, "gemm", "gemm", f"v4_tensor_core_{name}")
-    a = random((K, M) if flags[0] else (M, K))
-    b = random((N, K) if flags[1] else (K, N), seed=1)
-    bias = random((N,), seed=2)
-    arguments = backend.put(a), backend.put(b), backend.put(bias)
-    with precision(name), untouched(*arguments):
-        y = backend.get(gemm(*arguments, transpose_a=flags[0], transpose_b=flags[1]))
-    given = rounded(a, bits), rounded(b, bits), bias
-    assert_accurate(y, product, *given, *flags, scale=magnitude(*given, *flags))
-    if K > 1:
-        exact = product(a.astype(np.float64), b.astype(np.float64), bias.astype(np.float64), *flags)
-        assert np.abs(y - exact).max() > 2.0**-20, "nothing was rounded"
+    version = version and f"{version}_{name}"
+    skip_unless_there(backend.name, "gemm", "gemm", version or f"v4_tensor_core_{name}")
+    for flags in FLAGS:
+        a = random((K, M) if flags[0] else (M, K))
+        b = random((N, K) if flags[1] else (K, N), seed=1)
+        bias = random((N,), seed=2)
+        arguments = backend.put(a), backend.put(b), backend.put(bias)
+        with precision("float32" if version else name), untouched(*arguments):
+            y = backend.get(gemm(*arguments, transpose_a=flags[0], transpose_b=flags[1], version=version))
+        given = rounded(a, BITS[name]), rounded(b, BITS[name]), bias
+        assert_accurate(y, product, *given, *flags, scale=magnitude(*given, *flags))
+        if K > 1:
+            exact = product(a.astype(np.float64), b.astype(np.float64), bias.astype(np.float64), *flags)
+            assert np.abs(y - exact).max() > 2.0**-20, "nothing was rounded"
+
+
+# More than eight blocks along M, so that there are two bands of them, and several along N.
+@pytest.mark.parametrize("version", ["v4_tensor_core_bf16", "v5_tensor_core_pipelined_64_bf16", "v6_bf16_split_64"])
+@pytest.mark.parametrize(("M", "N"), [(64 * 9 + 1, 65), (64 * 8, 129), (64 * 17, 1)])
+def test_every_block_of_a_large_result_is_written_once(backend, version, M, N):
+    skip_unless_there(backend.name, "gemm", "gemm", version)
+    a, b = np.rint(3 * random((M, 5))), np.rint(3 * random((5, N), seed=1))  # small integers: exact everywhere
+    y = backend.get(gemm(backend.put(a), backend.put(b), version=version))
+    np.testing.assert_array_equal(y, a @ b)
+
+
+@pytest.mark.parametrize("version", [*(f"{v}_bf16" for v in ROUNDING[1:]), *SPLITS])
+def test_a_matrix_that_starts_between_vectors(backend, version):
+    """Its rows are multiples of 16 bytes, but it starts 4 bytes behind one; or the other does, or both."""
+    skip_unless_there(backend.name, "gemm", "gemm", version)
+    M, N, K = 68, 72, 36
+    a, b = np.rint(3 * random((1 + M * K,))), np.rint(3 * random((1 + K * N,), seed=1))
+    for skip_a, skip_b in ((0, 0), (1, 0), (0, 1), (1, 1)):
+        part_a, part_b = slice(skip_a, skip_a + M * K), slice(skip_b, skip_b + K * N)
+        y = gemm(backend.put(a)[part_a].reshape(M, K), backend.put(b)[part_b].reshape(K, N), version=version)
+        np.testing.assert_array_equal(backend.get(y), a[part_a].reshape(M, K) @ b[part_b].reshape(K, N))
+
+
+def test_a_large_result_has_large_blocks(backend, monkeypatch):
+    """The default takes blocks of 128 x 128 where they are enough to keep a GPU busy, and of 64 x 64 elsewhere."""
+    skip_unless_there(backend.name, "gemm", "gemm", SPLITS[0])
+    from rawgrad.kernels.gemm import cuda
+
+    a, b = (backend.put(random(shape)) for shape in ((130, 17), (17, 40)))
+    for least, side in ((3, 64), (2, 128)):  # it makes two blocks of 128 x 128
+        monkeypatch.setattr(cuda, "_ENOUGH_BLOCKS", least)
+        for name, version in (
+            ("tf32", f"v5_tensor_core_pipelined_{side}_tf32"),
+            ("float32_split", f"v6_bf16_split_{side}"),
+        ):
+            with precision(name):
+                plan = cuda._default(geometry(a.shape, b.shape), a)(a, b, (False, False))
+                y = backend.get(gemm(a, b))
+            assert (plan.tile, plan.kernel.values.count(side)) == (side, 1)
+            np.testing.assert_array_equal(y, backend.get(gemm(a, b, version=version)))
 
 
 def untied(shape, seed=0):
@@ -204,7 +263,7 @@ def untied(shape, seed=0):
 @pytest.mark.parametrize(
     ("M", "N", "K"), [(64, 128, 32), (65, 129, 33), (15, 130, 40), (3, 1, 1), (2, 3, 0), (70, 9, 300), (129, 257, 36)]
 )
-@pytest.mark.parametrize("version", ["v6_wgmma_tma", "v7_wgmma_two"])
+@pytest.mark.parametrize("version", ["v7_wgmma_tma", "v8_wgmma_two"])
 @pytest.mark.parametrize("flags", [(False, False), (True, False), (False, True), (True, True)])
 def test_wgmma_rounds_both_factors_to_tf32(backend, version, M, N, K, flags):
     """As test_tensor_cores.  With k fastest and rows of 16 bytes the matrices are taken as they are, else copied."""
@@ -223,12 +282,12 @@ def test_wgmma_rounds_both_factors_to_tf32(backend, version, M, N, K, flags):
 
 
 def test_wgmma_takes_what_is_empty_and_what_is_not_aligned(backend):
-    skip_unless_there(backend.name, "gemm", "gemm", "v6_wgmma_tma")
-    empty = gemm(backend.put(random((0, 5))), backend.put(random((5, 3))), version="v6_wgmma_tma")
+    skip_unless_there(backend.name, "gemm", "gemm", "v7_wgmma_tma")
+    empty = gemm(backend.put(random((0, 5))), backend.put(random((5, 3))), version="v7_wgmma_tma")
     assert empty.shape == (0, 3)
     host = np.rint(3 * random((1 + 6 * 8,)))
     a = backend.put(host)[1:].reshape(6, 8)  # begins 4 bytes behind a multiple of 16
-    y = gemm(a, backend.put(np.eye(8, dtype=np.float32)), version="v6_wgmma_tma")
+    y = gemm(a, backend.put(np.eye(8, dtype=np.float32)), version="v7_wgmma_tma")
     np.testing.assert_array_equal(backend.get(y), host[1:].reshape(6, 8))
 
 
@@ -241,38 +300,123 @@ def test_precision_is_a_permission(backend):
         with precision("float32"):
             assert_accurate(backend.get(gemm(backend.put(a), backend.put(b))), product, a, b)
     assert_accurate(backend.get(doubles), product, a.astype(np.float64), b.astype(np.float64))
-    with pytest.raises(ArgumentError, match="precision must be one of float32, tf32, bf16, fp16; got 'half'"):
+    with pytest.raises(ArgumentError, match="one of float32, float32_split, tf32, bf16, fp16; got 'half'"):
         precision("half")
 
 
-def test_tensor_cores_refuse_float64(backend):
-    skip_unless_there(backend.name, "gemm", "gemm", "v4_tensor_core_tf32")
+@pytest.mark.parametrize(
+    "version", ["v4_tensor_core_tf32", "v5_tensor_core_pipelined_64_tf32", SPLITS[0], "v7_wgmma_tma"]
+)
+def test_tensor_cores_refuse_float64(backend, version):
+    skip_unless_there(backend.name, "gemm", "gemm", version)
     a = backend.put(np.ones((2, 2)))
-    for version in ("v4_tensor_core_tf32", "v6_wgmma_tma"):
-        with pytest.raises(BackendError, match="tf32 takes float32; got float64"):
-            gemm(a, a, version=version)
+    with pytest.raises(BackendError, match=r"(tf32|split into bf16) takes float32; got float64"):
+        gemm(a, a, version=version)
 
 
-def test_nan_and_infinity_reach_the_tensor_cores(backend):
-    skip_unless_there(backend.name, "gemm", "gemm", "v4_tensor_core_tf32")
+@pytest.mark.parametrize(
+    "version", [f"{version}_{name}" for version in ROUNDING[1:] for name in BITS] + ["v7_wgmma_tma"]
+)
+def test_nan_and_infinity_reach_the_tensor_cores(backend, version):
+    skip_unless_there(backend.name, "gemm", "gemm", version)
     a = np.array([[1, 2], [np.nan, 1], [np.inf, 1], [-np.inf, 1], [1e30, 1]], np.float32)
     a.view(np.uint32)[1, 0] = 0x7F800001  # a NaN that rounding, taken for a number's, would make infinite
     b = np.ones((2, 3), np.float32)
-    for name in ("v4_tensor_core_tf32", "v4_tensor_core_bf16", "v4_tensor_core_fp16", "v6_wgmma_tma"):
-        y = backend.get(gemm(backend.put(a), backend.put(b), version=name))
-        large = np.inf if "fp16" in name else rounded(np.float32([1e30]), 7 if "bf16" in name else 10)[0]
-        np.testing.assert_array_equal(y[:, 0], np.float32([3, np.nan, np.inf, -np.inf, large]))
+    y = backend.get(gemm(backend.put(a), backend.put(b), version=version))
+    large = np.inf if "fp16" in version else rounded(np.float32([1e30]), 7 if "bf16" in version else 10)[0]
+    np.testing.assert_array_equal(y[:, 0], np.float32([3, np.nan, np.inf, -np.inf, large]))
 
 
-def test_fp16_at_the_ends_of_its_range(backend):
+@pytest.mark.parametrize("version", ROUNDING[1:])
+def test_fp16_at_the_ends_of_its_range(backend, version):
     """From 65520 on, half way to what would come after its largest number, infinity; below 2^-14 steps of 2^-24."""
-    skip_unless_there(backend.name, "gemm", "gemm", "v4_tensor_core_fp16")
+    skip_unless_there(backend.name, "gemm", "gemm", f"{version}_fp16")
     below, step = np.nextafter(np.float32(65520), np.float32(0)), 2.0**-24
     given = [65504, below, 65520, 65536, -65520, 1024 * step, 1023.5 * step, 1023.25 * step, 0.5 * step, 0.75 * step]
     expected = [65504, 65504, np.inf, np.inf, -np.inf, 1024 * step, 1024 * step, 1023 * step, 0, step]
     b = backend.put(np.ones((1, 1), np.float32))
-    y = backend.get(gemm(backend.put(np.float32([given]).T), b, version="v4_tensor_core_fp16"))
+    y = backend.get(gemm(backend.put(np.float32([given]).T), b, version=f"{version}_fp16"))
     np.testing.assert_array_equal(y[:, 0], np.float32(expected))
+
+
+# ---- float32 in parts
+
+
+def test_parts_are_taken_where_they_pay(backend, monkeypatch):
+    """The permission is used on GPUs with quick tensor cores, for what fills tiles, and for float32 alone."""
+    skip_unless_there(backend.name, "gemm", "gemm", SPLITS[0])
+    from rawgrad.kernels.gemm import cuda
+
+    def chosen(M, N, dtype=np.float32):
+        a, b = backend.put(np.ones((M, 3), dtype)), backend.put(np.ones((3, N), dtype))
+        return cuda._default(geometry(a.shape, b.shape), a)(a, b, (False, False)).kernel.kernel.name
+
+    for gpu, splits in ((80, True), (86, False), (89, False), (90, True), (100, False)):
+        monkeypatch.setattr(cuda, "architecture", lambda _array, gpu=gpu: gpu)
+        with precision("float32_split"):
+            assert chosen(40, 40) == ("gemm_v6_bf16_split" if splits else chosen(40, 40, np.float64))
+            assert "split" not in chosen(16, 40) + chosen(40, 16) + chosen(40, 40, np.float64)
+        assert "split" not in chosen(40, 40)
+
+
+@pytest.mark.parametrize("version", SPLITS)
+@pytest.mark.parametrize("K", [1, 16, 400])
+@pytest.mark.parametrize("decades", [0, 8])
+def test_parts_are_as_accurate_as_float32(backend, version, K, decades):
+    """Against float64, in units of the absolute products: not less than sums of float32 products, one by one."""
+    skip_unless_there(backend.name, "gemm", "gemm", version)
+    rng = np.random.default_rng(0)
+    a, b = (
+        (10 ** rng.uniform(-decades, decades, s) * rng.standard_normal(s)).astype(np.float32)
+        for s in ((40, K), (K, 40))
+    )
+    exact, unit = a.astype(np.float64) @ b.astype(np.float64), magnitude(a, b) * 2.0**-24
+
+    def error(version):
+        return np.max(np.abs(backend.get(gemm(backend.put(a), backend.put(b), version=version)) - exact) / unit)
+
+    # One product is rounded once, by at most 1, and what is left out of it is at most as much.
+    assert error(version) <= (2 if K == 1 else error("v1_plain"))
+
+
+@pytest.mark.parametrize("version", SPLITS)
+def test_parts_hold_all_digits(backend, version):
+    """Numbers times 1: from 2^-103 to the largest one exactly, and below with an error of at most 2^-126."""
+    skip_unless_there(backend.name, "gemm", "gemm", version)
+    rng = np.random.default_rng(0)
+    numbers = np.ldexp(rng.uniform(1, 2, 200) * rng.choice([-1, 1], 200), rng.integers(-103, 128, 200))
+    largest, least = np.finfo(np.float32).max, np.float32(2.0**-103)
+    ends = [largest, -largest, 2.0**128 - 2.0**119, np.nextafter(np.float32(2.0**128 - 2.0**119), np.float32(0)), least]
+    exact = np.float32([*numbers, *ends, np.nextafter(least, np.float32(1)), 0.0])
+    one = backend.put(np.ones((1, 1), np.float32))
+    for x in (exact[:-7], exact):  # alone, and beside what cannot be split
+        np.testing.assert_array_equal(backend.get(gemm(backend.put(x[:, None]), one, version=version))[:, 0], x)
+        np.testing.assert_array_equal(backend.get(gemm(one, backend.put(x[None]), version=version))[0], x)
+    tiny = np.float32(np.ldexp(rng.uniform(1, 2, 200), rng.integers(-140, -103, 200)))
+    y = backend.get(gemm(backend.put(tiny[:, None]), one, version=version))[:, 0]
+    assert np.max(np.abs(y.astype(np.float64) - tiny)) <= 2.0**-126
+
+
+@pytest.mark.parametrize("version", SPLITS)
+@pytest.mark.parametrize("k", [0, 15, 16, 40])  # in the first tile, in the second, in the last
+@pytest.mark.parametrize("of_a", [True, False])
+def test_what_has_no_parts(backend, version, k, of_a):
+    """An infinity times 1 is infinite though 1's second part is 0; times 0 it is NaN; other rows are not touched."""
+    skip_unless_there(backend.name, "gemm", "gemm", version)
+    a = np.rint(3 * random((70, 41)))
+    b = np.rint(3 * random((41, 66), seed=1))
+    factor = a if of_a else b.T
+    factor[:5, k] = [np.inf, -np.inf, np.nan, np.finfo(np.float32).max, 2.0**127]
+    factor.view(np.uint32)[5, k] = 0x7F800001  # a NaN that lies in its lowest bit alone
+    (b if of_a else a.T)[k] = np.resize([1, 0, -2, 3], 66 if of_a else 70)
+    with np.errstate(invalid="ignore", over="ignore"):
+        expected = product(a, b)
+    y = backend.get(gemm(backend.put(a), backend.put(b), version=version))
+    affected = expected[:6] if of_a else expected[:, :6].T
+    assert np.isnan(affected[0]).any() and np.isinf(affected[0]).any() and np.isnan(affected[2:6:3]).all()
+    finite = np.isfinite(expected)
+    np.testing.assert_array_equal(y[~finite], expected[~finite])
+    np.testing.assert_allclose(y[finite], expected[finite], rtol=1e-6)
 
 
 def test_agrees_with_torch(backend):
