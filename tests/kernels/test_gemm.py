@@ -392,6 +392,8 @@ def test_parts_hold_all_digits(backend, version):
     for x in (exact[:-7], exact):  # alone, and beside what cannot be split
         np.testing.assert_array_equal(backend.get(gemm(backend.put(x[:, None]), one, version=version))[:, 0], x)
         np.testing.assert_array_equal(backend.get(gemm(one, backend.put(x[None]), version=version))[0], x)
+    for end in exact[-7:]:  # each alone: whether it can be split is asked of all that a block holds
+        assert backend.get(gemm(backend.put(end.reshape(1, 1)), one, version=version))[0, 0] == end
     tiny = np.float32(np.ldexp(rng.uniform(1, 2, 200), rng.integers(-140, -103, 200)))
     y = backend.get(gemm(backend.put(tiny[:, None]), one, version=version))[:, 0]
     assert np.max(np.abs(y.astype(np.float64) - tiny)) <= 2.0**-126
