@@ -85,7 +85,7 @@ def cut_off(x: np.ndarray) -> np.ndarray:
 
 
 def split_and_cut_off(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """As v6 does it, with tensor cores that cut off after each multiplication of 16 by 16."""
+    """As v9 does it, with tensor cores that cut off after each multiplication of 16 by 16."""
     y = np.zeros((a.shape[0], b.shape[1]), np.float32)
     of_a, of_b = parts(a), parts(b)
     for k in range(0, a.shape[1], 16):
@@ -101,7 +101,7 @@ def split_and_cut_off(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 PRODUCTS: dict[str, Product] = {
     "v3_register_tile": of_version("v3_register_tile"),
     "fused": fused,
-    "v6_bf16_split": of_version("v6_bf16_split_64"),
+    "v9_bf16_split": of_version("v9_bf16_split_64"),
     "split, cut off": split_and_cut_off,
 }
 

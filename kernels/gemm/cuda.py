@@ -30,9 +30,9 @@ _SIDES = (64, 128)
 _TRANSPOSES: dict[str, Any] = {"TRANSPOSE_A": BOOLS, "TRANSPOSE_B": BOOLS}
 _TENSOR_CORE = Kernel(_TENSOR_CORES, "gemm_v4_tensor_core", PRECISION=_PRECISIONS.values(), **_TRANSPOSES, VECTOR=BOOLS)
 _PIPELINED = Kernel(
-    _TENSOR_CORES, "gemm_v5_tensor_core_pipelined", PRECISION=_PRECISIONS.values(), TILE=_SIDES, **_TRANSPOSES
+    _TENSOR_CORES, "gemm_v8_tensor_core_pipelined", PRECISION=_PRECISIONS.values(), TILE=_SIDES, **_TRANSPOSES
 )
-_SPLIT = Kernel(_TENSOR_CORES, "gemm_v6_bf16_split", TILE=_SIDES, **_TRANSPOSES)
+_SPLIT = Kernel(_TENSOR_CORES, "gemm_v9_bf16_split", TILE=_SIDES, **_TRANSPOSES)
 #: So many blocks keep a GPU busy: the multiprocessors of an A100.
 _ENOUGH_BLOCKS = 108
 #: Where six products of bf16 parts should take less time than one of float32: the tensor cores of these do 16 and 15
@@ -188,12 +188,12 @@ VERSIONS = {
         "v4_tensor_core_bf16": _pinned(_tensor_core("bf16")),
         "v4_tensor_core_fp16": _pinned(_tensor_core("fp16")),
         **{
-            f"v5_tensor_core_pipelined_{side}_{precision}": _pinned(_pipelined(precision, side))
+            f"v8_tensor_core_pipelined_{side}_{precision}": _pinned(_pipelined(precision, side))
             for precision in _PRECISIONS
             for side in _SIDES
         },
-        **{f"v6_bf16_split_{side}": _pinned(_split(side)) for side in _SIDES},
-        "v7_wgmma_tma": lambda *arguments: wgmma(WGMMA_TMA, _MAX_Z, *arguments),
-        "v8_wgmma_two": lambda *arguments: wgmma(WGMMA_TWO, _MAX_Z, *arguments),
+        **{f"v9_bf16_split_{side}": _pinned(_split(side)) for side in _SIDES},
+        "v10_wgmma_tma": lambda *arguments: wgmma(WGMMA_TMA, _MAX_Z, *arguments),
+        "v11_wgmma_two": lambda *arguments: wgmma(WGMMA_TWO, _MAX_Z, *arguments),
     }
 }

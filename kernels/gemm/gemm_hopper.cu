@@ -6,12 +6,12 @@
 // All matrices are row-major, so that k runs fastest in both factors, as the tensor cores want tf32; the launcher
 // transposes what comes otherwise.  Rounding happens on the way to shared memory, sums stay float32.
 //
-//   v7_wgmma_tma  a block owns 64 x 128 of y.  One warp does nothing but begin copies: the tensor memory accelerator
+//   v10_wgmma_tma  a block owns 64 x 128 of y.  One warp does nothing but begin copies: the tensor memory accelerator
 //                 fetches 64 x 32 of a and 128 x 32 of b by one instruction each, edges included.  The four
 //                 others multiply by wgmma, which reads both factors from shared memory itself.  A ring of four
 //                 stages lies between them, with two mbarriers each: full (its bytes have come), empty (it has
 //                 been multiplied).
-//   v8_wgmma_two  two warpgroups multiply, and a block owns 128 x 256: each owns 64 rows, and both read the same b.
+//   v11_wgmma_two  two warpgroups multiply, and a block owns 128 x 256: each owns 64 rows, and both read the same b.
 //                 A byte of global memory feeds twice as many products; a wgmma of 256 columns reads
 //                 5/8 as much of shared memory for each product as one of 128.
 //
@@ -110,23 +110,23 @@ __device__ __forceinline__ void products(const TensorMap& a, const TensorMap& b,
   }
 }
 
-// ---- v7
+// ---- v10
 
 // Block: five warps and a 64 x 128 tile of y.  Warps 0 to 3, a warpgroup: 16 rows of it each, all columns; a
 // thread holds 64 results, as wgmma.cuh tells.  Warp 4: its first lane begins the copies.
 __global__ void __launch_bounds__(160, 2)
-gemm_v7_wgmma_tma(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b,
+gemm_v10_wgmma_tma(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b,
                   const float* __restrict__ bias, float* __restrict__ y, int M, int N, int K, int batch, bool a_many,
                   bool b_many, int activation) {
   products<1, 128, 4>(a, b, bias, y, M, N, K, batch, a_many, b_many, activation);
 }
 
-// ---- v8
+// ---- v11
 
 // Block: nine warps and a 128 x 256 tile of y.  Warps 0 to 3 and 4 to 7: 64 rows of it each, 16 a warp; a thread holds
 // 128 results.  Warp 8: its first lane begins the copies.
 __global__ void __launch_bounds__(288, 1)
-gemm_v8_wgmma_two(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b,
+gemm_v11_wgmma_two(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b,
                   const float* __restrict__ bias, float* __restrict__ y, int M, int N, int K, int batch, bool a_many,
                   bool b_many, int activation) {
   products<2, 256, 4>(a, b, bias, y, M, N, K, batch, a_many, b_many, activation);

@@ -6,17 +6,17 @@
 //   v4_tensor_core            by choice of a lower precision: a and b are rounded to tf32, bf16 or fp16 on their way to
 //                             the tensor cores, sums stay float32; the next tiles arrive by cp.async while these are
 //                             multiplied
-//   v5_tensor_core_pipelined  the same rounding, once for a block instead of once for each warp that reads a number: the
+//   v8_tensor_core_pipelined  the same rounding, once for a block instead of once for each warp that reads a number: the
 //                             next tiles wait in registers while these are multiplied, and are rounded as they go to
 //                             shared memory, where they take half the bytes (bf16, fp16) and lie as ldmatrix reads them;
 //                             a block owns up to 128 x 128, and blocks that run at once are neighbours
-//   v6_bf16_split             float32's own accuracy: each number is a sum of three in bf16, and of their nine products
+//   v9_bf16_split             float32's own accuracy: each number is a sum of three in bf16, and of their nine products
 //                             the six that count are added up; where a tile holds what cannot be split (infinity, NaN,
 //                             2^128 - 2^119 and more) its products are made outside of the tensor cores
 //
 // The tensor cores sum 8 (tf32) or 16 products in an order of their own, then k ascends.
 //
-// Sources: PTX ISA (mma.sync, ldmatrix, cp.async); for v6 see multiply_split_tiles in mma_tile.cuh.
+// Sources: PTX ISA (mma.sync, ldmatrix, cp.async); for v9 see multiply_split_tiles in mma_tile.cuh.
 
 #include "activation.cuh"
 #include "async.cuh"
@@ -167,7 +167,7 @@ gemm_v4_tensor_core(const float* __restrict__ a, const float* __restrict__ b, co
   }
 }
 
-// ---- v5 and v6: what is on its way from global to shared memory
+// ---- v8 and v9: what is on its way from global to shared memory
 
 // Blocks are started in the order of their numbers, some hundred at once.  In bands of eight rows of blocks, those
 // share eight strips of a and a few of b, which the second-level cache then serves; in rows, each would have its own b.
@@ -226,13 +226,13 @@ struct InFlight {
   }
 };
 
-// ---- v5
+// ---- v8
 
 // Block: TILE x TILE of y (64 or 128), 2 TILE threads.  Warp: TILE / 2 x 32 of it.  PRECISION: 0 tf32, 1 bf16, 2 fp16.
 // A large block fills the registers of an SM alone.
 template <int PRECISION, int TILE, bool TRANSPOSE_A, bool TRANSPOSE_B>
 __global__ void __launch_bounds__(2 * TILE, TILE == 128 ? 1 : 3)
-gemm_v5_tensor_core_pipelined(const float* __restrict__ a, const float* __restrict__ b, const float* __restrict__ bias,
+gemm_v8_tensor_core_pipelined(const float* __restrict__ a, const float* __restrict__ b, const float* __restrict__ bias,
                               float* __restrict__ y, int M, int N, int K, int batch, int a_step, int b_step,
                               int activation) {
   using Number = typename TypeOf<PRECISION>::type;
@@ -283,7 +283,7 @@ gemm_v5_tensor_core_pipelined(const float* __restrict__ a, const float* __restri
   }
 }
 
-// ---- v6
+// ---- v9
 
 // sum += a warp's part of the products of [k0, k_end), read from memory and multiplied in float32.
 template <bool TRANSPOSE_A, bool TRANSPOSE_B, int R, int C>
@@ -314,10 +314,10 @@ __device__ __forceinline__ void multiply_plainly(float (&sum)[R][C][4], const fl
   }
 }
 
-// Block, warp: as in v5.  The tiles of all three parts are half as deep, so that two stages of them fit.
+// Block, warp: as in v8.  The tiles of all three parts are half as deep, so that two stages of them fit.
 template <int TILE, bool TRANSPOSE_A, bool TRANSPOSE_B>
 __global__ void __launch_bounds__(2 * TILE, TILE == 128 ? 1 : 3)
-gemm_v6_bf16_split(const float* __restrict__ a, const float* __restrict__ b, const float* __restrict__ bias,
+gemm_v9_bf16_split(const float* __restrict__ a, const float* __restrict__ b, const float* __restrict__ bias,
                    float* __restrict__ y, int M, int N, int K, int batch, int a_step, int b_step, int activation) {
   constexpr int DEPTH = 16, THREADS = 2 * TILE, R = TILE / 32, C = 4;
   using TileA = SplitTile<TILE, DEPTH, !TRANSPOSE_A>;
@@ -346,7 +346,7 @@ gemm_v6_bf16_split(const float* __restrict__ a, const float* __restrict__ b, con
       next_b.fetch(bi, N, K, n0, 0, vector_b);
       next_a.store(s.a[0]);
       next_b.store(s.b[0]);
-      splits = __syncthreads_and(next_a.can_be_split() && next_b.can_be_split());  // as in v5
+      splits = __syncthreads_and(next_a.can_be_split() && next_b.can_be_split());  // as in v8
     }
     for (int k0 = 0, stage = 0; k0 < K; k0 += DEPTH, stage ^= 1) {
       const bool more = k0 + DEPTH < K;
@@ -365,7 +365,7 @@ gemm_v6_bf16_split(const float* __restrict__ a, const float* __restrict__ b, con
         next_b.store(s.b[stage ^ 1]);
         next_splits = next_a.can_be_split() && next_b.can_be_split();
       }
-      splits = __syncthreads_and(next_splits);  // as in v5
+      splits = __syncthreads_and(next_splits);  // as in v8
     }
     finish(sum, bias, y, i, m0 + row, n0 + column, M, N, lane, activation);
   }

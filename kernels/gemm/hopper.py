@@ -33,8 +33,8 @@ class _Version(NamedTuple):
         return _STAGES * (self.tile_m + self.tile_n) * _DEPTH * 4 + 1024
 
 
-WGMMA_TMA = _Version(Kernel(_SOURCE, "gemm_v7_wgmma_tma", architectures=("sm_90a",)), 64, 128, 160)
-WGMMA_TWO = _Version(Kernel(_SOURCE, "gemm_v8_wgmma_two", architectures=("sm_90a",)), 128, 256, 288)
+WGMMA_TMA = _Version(Kernel(_SOURCE, "gemm_v10_wgmma_tma", architectures=("sm_90a",)), 64, 128, 160)
+WGMMA_TWO = _Version(Kernel(_SOURCE, "gemm_v11_wgmma_two", architectures=("sm_90a",)), 128, 256, 288)
 
 
 def wgmma(

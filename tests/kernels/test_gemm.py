@@ -182,8 +182,8 @@ def rounded(x, bits):
 #: Precisions of the tensor cores, with the bits of fraction that they keep.
 BITS = {"tf32": 10, "bf16": 7, "fp16": 10}
 #: The versions that round to one of them, without its name, and None for the default.
-ROUNDING = [None, "v4_tensor_core", "v5_tensor_core_pipelined_64", "v5_tensor_core_pipelined_128"]
-SPLITS = ["v6_bf16_split_64", "v6_bf16_split_128"]
+ROUNDING = [None, "v4_tensor_core", "v8_tensor_core_pipelined_64", "v8_tensor_core_pipelined_128"]
+SPLITS = ["v9_bf16_split_64", "v9_bf16_split_128"]
 FLAGS = [(False, False), (True, False), (False, True), (True, True)]
 
 
@@ -213,7 +213,7 @@ def test_tensor_cores(backend, version, name, M, N, K):
 
 
 # More than eight blocks along M, so that there are two bands of them, and several along N.
-@pytest.mark.parametrize("version", ["v4_tensor_core_bf16", "v5_tensor_core_pipelined_64_bf16", "v6_bf16_split_64"])
+@pytest.mark.parametrize("version", ["v4_tensor_core_bf16", "v8_tensor_core_pipelined_64_bf16", "v9_bf16_split_64"])
 @pytest.mark.parametrize(("M", "N"), [(64 * 9 + 1, 65), (64 * 8, 129), (64 * 17, 1)])
 def test_every_block_of_a_large_result_is_written_once(backend, version, M, N):
     skip_unless_there(backend.name, "gemm", "gemm", version)
@@ -243,8 +243,8 @@ def test_a_large_result_has_large_blocks(backend, monkeypatch):
     for least, side in ((3, 64), (2, 128)):  # it makes two blocks of 128 x 128
         monkeypatch.setattr(cuda, "_ENOUGH_BLOCKS", least)
         for name, version in (
-            ("tf32", f"v5_tensor_core_pipelined_{side}_tf32"),
-            ("float32_split", f"v6_bf16_split_{side}"),
+            ("tf32", f"v8_tensor_core_pipelined_{side}_tf32"),
+            ("float32_split", f"v9_bf16_split_{side}"),
         ):
             with precision(name):
                 plan = cuda._default(geometry(a.shape, b.shape), a)(a, b, (False, False))
@@ -263,7 +263,7 @@ def untied(shape, seed=0):
 @pytest.mark.parametrize(
     ("M", "N", "K"), [(64, 128, 32), (65, 129, 33), (15, 130, 40), (3, 1, 1), (2, 3, 0), (70, 9, 300), (129, 257, 36)]
 )
-@pytest.mark.parametrize("version", ["v7_wgmma_tma", "v8_wgmma_two"])
+@pytest.mark.parametrize("version", ["v10_wgmma_tma", "v11_wgmma_two"])
 @pytest.mark.parametrize("flags", [(False, False), (True, False), (False, True), (True, True)])
 def test_wgmma_rounds_both_factors_to_tf32(backend, version, M, N, K, flags):
     """As test_tensor_cores.  With k fastest and rows of 16 bytes the matrices are taken as they are, else copied."""
@@ -282,12 +282,12 @@ def test_wgmma_rounds_both_factors_to_tf32(backend, version, M, N, K, flags):
 
 
 def test_wgmma_takes_what_is_empty_and_what_is_not_aligned(backend):
-    skip_unless_there(backend.name, "gemm", "gemm", "v7_wgmma_tma")
-    empty = gemm(backend.put(random((0, 5))), backend.put(random((5, 3))), version="v7_wgmma_tma")
+    skip_unless_there(backend.name, "gemm", "gemm", "v10_wgmma_tma")
+    empty = gemm(backend.put(random((0, 5))), backend.put(random((5, 3))), version="v10_wgmma_tma")
     assert empty.shape == (0, 3)
     host = np.rint(3 * random((1 + 6 * 8,)))
     a = backend.put(host)[1:].reshape(6, 8)  # begins 4 bytes behind a multiple of 16
-    y = gemm(a, backend.put(np.eye(8, dtype=np.float32)), version="v7_wgmma_tma")
+    y = gemm(a, backend.put(np.eye(8, dtype=np.float32)), version="v10_wgmma_tma")
     np.testing.assert_array_equal(backend.get(y), host[1:].reshape(6, 8))
 
 
@@ -305,7 +305,7 @@ def test_precision_is_a_permission(backend):
 
 
 @pytest.mark.parametrize(
-    "version", ["v4_tensor_core_tf32", "v5_tensor_core_pipelined_64_tf32", SPLITS[0], "v7_wgmma_tma"]
+    "version", ["v4_tensor_core_tf32", "v8_tensor_core_pipelined_64_tf32", SPLITS[0], "v10_wgmma_tma"]
 )
 def test_tensor_cores_refuse_float64(backend, version):
     skip_unless_there(backend.name, "gemm", "gemm", version)
@@ -315,7 +315,7 @@ def test_tensor_cores_refuse_float64(backend, version):
 
 
 @pytest.mark.parametrize(
-    "version", [f"{version}_{name}" for version in ROUNDING[1:] for name in BITS] + ["v7_wgmma_tma"]
+    "version", [f"{version}_{name}" for version in ROUNDING[1:] for name in BITS] + ["v10_wgmma_tma"]
 )
 def test_nan_and_infinity_reach_the_tensor_cores(backend, version):
     skip_unless_there(backend.name, "gemm", "gemm", version)
@@ -354,7 +354,7 @@ def test_parts_are_taken_where_they_pay(backend, monkeypatch):
     for gpu, splits in ((80, True), (86, False), (89, False), (90, True), (100, False)):
         monkeypatch.setattr(cuda, "architecture", lambda _array, gpu=gpu: gpu)
         with precision("float32_split"):
-            assert chosen(40, 40) == ("gemm_v6_bf16_split" if splits else chosen(40, 40, np.float64))
+            assert chosen(40, 40) == ("gemm_v9_bf16_split" if splits else chosen(40, 40, np.float64))
             assert "split" not in chosen(16, 40) + chosen(40, 16) + chosen(40, 40, np.float64)
         assert "split" not in chosen(40, 40)
 
