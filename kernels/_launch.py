@@ -122,6 +122,10 @@ class Runtime(Protocol):
         """Ten times the compute capability: 80, 90, …"""
         ...
 
+    def multiprocessors(self) -> int:
+        """How many of them run blocks side by side."""
+        ...
+
 
 def runtime_of(array: Any) -> Runtime:
     """The runtime on which kernels that take ``array`` run; :class:`DeviceError` if there is none."""
@@ -153,6 +157,11 @@ def _first_runtime(array: Any) -> Runtime:
 def architecture(array: Any) -> int:
     """Ten times the compute capability of the GPU that holds ``array``; the emulator says 90."""
     return runtime_of(array).architecture()
+
+
+def multiprocessors(array: Any) -> int:
+    """How many multiprocessors (SMs) the GPU has that holds ``array``; the emulator says 132, as an H100."""
+    return runtime_of(array).multiprocessors()
 
 
 def empty(like: Any, shape: tuple[int, ...] | int, dtype: Any = None) -> Any:

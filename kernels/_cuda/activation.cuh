@@ -88,3 +88,13 @@ __device__ __forceinline__ T activation_gradient(int kind, T grad, T saved, T p 
     default: return grad;
   }
 }
+
+// The same for those kinds whose gradient is a function of y alone and takes no library function; short enough to
+// be unrolled where the whole of the above is not.
+template <class T>
+__device__ __forceinline__ T gradient_by_output(int kind, T grad, T y) {
+  if (kind == RELU) return y <= T(0) ? T(0) : grad;
+  if (kind == SIGMOID) return (T(1) - y) * y * grad;
+  if (kind == TANH) return (T(1) - y * y) * grad;
+  return grad;
+}

@@ -79,6 +79,7 @@ class CudaRuntime:
         self._current_device: Callable[[], int] = cupy.cuda.runtime.getDevice
         self._current_stream: Callable[[], Any] = cupy.cuda.get_current_stream
         self._architectures: dict[int, int] = {}
+        self._multiprocessors: dict[int, int] = {}
         self._modules: dict[tuple[Path, tuple[str, ...], int], Any] = {}
         self._wait = bool(os.environ.get("RAWGRAD_DEBUG"))
 
@@ -88,6 +89,15 @@ class CudaRuntime:
         known = self._architectures.get(number)
         if known is None:
             known = self._architectures[number] = int(self._cupy.cuda.Device(number).compute_capability)
+        return known
+
+    def multiprocessors(self) -> int:
+        """Of the current GPU."""
+        number = self._current_device()
+        known = self._multiprocessors.get(number)
+        if known is None:
+            properties = self._cupy.cuda.runtime.getDeviceProperties(number)
+            known = self._multiprocessors[number] = int(properties["multiProcessorCount"])
         return known
 
     def stream(self) -> int:

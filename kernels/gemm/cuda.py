@@ -12,16 +12,32 @@ import numpy as np
 from .._devices import device_of
 from .._dispatch import current_choice
 from .._errors import BackendError
-from .._launch import BOOLS, FLOATS, Instance, Kernel, architecture, ceil_div, result, runtime_of
+from .._launch import (
+    BOOLS,
+    FLOATS,
+    Instance,
+    Kernel,
+    architecture,
+    ceil_div,
+    empty,
+    multiprocessors,
+    result,
+    runtime_of,
+)
 from ..activation import activation_backward
 from ..activation.cuda import kind_number
 from . import Geometry, geometry
+from .cost import WAYS, choose, slices
 from .hopper import WGMMA_TMA, WGMMA_TWO, wgmma
 
 _TEMPLATES: dict[str, Any] = {"T": FLOATS, "TRANSPOSE_A": BOOLS, "TRANSPOSE_B": BOOLS}
 _PLAIN = Kernel(__file__, "gemm_v1_plain", **_TEMPLATES)
 _SMEM_TILE = Kernel(__file__, "gemm_v2_smem_tile", **_TEMPLATES)
 _REGISTER_TILE = Kernel(__file__, "gemm_v3_register_tile", **_TEMPLATES, VECTOR=BOOLS)
+_WARP_TILE = Kernel(__file__, "gemm_v5_warp_tile", **_TEMPLATES, VECTOR=BOOLS, WIDE=BOOLS)
+_WARPS_SHARE_K = Kernel(__file__, "gemm_v6_warps_share_k", **_TEMPLATES)
+_SUM_SPLITS = Kernel(__file__, "gemm_sum_splits", T=FLOATS)
+_COLUMN_SUMS = Kernel(__file__, "gemm_column_sums", T=FLOATS)
 _TENSOR_CORES = Path(__file__).with_name("gemm_tensor_core.cu")
 #: The template argument PRECISION of gemm_tensor_core.cu.
 _PRECISIONS = {"tf32": 0, "bf16": 1, "fp16": 2}
@@ -45,11 +61,16 @@ _MAX_Z = 65535
 
 
 class _Plan(NamedTuple):
-    """A version for one product: the kernel, the side of its tile of y, and its block."""
+    """A version for one product: the kernel, the side of its tile of y, and its block.
+
+    ``columns`` where the tile is no square.  ``splits`` where the kernel takes slices of K: how many there are.
+    """
 
     kernel: Instance
     tile: int
     block: int | tuple[int, int]
+    columns: int = 0
+    splits: int = 0
 
 
 def _plain(a: Any, b: Any, transposes: tuple[bool, bool]) -> _Plan:
@@ -62,6 +83,35 @@ def _smem_tile(a: Any, b: Any, transposes: tuple[bool, bool]) -> _Plan:
 
 def _register_tile(a: Any, b: Any, transposes: tuple[bool, bool]) -> _Plan:
     return _Plan(_REGISTER_TILE[a.dtype, *transposes, _loads_vectors(a, b)], 64, 256)
+
+
+def _warp_tile(name: str, splits: int = 1) -> Callable[..., _Plan]:
+    def plan(a: Any, b: Any, transposes: tuple[bool, bool]) -> _Plan:
+        # 16 bytes at once are copied of a matrix whose rows in a tile run along memory; of the other, never.
+        along_rows = [matrix for matrix, along in ((a, transposes[0]), (b, not transposes[1])) if along]
+        kernel = _WARP_TILE[a.dtype, *transposes, _loads_vectors(*along_rows), name.endswith("wide")]
+        rows, columns = WAYS[name].tile(a.itemsize)
+        return _Plan(kernel, rows, 128, columns, splits)
+
+    return plan
+
+
+def _warps_share_k(splits: int = 1) -> Callable[..., _Plan]:
+    return lambda a, b, transposes: _Plan(_WARPS_SHARE_K[a.dtype, *transposes], 16, 256, 16, splits)
+
+
+def _split_k(a: Any, b: Any, transposes: tuple[bool, bool]) -> _Plan:
+    """At least two slices, if K has them and two results have less than 2³¹ elements."""
+    g = geometry(a.shape, b.shape, *transposes)
+    name, splits = _chosen(g, a, ("v5_warp_tile_narrow", "v5_warp_tile_wide"))
+    if 2 * math.prod(g.y_shape) < 2**31:
+        splits = max(2, splits)
+    return _warp_tile(name, splits)(a, b, transposes)
+
+
+def _chosen(g: Geometry, like: Any, among: tuple[str, ...] = tuple(WAYS)) -> tuple[str, int]:
+    """The version and the number of slices that the model says."""
+    return choose(g.M, g.N, g.K, math.prod(g.batch), like.itemsize, multiprocessors(like), among)
 
 
 def _tensor_core(precision: str) -> Callable[..., _Plan]:
@@ -91,10 +141,11 @@ def _split(side: int) -> Callable[..., _Plan]:
     return plan
 
 
-def _loads_vectors(a: Any, b: Any) -> bool:
-    """16-byte loads need both matrices, and each of their rows, to start at a multiple of 16 bytes."""
-    address = runtime_of(a).address
-    return all(matrix.shape[-1] * matrix.itemsize % 16 == 0 == address(matrix) % 16 for matrix in (a, b))
+def _loads_vectors(*matrices: Any) -> bool:
+    """16-byte loads need the matrices, and each of their rows, to start at a multiple of 16 bytes."""
+    return all(
+        matrix.shape[-1] * matrix.itemsize % 16 == 0 == runtime_of(matrix).address(matrix) % 16 for matrix in matrices
+    )
 
 
 def _run(
@@ -111,11 +162,30 @@ def _run(
     y = result(out, a, g.y_shape)
     a, a_step = _batched(a, g.batch)
     b, b_step = _batched(b, g.batch)
-    kernel, tile, block = (version or _default(g, a))(a, b, (transpose_a, transpose_b))
-    batch = math.prod(g.batch)
-    grid = (ceil_div(g.M, tile), ceil_div(g.N, tile), min(batch, _MAX_Z))
-    kernel(grid, block, a, b, bias, y, g.M, g.N, g.K, batch, a_step, b_step, kind_number(activation))
+    plan = (version or _default(g, a))(a, b, (transpose_a, transpose_b))
+    batch, kind = math.prod(g.batch), kind_number(activation)
+    blocks = ceil_div(g.M, plan.tile), ceil_div(g.N, plan.columns or plan.tile)
+    sizes = g.M, g.N, g.K, batch, a_step, b_step
+    if plan.splits:
+        _run_slices(plan, blocks, a, b, bias, y, sizes, kind)
+    else:
+        plan.kernel((*blocks, min(batch, _MAX_Z)), plan.block, a, b, bias, y, *sizes, kind)
     return y
+
+
+def _run_slices(
+    plan: _Plan, blocks: tuple[int, int], a: Any, b: Any, bias: Any, y: Any, sizes: tuple[int, ...], kind: int
+) -> None:
+    """Launch a kernel that takes slices of K; of several, add the results in a launch of its own."""
+    M, N, K, batch, *_ = sizes
+    splits, length = slices(K, plan.splits)
+    grid = (*blocks, min(batch * splits, _MAX_Z))
+    if splits == 1:
+        plan.kernel(grid, plan.block, a, b, bias, y, *sizes, kind, 1, length)
+        return
+    partials = empty(y, (batch, splits, M, N))
+    plan.kernel(grid, plan.block, a, b, None, partials, *sizes, kind_number(None), splits, length)
+    _SUM_SPLITS[y.dtype](ceil_div(y.size, 256), 256, partials, bias, y, M * N, N, y.size, splits, kind)
 
 
 def _batched(matrix: Any, batch: tuple[int, ...]) -> tuple[Any, int]:
@@ -134,10 +204,10 @@ def _batched(matrix: Any, batch: tuple[int, ...]) -> tuple[Any, int]:
 
 
 def _default(g: Geometry, a: Any) -> Callable[..., _Plan]:
-    """The version for a product, by bytes and operations alone; nothing here was measured.
+    """The version for a product, by a model (:mod:`.cost`), or by bytes and operations; nothing here was measured.
 
     On the tensor cores a block of 128 x 128 reads half as much as four of 64 x 64, but needs a result that makes
-    enough of them.  Register tiles need a result that fills some of them; of a thin one they waste three quarters.
+    enough of them.
     """
     precision, thin = current_choice().precision, min(g.M, g.N) <= 16
     if precision != "float32" and a.dtype == np.float32:
@@ -147,7 +217,10 @@ def _default(g: Geometry, a: Any) -> Callable[..., _Plan]:
             return _pipelined(precision, side)
         if not thin and architecture(a) in _SPLIT_PAYS:  # float32_split
             return _split(side)
-    return _smem_tile if thin else _register_tile
+    name, splits = _chosen(g, a)
+    if name == "v3_register_tile":
+        return _register_tile
+    return _warps_share_k(splits) if name == "v6_warps_share_k" else _warp_tile(name, splits)
 
 
 def gemm(
@@ -167,12 +240,36 @@ def linear_backward(
     grad: Any, a: Any, b: Any, y: Any, activation: str | None, wanted: tuple[bool, bool, bool]
 ) -> tuple[Any, Any, Any]:
     """The three gradients; see the package's docstring."""
-    h = grad if activation is None else activation_backward(grad, y, activation)
+    h, sums = grad, None
+    if wanted[2]:
+        h, sums = _column_sums(grad, y, activation, activation is not None and (wanted[0] or wanted[1]))
+    elif activation is not None:
+        h = activation_backward(grad, y, activation)
     return (
         gemm(h, b, None, False, False, None, None) if wanted[0] else None,
         gemm(h, a, None, True, False, None, None) if wanted[1] else None,
-        h.sum(axis=0) if wanted[2] else None,
+        sums,
     )
+
+
+def _column_sums(grad: Any, y: Any, activation: str | None, keep: bool) -> tuple[Any, Any]:
+    """h, which is ``grad`` times the slope of the activation, if it is to be kept, and the sums of its columns.
+
+    Where there are many rows, slices of them are summed by blocks of their own, and then the slices.
+    """
+    M, N = grad.shape
+    h = empty(grad, grad.shape) if keep else None
+    across = ceil_div(N, 32)
+    count = max(1, min(ceil_div(M, 256), ceil_div(2 * multiprocessors(grad), max(1, across))))
+    length = max(1, ceil_div(M, count))
+    count = max(1, ceil_div(M, length))
+    kernel, kind = _COLUMN_SUMS[grad.dtype], kind_number(activation)
+    sums = empty(grad, (N,))
+    partials = sums if count == 1 else empty(grad, (count, N))
+    kernel((across, count), (32, 32), grad, y, h, partials, M, N, length, kind)
+    if count > 1:
+        kernel((across, 1), (32, 32), partials, None, None, sums, count, N, count, kind_number(None))
+    return (h if keep else grad), sums
 
 
 def _pinned(version: Callable[..., _Plan]) -> Callable[..., Any]:
@@ -184,6 +281,10 @@ VERSIONS = {
         "v1_plain": _pinned(_plain),
         "v2_smem_tile": _pinned(_smem_tile),
         "v3_register_tile": _pinned(_register_tile),
+        "v5_warp_tile_narrow": _pinned(_warp_tile("v5_warp_tile_narrow")),
+        "v5_warp_tile_wide": _pinned(_warp_tile("v5_warp_tile_wide")),
+        "v6_warps_share_k": _pinned(_warps_share_k()),
+        "v7_split_k": _pinned(_split_k),
         "v4_tensor_core_tf32": _pinned(_tensor_core("tf32")),
         "v4_tensor_core_bf16": _pinned(_tensor_core("bf16")),
         "v4_tensor_core_fp16": _pinned(_tensor_core("fp16")),

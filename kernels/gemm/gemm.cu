@@ -4,21 +4,29 @@
 //   batch  that many independent products; a_step and b_step elements from one to the next (0: the same)
 //
 // All matrices are row-major.  TRANSPOSE_A says that a is stored as (K, M), TRANSPOSE_B that b is stored
-// as (N, K).  Every element of y is summed over k in ascending order, so that the result does not
-// depend on the shape of the grid.
+// as (N, K).  In v1 to v5 every element of y is summed over k in ascending order, so that the result does not
+// depend on the shape of the grid; in v6 and v7 the order is as fixed, in several sums that are then added.
 //
 //   v1_plain           a thread owns one y[m, n] and reads 2 K numbers from global memory for it
 //   v2_smem_tile       a block owns 16 x 16 of y; tiles of a and b are read once per block into shared
 //                      memory, so global reads fall 16-fold, but each multiplication reads two from there
 //   v3_register_tile   a block owns 64 x 64, a thread 4 x 4 in registers: 8 shared reads feed 16
 //                      multiplications; tiles arrive by 16-byte loads where the layout allows (VECTOR)
+//   v5_warp_tile       a thread owns 8 x 16 (float32), fetched by 16-byte reads of shared memory that no two lanes of a
+//                      warp queue for: 6 of them feed 128 multiplications; the tiles after next arrive by cp.async
+//   v6_warps_share_k   for results of few tiles: 16 x 16 of y, over whose k the eight warps of a block share out,
+//                      each with copies of its own under way
+//   v7_split_k         v5 with K cut into slices, blocks for each; a second kernel adds the slices in their order
 //
 // Those on the tensor cores are in gemm_tensor_core.cu.
 //
 // Sources: Volkov and Demmel, "Benchmarking GPUs to tune dense linear algebra", 2008 (registers hold the
-// result); Nath, Tomov and Dongarra, "An improved MAGMA GEMM for Fermi GPUs", 2010 (two levels of tiles).
+// result); Nath, Tomov and Dongarra, "An improved MAGMA GEMM for Fermi GPUs", 2010 (two levels of tiles);
+// NVIDIA's CUTLASS, "Efficient GEMM in CUDA" (tiles of warps, lanes that share reads, slices of K).
 
 #include "activation.cuh"
+#include "async.cuh"
+#include "reduce.cuh"
 #include "vector.cuh"
 
 // ---- v1
@@ -171,4 +179,249 @@ gemm_v3_register_tile(const T* __restrict__ a, const T* __restrict__ b, const T*
         }
       }
   }
+}
+
+// ---- v5
+
+// Start copying the tile of ROWS x DEPTH elements at (row0, k0) of a matrix of `rows` x K to shared memory as
+// tile[k][row]; of k only those below `end`, and zeros beyond.  Rows beyond the matrix repeat its last: what they
+// give is never written.  `thread` is one of THREADS, that share the work.  VECTOR: 16 bytes by one copy where the
+// rows run along memory; where k does (ALONG_K), the tile is transposed on its way, number by number.
+template <int ROWS, int DEPTH, int THREADS, bool ALONG_K, bool VECTOR, class T, int PITCH>
+__device__ __forceinline__ void start_tile(T (&tile)[DEPTH][PITCH], const T* __restrict__ matrix, int rows, int K,
+                                           int end, int row0, int k0, int thread) {
+  constexpr int STEP = VECTOR && !ALONG_K ? Vector<T>::SIZE : 1;
+  constexpr int FAST = ALONG_K ? DEPTH : ROWS / STEP;  // copies that run along memory
+  constexpr int COPIES = ROWS * DEPTH / STEP / THREADS;
+  static_assert(THREADS % FAST == 0 && COPIES * THREADS * STEP == ROWS * DEPTH, "every thread copies as much");
+  const int fast = thread % FAST;
+#pragma unroll
+  for (int i = 0; i < COPIES; ++i) {
+    const int slow = thread / FAST + i * (THREADS / FAST);
+    const int row = ALONG_K ? slow : fast * STEP, k = ALONG_K ? fast : slow;
+    const bool inside = k0 + k < end;
+    const int from_row = min(row0 + row, rows - STEP), from_k = inside ? k0 + k : 0;
+    const int from = ALONG_K ? from_row * K + from_k : from_k * rows + from_row;
+    copy_async<STEP * int(sizeof(T))>(&tile[k][row], &matrix[from], inside);
+  }
+}
+
+// Finish `part`, elements n, n + 1, ... of a row of y, and write it as far as the row goes; 16 bytes at once if
+// `whole` rows of y begin at multiples of 16 bytes.  One function for all parts of a thread: in their places the code
+// would be several times as long as the loop that multiplies.
+template <class T>
+__device__ __noinline__ void finish_row_part(T* row, int n, int N, bool whole, const T* bias, int activation,
+                                             Vector<T> part) {
+#pragma unroll
+  for (int e = 0; e < Vector<T>::SIZE; ++e) {
+    if (bias != nullptr && n + e < N) part.of[e] += bias[n + e];
+    part.of[e] = activate_one_of_many(activation, part.of[e]);
+  }
+  if (whole && n < N) {
+    store_vector(&row[n], part);
+  } else {
+#pragma unroll
+    for (int e = 0; e < Vector<T>::SIZE; ++e)
+      if (n + e < N) row[n + e] = part.of[e];
+  }
+}
+
+// A thread's share is counted in vectors of 16 bytes: OWN_M x OWN_N of them, each of its rows with each of its
+// columns.  The lanes of a warp stand 8 x 4; neighbouring vectors belong to neighbouring lanes, so that one read of
+// all lanes is one run of memory, and the thread's next vector lies behind that run.
+//
+// Block: 4 warps, 2 x 2, and a tile of y: float32 128 x 128 (WIDE) or 128 x 64, float64 half as many rows and
+// columns.  Warp: a quarter of it.  Thread: float32 8 x 16 (WIDE) or 8 x 8, float64 4 x 8 or 4 x 4.
+//
+// K is cut into `splits` slices of `length`, a multiple of DEPTH; each gives a matrix of its own, y[product][slice].
+template <class T, bool TRANSPOSE_A, bool TRANSPOSE_B, bool VECTOR, bool WIDE>
+__global__ void __launch_bounds__(128, WIDE ? 2 : 3)
+gemm_v5_warp_tile(const T* __restrict__ a, const T* __restrict__ b, const T* __restrict__ bias, T* __restrict__ y,
+                  int M, int N, int K, int batch, int a_step, int b_step, int activation, int splits, int length) {
+  constexpr int SIZE = Vector<T>::SIZE, THREADS = 128, DEPTH = 8, STAGES = 3;
+  constexpr int OWN_M = 2, OWN_N = WIDE ? 4 : 2, LANES_M = 8, LANES_N = 4;
+  constexpr int WARP_M = LANES_M * OWN_M * SIZE, WARP_N = LANES_N * OWN_N * SIZE;
+  constexpr int TILE_M = 2 * WARP_M, TILE_N = 2 * WARP_N;
+  // One vector more than a row needs: where a tile is transposed, the 8 k x 4 rows that a warp copies at a time fall
+  // into 32 different banks.
+  struct Shared {
+    alignas(16) T a[STAGES][DEPTH][TILE_M + SIZE];  // [stage][k][m]
+    alignas(16) T b[STAGES][DEPTH][TILE_N + SIZE];  // [stage][k][n]
+  };
+  Shared& s = block_shared<Shared>();
+  const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+  // Lanes that differ in bit 0 read the same of a, those that differ in bit 1 the same of b: only then does an SM
+  // serve 16-byte reads of half a warp at once, not of a quarter.
+  const int lane_m = (lane >> 1 & 1) | (lane >> 2 & 6), lane_n = (lane & 1) | (lane >> 1 & 2);
+  const int own_m = warp / 2 * WARP_M + lane_m * SIZE, own_n = warp % 2 * WARP_N + lane_n * SIZE;
+  const int m0 = blockIdx.x * TILE_M, n0 = blockIdx.y * TILE_N;
+  const bool whole = N % SIZE == 0 && is_vector_aligned(y);
+
+  for (int z = blockIdx.z; z < batch * splits; z += gridDim.z) {
+    const T* ai = a + z / splits * a_step;
+    const T* bi = b + z / splits * b_step;
+    const int first = z % splits * length, end = min(first + length, K);
+    const auto start = [&](int stage, int k0) {  // an empty group where the slice has ended: groups are counted
+      if (k0 < end) {
+        start_tile<TILE_M, DEPTH, THREADS, !TRANSPOSE_A, VECTOR>(s.a[stage], ai, M, K, end, m0, k0, threadIdx.x);
+        start_tile<TILE_N, DEPTH, THREADS, TRANSPOSE_B, VECTOR>(s.b[stage], bi, N, K, end, n0, k0, threadIdx.x);
+      }
+      commit_copies();
+    };
+    T sum[OWN_M * SIZE][OWN_N * SIZE] = {};
+#pragma unroll
+    for (int ahead = 0; ahead < STAGES - 1; ++ahead) start(ahead, first + ahead * DEPTH);
+    for (int k0 = first, stage = 0; k0 < end; k0 += DEPTH) {
+      wait_copies<STAGES - 2>();
+      __syncthreads();  // everyone's copies into this stage have arrived; nobody reads the stage before it any more
+      start(stage == 0 ? STAGES - 1 : stage - 1, k0 + (STAGES - 1) * DEPTH);
+#pragma unroll
+      for (int k = 0; k < DEPTH; ++k) {  // beyond the slice both tiles hold 0
+        Vector<T> of_a[OWN_M], of_b[OWN_N];
+#pragma unroll
+        for (int r = 0; r < OWN_M; ++r) of_a[r] = load_vector(&s.a[stage][k][own_m + r * LANES_M * SIZE]);
+#pragma unroll
+        for (int c = 0; c < OWN_N; ++c) of_b[c] = load_vector(&s.b[stage][k][own_n + c * LANES_N * SIZE]);
+#pragma unroll
+        for (int r = 0; r < OWN_M * SIZE; ++r)
+#pragma unroll
+          for (int c = 0; c < OWN_N * SIZE; ++c)
+            sum[r][c] += of_a[r / SIZE].of[r % SIZE] * of_b[c / SIZE].of[c % SIZE];
+      }
+      stage = stage == STAGES - 1 ? 0 : stage + 1;
+    }
+    __syncthreads();  // everyone has multiplied before the next product's copies overwrite the first stages
+#pragma unroll
+    for (int r = 0; r < OWN_M * SIZE; ++r) {
+      const int m = m0 + own_m + r / SIZE * LANES_M * SIZE + r % SIZE;
+      if (m >= M) continue;
+#pragma unroll
+      for (int c = 0; c < OWN_N; ++c) {
+        Vector<T> part;
+#pragma unroll
+        for (int e = 0; e < SIZE; ++e) part.of[e] = sum[r][c * SIZE + e];
+        finish_row_part(&y[(z * M + m) * N], n0 + own_n + c * LANES_N * SIZE, N, whole, bias, activation, part);
+      }
+    }
+  }
+}
+
+// ---- v6
+
+// Block: 8 warps and a 16 x 16 tile of y.  Warp: all of the tile, for every eighth chunk of DEPTH of k, which it
+// copies to a place of its own, so that no warp waits for another until its sums are ready.  Thread: 4 x 2 of the
+// tile for its warp's k; at the end one element, for which it adds what the warps have, in their order.
+// `splits` and `length` as in v5.
+template <class T, bool TRANSPOSE_A, bool TRANSPOSE_B>
+__global__ void __launch_bounds__(256)
+gemm_v6_warps_share_k(const T* __restrict__ a, const T* __restrict__ b, const T* __restrict__ bias,
+                      T* __restrict__ y, int M, int N, int K, int batch, int a_step, int b_step, int activation,
+                      int splits, int length) {
+  constexpr int TILE = 16, DEPTH = 8, STAGES = 16 / sizeof(T), WARPS = 8, OWN_M = 4, OWN_N = 2;
+  constexpr int PITCH = TILE + Vector<T>::SIZE;  // for the banks, as in v5
+  struct Pieces {
+    alignas(16) T a[DEPTH][PITCH];  // [k][m]
+    alignas(16) T b[DEPTH][PITCH];  // [k][n]
+  };
+  union OfWarp {
+    Pieces pieces[STAGES];
+    T sum[TILE][TILE + 1];  // [m][n]
+  };
+  struct Shared {
+    OfWarp of[WARPS];
+  };
+  Shared& s = block_shared<Shared>();
+  const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+  OfWarp& own = s.of[warp];
+  const int own_m = lane / 8 * OWN_M, own_n = lane % 8 * OWN_N;
+  const int m0 = blockIdx.x * TILE, n0 = blockIdx.y * TILE;
+
+  for (int z = blockIdx.z; z < batch * splits; z += gridDim.z) {
+    const T* ai = a + z / splits * a_step;
+    const T* bi = b + z / splits * b_step;
+    const int first = z % splits * length + warp * DEPTH, end = min(z % splits * length + length, K);
+    const auto start = [&](int stage, int k0) {  // an empty group where the slice has ended: groups are counted
+      if (k0 < end) {
+        start_tile<TILE, DEPTH, WARP, !TRANSPOSE_A, false>(own.pieces[stage].a, ai, M, K, end, m0, k0, lane);
+        start_tile<TILE, DEPTH, WARP, TRANSPOSE_B, false>(own.pieces[stage].b, bi, N, K, end, n0, k0, lane);
+      }
+      commit_copies();
+    };
+    T sum[OWN_M][OWN_N] = {};
+#pragma unroll
+    for (int ahead = 0; ahead < STAGES - 1; ++ahead) start(ahead, first + ahead * WARPS * DEPTH);
+    for (int k0 = first, stage = 0; k0 < end; k0 += WARPS * DEPTH) {
+      wait_copies<STAGES - 2>();
+      __syncwarp();  // all lanes' copies into this stage have arrived; no lane reads the stage before it any more
+      start(stage == 0 ? STAGES - 1 : stage - 1, k0 + (STAGES - 1) * WARPS * DEPTH);
+      const Pieces& pieces = own.pieces[stage];
+#pragma unroll
+      for (int k = 0; k < DEPTH; ++k) {  // beyond the slice both pieces hold 0
+#pragma unroll
+        for (int r = 0; r < OWN_M; ++r)
+#pragma unroll
+          for (int c = 0; c < OWN_N; ++c) sum[r][c] += pieces.a[k][own_m + r] * pieces.b[k][own_n + c];
+      }
+      stage = stage == STAGES - 1 ? 0 : stage + 1;
+    }
+    __syncwarp();  // every lane has multiplied before sums overwrite the warp's pieces
+#pragma unroll
+    for (int r = 0; r < OWN_M; ++r)
+#pragma unroll
+      for (int c = 0; c < OWN_N; ++c) own.sum[own_m + r][own_n + c] = sum[r][c];
+    __syncthreads();  // the sums of all warps are written before anyone adds them up
+    const int row = threadIdx.x / TILE, column = threadIdx.x % TILE;
+    const int m = m0 + row, n = n0 + column;
+    if (m < M && n < N) {
+      T total = s.of[0].sum[row][column];
+#pragma unroll
+      for (int w = 1; w < WARPS; ++w) total += s.of[w].sum[row][column];
+      if (bias != nullptr) total += bias[n];
+      y[(z * M + m) * N + n] = activate(activation, total);
+    }
+    __syncthreads();  // everyone has added before the next product's copies overwrite the sums
+  }
+}
+
+// ---- the end of a split K
+
+// y = activation(sum of the slices, in their order, + bias).  `partials` is (batch, splits, M, N), MN the elements of
+// one product.  Block: 256 elements of y.  Thread: one.
+template <class T>
+__global__ void __launch_bounds__(256)
+gemm_sum_splits(const T* __restrict__ partials, const T* __restrict__ bias, T* __restrict__ y, int MN, int N,
+                int size, int splits, int activation) {
+  const unsigned i = blockIdx.x * 256u + threadIdx.x;  // may pass 2^31 in the last block
+  if (i >= unsigned(size)) return;
+  const T* from = partials + i / MN * (splits * MN) + i % MN;
+  T sum = from[0];
+#pragma unroll 4
+  for (int slice = 1; slice < splits; ++slice) sum += from[slice * MN];
+  if (bias != nullptr) sum += bias[i % N];
+  y[i] = activate(activation, sum);
+}
+
+// ---- for linear_backward
+
+// h = grad times the activation's slope at its result y, and partial sums of h's columns: sums[slice][n] over the
+// slice's `length` rows.  Without y, h is grad; without a place for h it is not written.
+// Block: 32 columns of a slice.  Thread: every 32nd row of one column; one thread of each column adds what they have.
+template <class T>
+__global__ void __launch_bounds__(1024)
+gemm_column_sums(const T* __restrict__ grad, const T* __restrict__ y, T* __restrict__ h, T* __restrict__ sums, int M,
+                 int N, int length, int activation) {
+  struct Shared {
+    ColumnValues<T> values;
+  };
+  Shared& s = block_shared<Shared>();
+  const int n = blockIdx.x * WARP + threadIdx.x;
+  const int first = blockIdx.y * length, end = n < N ? min(first + length, M) : first;
+  const T sum = column_sum<T>(first, end, [&](int row) {
+    const int at = row * N + n;
+    T value = grad[at];
+    if (y != nullptr) value = gradient_by_output(activation, value, y[at]);
+    if (h != nullptr) h[at] = value;
+    return value;
+  }, s.values);
+  if (threadIdx.y == 0 && n < N) sums[blockIdx.y * N + n] = sum;
 }

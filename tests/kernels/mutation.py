@@ -53,7 +53,7 @@ _INITIALISED = re.compile(
 )
 _COMPARISON = re.compile(r"(?<=[\w\])] )(<=|>=|<|>|==|!=)(?= [\w(\-])")
 _TURNED = {"<": "<=", "<=": "<", ">": ">=", ">=": ">", "==": "!=", "!=": "=="}
-_WAITS = ("__syncthreads();", "__syncwarp();", "wait_copies<0>();", "commit_copies();")
+_WAITS = ("__syncthreads();", "__syncwarp();", "wait_copies<0>();", "wait_copies<STAGES - 2>();", "commit_copies();")
 
 
 @dataclass(frozen=True)

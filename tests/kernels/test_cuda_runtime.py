@@ -194,7 +194,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
             CUDARuntimeError=StandInError,
             getDeviceCount=lambda: 2,
             getDevice=lambda: world.gpu,
-            getDeviceProperties=lambda number: {"name": b"Stand-in"},
+            getDeviceProperties=lambda number: {"name": b"Stand-in", "multiProcessorCount": 7},
             deviceSynchronize=wait,
             streamSynchronize=wait,
         ),
@@ -446,6 +446,19 @@ def test_a_gpu_for_which_a_kernel_is_not_made_is_named(world: World, source: Pat
         world.capability = capability
         with pytest.raises(BackendError, match=rf"other is for sm_\w+.*; this GPU is sm_{capability}"):
             Kernel(source, "other", made_for, T=FLOATS)[np.dtype(np.float32)](1, 32, array)
+
+
+def test_each_gpu_says_how_many_multiprocessors_it_has(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    array = StandIn(np.zeros(1, np.float32))
+    assert _launch.multiprocessors(array) == 7
+    asked: list[int] = []
+    runtime: Any = _launch.runtime_of(array)
+    monkeypatch.setattr(
+        runtime._cupy.cuda.runtime, "getDeviceProperties", lambda n: asked.append(n) or {"multiProcessorCount": 9}
+    )
+    assert _launch.multiprocessors(array) == 7 and asked == []
+    world.gpu = 1
+    assert [_launch.multiprocessors(array) for _ in range(2)] == [9, 9] and asked == [1]
 
 
 @pytest.mark.skipif(nvrtc.find(12) is None, reason=f"NVRTC of CUDA 12: {nvrtc.problem()}")

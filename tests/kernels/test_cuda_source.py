@@ -47,6 +47,9 @@ class FakeRuntime:
     def architecture(self) -> int:
         return self.sm
 
+    def multiprocessors(self) -> int:
+        return 7
+
     def stream(self) -> int:
         return self.current
 
@@ -789,7 +792,7 @@ def test_workspaces_and_results(runtime: FakeRuntime, monkeypatch: pytest.Monkey
     assert _launch.result(like, labels, (7,)) is like
     assert _launch.result(None, like, (7,), np.float64).dtype == np.float64
     assert [_launch.ceil_div(a, 4) for a in (0, 1, 4, 5)] == [0, 1, 1, 2]
-    assert _launch.architecture(like) == 80
+    assert _launch.architecture(like) == 80 and _launch.multiprocessors(like) == 7
 
 
 # ---- faults

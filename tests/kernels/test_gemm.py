@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from rawgrad.kernels._dispatch import Operation, precision
 from rawgrad.kernels._errors import ArgumentError, BackendError, DeviceError, DtypeError, ShapeError
 from rawgrad.kernels.gemm import ACTIVATIONS, BY_OUTPUT, gemm, geometry, linear_backward
+from rawgrad.kernels.gemm.cost import DEPTH, WAYS, choose, predicted, slices
 
 DTYPES = [np.float32, np.float64]
 
@@ -133,6 +134,90 @@ def test_every_version_at_the_edges_of_its_tiles(backend, version, dtype, M, N, 
         with untouched(*arguments):
             y = gemm(*arguments, transpose_a=flags[0], transpose_b=flags[1], version=version)
         assert_accurate(backend.get(y), product, a, b, bias, *flags, scale=magnitude(a, b, bias, *flags))
+
+
+# v5 has tiles of 128 x 128, 128 x 64 and half of both, 8 deep, three of them under way; v6 of 16 x 16, whose warps take
+# chunks of 8, one after the other: with K = 300 every warp takes some, four of them five, the last not whole.
+@pytest.mark.parametrize("version", ["v5_warp_tile_narrow", "v5_warp_tile_wide", "v6_warps_share_k", "v7_split_k"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("M", "N", "K"), [(128, 128, 24), (129, 127, 25), (127, 132, 7), (20, 36, 300), (8, 4, 0)])
+def test_larger_tiles_and_shared_sums(backend, version, dtype, M, N, K):
+    skip_unless_there(backend.name, "gemm", "gemm", version)
+    for flags in ((False, False), (True, False), (False, True), (True, True)):
+        a = random((K, M) if flags[0] else (M, K), dtype)
+        b = random((N, K) if flags[1] else (K, N), dtype, seed=1)
+        arguments = backend.put(a), backend.put(b)
+        with untouched(*arguments):
+            y = gemm(*arguments, transpose_a=flags[0], transpose_b=flags[1], version=version)
+        assert_accurate(backend.get(y), product, a, b, None, *flags, scale=magnitude(a, b, None, *flags))
+
+
+# Slices of equal length and not, of one chunk of 8; bias and activation come once, after the last.
+@pytest.mark.parametrize("version", ["v5_warp_tile_wide", "v6_warps_share_k"])
+@pytest.mark.parametrize(("K", "splits", "launched"), [(64, 4, 4), (70, 3, 3), (24, 5, 3), (8, 2, 1)])
+def test_slices_of_K_are_added_in_their_order(backend, version, K, splits, launched, monkeypatch):
+    skip_unless_there(backend.name, "gemm", "gemm", version)
+    monkeypatch.setattr("rawgrad.kernels.gemm.cuda._MAX_Z", 3)
+    monkeypatch.setattr("rawgrad.kernels.gemm.cuda.choose", lambda *arguments: (version, splits))
+    a, b = np.rint(2 * random((2, 18, K))), np.rint(2 * random((2, K, 20), seed=1))  # small integers: exact everywhere
+    bias = np.rint(random((20,), seed=2))
+    assert slices(K, splits)[0] == launched
+    arguments = [backend.put(host) for host in (a, b, bias)]
+    for activation in (None, "relu", "tanh"):
+        y = backend.get(gemm(*arguments, activation=activation))
+        expected = a @ b + bias
+        if activation is None:
+            np.testing.assert_array_equal(y, expected)
+        else:
+            assert_accurate(y, activated(activation), a, b, bias)
+    x = random((18, K))
+    ones = gemm(backend.put(x), backend.put(np.ones((K, 1), np.float32)))
+    if version == "v5_warp_tile_wide":  # within a slice k ascends, and then the slices do
+        length = slices(K, splits)[1]
+        sums = [np.cumsum(x[:, k : k + length], axis=1)[:, -1] for k in range(0, K, length)]
+        np.testing.assert_array_equal(backend.get(ones)[:, 0], np.cumsum(sums, axis=0)[-1])
+
+
+def test_slices_cover_K():
+    for K in (0, 1, 7, 8, 9, 31, 32, 1000, 4097):
+        for wanted in (1, 2, 3, 5, 32):
+            count, length = slices(K, wanted)
+            assert length % DEPTH == 0 and (count - 1) * length < max(1, K) <= max(1, count * length)
+            assert count <= wanted
+
+
+# Why each: the grid fills an H100 by large tiles; by smaller ones; not by any, so that K is cut or warps share it; a
+# row of 2²¹ columns, where small tiles would need more blocks along an axis than there are.
+@pytest.mark.parametrize(
+    ("sizes", "version", "cut"),
+    [
+        ((4096, 4096, 4096), "v5_warp_tile_wide", False),
+        ((2048, 2048, 2048), "v5_warp_tile_wide", False),
+        ((1024, 1024, 1024), "v5_warp_tile_narrow", False),
+        ((256, 256, 16384), "v5_warp_tile", True),
+        ((100, 10, 980), "v6_warps_share_k", False),
+        ((10, 980, 100), "v6_warps_share_k", False),
+        ((100, 100, 980), "v6_warps_share_k", False),
+        ((1, 2**21, 64), "v", False),
+    ],
+)
+def test_what_the_model_chooses_for_an_h100(sizes, version, cut):
+    name, splits = choose(*sizes, 1, 4, 132)
+    assert name.startswith(version) and (splits > 1) == cut
+    assert -(-sizes[1] // WAYS[name].columns) <= 65535
+
+
+def test_the_model_cuts_K_only_as_far_as_the_workspace_goes():
+    for M, N, K, batch in ((64, 64, 2**20, 1), (128, 128, 65536, 300), (8192, 8192, 65536, 1)):
+        splits = choose(M, N, K, batch, 4, 132)[1]
+        assert splits == 1 or batch * M * N * splits <= 2**26
+    assert choose(64, 64, 2**20, 1, 4, 132)[1] > 1
+
+
+def test_more_processors_never_take_longer():
+    for name, way in WAYS.items():
+        times = [predicted(way, 1000, 1000, 1000, 1, 4, processors, 1) for processors in (1, 8, 66, 108, 132, 264)]
+        assert times == sorted(times, reverse=True) and times[0] > 10 * times[-1], name
 
 
 @pytest.mark.parametrize("version", every_version("gemm", "gemm"))
@@ -676,3 +761,31 @@ def test_signatures_are_forgotten_in_time(monkeypatch):
     for n in range(10):
         operation.passes("gemm", (random((n, n)),), device="cpu")
         assert len(operation._passed) <= 3
+
+
+# 600 rows are summed in three slices of 200; 33 columns take two blocks; without `keep` h is not written.
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("activation", [None, *BY_OUTPUT])
+@pytest.mark.parametrize("wanted", [(True, True, True), (False, False, True)])
+def test_sums_of_long_columns(backend, dtype, activation, wanted):
+    rng = np.random.default_rng(3)
+    grad, y = (rng.standard_normal((600, 33)).astype(dtype) for _ in range(2))
+    a, b = rng.standard_normal((600, 3)).astype(dtype), rng.standard_normal((33, 3)).astype(dtype)
+    device = [backend.put(host) for host in (grad, a, b, y)]
+    with untouched(*device):
+        found = linear_backward(*device, activation=activation, wanted=wanted)
+    assert_accurate(
+        backend.get(found[2]), lambda grad, y: slopes(grad, y, activation).sum(axis=0, dtype=grad.dtype), grad, y
+    )
+    if wanted[0]:
+        assert_accurate(backend.get(found[0]), lambda g, y, b: product(slopes(g, y, activation), b), grad, y, b)
+
+
+def test_nan_and_infinity_stay_in_their_column(backend):
+    grad = np.ones((40, 4), np.float32)
+    grad[3, 1], grad[5, 2], grad[6, 3] = np.nan, np.inf, np.nan
+    y = np.ones((40, 4), np.float32)
+    y[6, 3], y[7, 0] = 0, np.nan  # a slope of 0 hides its NaN; that of a NaN is 1, as in the reference
+    arguments = [backend.put(host) for host in (grad, np.ones((40, 2), np.float32), np.ones((4, 2), np.float32), y)]
+    sums = linear_backward(*arguments, activation="relu", wanted=(False, False, True))[2]
+    np.testing.assert_array_equal(backend.get(sums), np.float32([40, np.nan, np.inf, 39]))

@@ -1,0 +1,112 @@
+"""Which version takes a product, and in how many slices of K: what a small model of a GPU says.
+
+The model is of an H100, with the numbers below; no number in it was measured by us.  A product is cut into blocks, one
+for each tile of y and slice of K.  The busiest multiprocessor (SM) has ``n = ceil(blocks / SMs)`` of them, and the
+product takes the longest of
+
+* multiplying: n blocks at the version's share of the SM's peak;
+* waiting: blocks that an SM holds at once wait together, those after them later; a lone block needs so long per k;
+* fetching: what all blocks ask of the L2 cache, at its rate;
+
+then a launch, and if K is cut, a second launch, and the slices' results are written and read besides y.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+from .._launch import ceil_div
+
+#: Multiplications that an SM of an H100 does in a nanosecond in float32: 128 a cycle at 1.7 GHz; float64 has half.
+_PEAK = 128 * 1.7
+#: Bytes that the L2 cache gives all SMs in a nanosecond, and the nanoseconds of a launch from Python.
+_L2, _LAUNCH = 5500.0, 3000.0
+#: Blocks along the second axis of a grid, elements of a workspace, and bytes.
+_GRID_Y, _ELEMENTS, _WORKSPACE = 65535, 2**31 - 1, 2**28
+#: Slices of K are multiples of this, the depth of the tiles of v5 and v6; none is shorter than 32 unless K is.
+DEPTH, _SHORTEST = 8, 32
+#: Numbers of slices that are tried.
+_COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+
+
+class Way(NamedTuple):
+    """What the model knows of a version.
+
+    Attributes:
+        rows, columns: of a tile of y, in float32.
+        scales: whether float64 halves both.
+        share: of the SM's peak that it reaches when enough blocks are there: multiplications among all instructions,
+            less where shared memory is the narrower way.
+        resident: blocks that an SM holds at once, in float32 (docs/compile-table.md).
+        wait: nanoseconds that a lone block waits for each k: the way to memory, 500, over the k under way.
+        cuts: whether K may be cut into slices.
+    """
+
+    rows: int
+    columns: int
+    scales: bool
+    share: float
+    resident: int
+    wait: float
+    cuts: bool
+
+    def tile(self, itemsize: int) -> tuple[int, int]:
+        """Rows and columns of a tile of y."""
+        return (self.rows // 2, self.columns // 2) if self.scales and itemsize == 8 else (self.rows, self.columns)
+
+
+WAYS = {
+    "v3_register_tile": Way(64, 64, False, 0.5, 3, 500 / 16, False),
+    "v6_warps_share_k": Way(16, 16, False, 0.5, 4, 500 / 192, True),
+    "v5_warp_tile_narrow": Way(128, 64, True, 0.8, 3, 500 / 16, True),
+    "v5_warp_tile_wide": Way(128, 128, True, 0.9, 2, 500 / 16, True),
+}
+
+
+def slices(K: int, wanted: int) -> tuple[int, int]:
+    """How many slices of K there are when about ``wanted`` are, and the length of each but the last."""
+    length = max(1, ceil_div(ceil_div(K, max(1, wanted)), DEPTH)) * DEPTH
+    return max(1, ceil_div(K, length)), length
+
+
+def predicted(way: Way, M: int, N: int, K: int, batch: int, itemsize: int, processors: int, splits: int) -> float:
+    """Nanoseconds that the product takes by the model."""
+    rows, columns = way.tile(itemsize)
+    splits, length = slices(K, splits)
+    k = min(K, length)
+    blocks = ceil_div(M, rows) * ceil_div(N, columns) * batch * splits
+    busiest = ceil_div(blocks, processors)
+    multiplying = busiest * rows * columns * k / (_PEAK * 4 / itemsize * way.share)
+    waiting = ceil_div(busiest, way.resident) * k * way.wait
+    fetching = blocks * (rows + columns) * k * itemsize / _L2
+    after = _LAUNCH + (2 * splits + 1) * batch * M * N * itemsize / _L2 if splits > 1 else 0.0
+    return _LAUNCH + max(multiplying, waiting, fetching) + after
+
+
+def _fits(way: Way, M: int, N: int, batch: int, itemsize: int, splits: int) -> bool:
+    """Whether the grid and the workspace may be as large."""
+    size = batch * M * N * splits
+    workspace = splits == 1 or (size <= _ELEMENTS and size * itemsize <= _WORKSPACE)
+    return workspace and ceil_div(N, way.tile(itemsize)[1]) <= _GRID_Y
+
+
+@lru_cache(maxsize=4096)
+def choose(
+    M: int, N: int, K: int, batch: int, itemsize: int, processors: int, among: tuple[str, ...] = tuple(WAYS)
+) -> tuple[str, int]:
+    """The version, of those named in ``among``, and the number of slices of K that take least by the model.
+
+    Of equals the one that stands first, with the fewest slices; the last where no grid is large enough.
+    """
+    best, least = (among[-1], 1), float("inf")
+    for name in among:
+        way = WAYS[name]
+        most = max(1, K // _SHORTEST) if way.cuts else 1
+        counts = dict.fromkeys(slices(K, wanted)[0] for wanted in _COUNTS if wanted <= most)
+        for splits in counts:
+            if _fits(way, M, N, batch, itemsize, splits):
+                time = predicted(way, M, N, K, batch, itemsize, processors, splits)
+                if time < least:
+                    best, least = (name, splits), time
+    return best
