@@ -8,6 +8,9 @@
 //   dw[k,c,r,s]  = sum_{n,p,q} g[n,k,p,q] x[n,c,h,w]
 //   db[k]        = sum_{n,p,q} g[n,k,p,q]
 //
+// Forward may end in a ReLU, y = max(y, 0), and in max-pooling.  The three gradients may begin behind a ReLU: they are
+// then given its y, and take g as 0 where y <= 0 (Input below).
+//
 // The versions of the first three:
 //
 //   v1_plain          a thread owns one result and reads two numbers from global memory per multiplication
@@ -16,6 +19,11 @@
 //   v3_register_tile  implicit GEMM: the matrix of all windows is never stored, its tiles are gathered from x into
 //                     shared memory; a thread owns ROWS x COLS results in registers, so that ROWS + COLS shared reads
 //                     feed ROWS COLS multiplications; the next tile is fetched while this one is multiplied
+//   v4_direct         patch and filters are staged as in v2, by copies that go on while the piece before is multiplied;
+//                     a thread owns a square of 2 x 2 positions in 4 channels (of dw: a row of taps in 4 filters), for
+//                     small filters with everything that it multiplies in registers and no index to work out
+//
+// conv2d_relu_pool_forward_v4_direct ends in max-pooling: the square that a thread owns is the window.
 //
 // dx is gathered, not scattered: the rows h of dx that are equal mod sh meet the same taps, and under these taps they
 // are a convolution of g with stride 1 (backward_axis below).  So forward and dx share their bodies, and no product is
@@ -28,6 +36,9 @@
 // (windows as a matrix); Chetlur et al., "cuDNN: efficient primitives for deep learning", 2014 (the matrix gathered
 // tile by tile); Dumoulin and Visin, "A guide to convolution arithmetic for deep learning", 2016 (dx as a convolution).
 
+#include "activation.cuh"
+#include "async.cuh"
+#include "best.cuh"
 #include "vector.cuh"
 #include "warp.cuh"
 
@@ -53,13 +64,38 @@ __device__ __forceinline__ Digits digits(int number, int middles, int lows) {
   return {number, middle, low};
 }
 
+// What a multiplication reads.  If it is a gradient behind a ReLU, y is what that ReLU gave: the gradient in front of
+// it is 0 where y <= 0.
+template <class T>
+struct Input {
+  const T* values;
+  const T* y;  // null without a ReLU
+
+  __device__ __forceinline__ T operator[](int i) const {
+    const T value = values[i];
+    return y == nullptr ? value : activation_gradient(RELU, value, y[i]);
+  }
+  // Whether this element is not made 0.
+  __device__ __forceinline__ bool passes(int i) const { return y == nullptr || !(y[i] <= T(0)); }
+  __device__ __forceinline__ Input from(int first) const {
+    return {values + first, y == nullptr ? nullptr : y + first};
+  }
+};
+
+// A sum becomes a result: the bias is added, and `relu` says whether what is below 0 becomes 0.
+template <class T>
+__device__ __forceinline__ T finished(T sum, const T* __restrict__ bias, int k, bool relu) {
+  if (bias != nullptr) sum += bias[k];
+  return relu ? activate(RELU, sum) : sum;
+}
+
 // ---- v1
 
 // Block: 256 threads.  Thread: y[n,k,p,q]; neighbours are neighbours in q.
 template <class T>
 __global__ void __launch_bounds__(256)
 conv2d_forward_v1_plain(const T* __restrict__ x, const T* __restrict__ weight, const T* __restrict__ bias,
-                        T* __restrict__ y, Geometry g) {
+                        T* __restrict__ y, Geometry g, bool relu) {
   const unsigned own = blockIdx.x * 256u + threadIdx.x;
   if (own >= unsigned(g.N * g.K * g.P * g.Q)) return;
   int rest = own;
@@ -74,14 +110,15 @@ conv2d_forward_v1_plain(const T* __restrict__ x, const T* __restrict__ weight, c
         const T value = inside ? x[((n * g.C + c0 + c) * g.H + h) * g.W + w] : T(0);
         sum += weight[((k * C + c) * g.R + r) * g.S + s] * value;
       }
-  y[own] = bias == nullptr ? sum : sum + bias[k];
+  y[own] = finished(sum, bias, k, relu);
 }
 
 // Block: 256 threads.  Thread: dx[n,c,h,w]; neighbours are neighbours in w.
 template <class T>
 __global__ void __launch_bounds__(256)
-conv2d_backward_input_v1_plain(const T* __restrict__ grad, const T* __restrict__ weight, T* __restrict__ dx,
-                               Geometry g) {
+conv2d_backward_input_v1_plain(const T* __restrict__ grad, const T* __restrict__ y, const T* __restrict__ weight,
+                               T* __restrict__ dx, Geometry g) {
+  const Input<T> in = {grad, y};
   const unsigned own = blockIdx.x * 256u + threadIdx.x;
   if (own >= unsigned(g.N * g.C * g.H * g.W)) return;
   int rest = own;
@@ -95,7 +132,7 @@ conv2d_backward_input_v1_plain(const T* __restrict__ grad, const T* __restrict__
         if (down % g.sh != 0 || across % g.sw != 0) continue;  // no output puts this tap here
         const int p = down / g.sh, q = across / g.sw;
         const bool inside = 0 <= p && p < g.P && 0 <= q && q < g.Q;
-        const T value = inside ? grad[((n * g.K + k) * g.P + p) * g.Q + q] : T(0);
+        const T value = inside ? in[((n * g.K + k) * g.P + p) * g.Q + q] : T(0);
         sum += weight[((k * C + c % C) * g.R + r) * g.S + s] * value;
       }
   dx[own] = sum;
@@ -104,8 +141,9 @@ conv2d_backward_input_v1_plain(const T* __restrict__ grad, const T* __restrict__
 // Block: 256 threads.  Thread: partials[slice,k,c,r,s], the sum over `length` of the rows (n,p); it adds up row by row.
 template <class T>
 __global__ void __launch_bounds__(256)
-conv2d_backward_weight_v1_plain(const T* __restrict__ x, const T* __restrict__ grad, T* __restrict__ partials,
-                                Geometry g, int slices, int length) {
+conv2d_backward_weight_v1_plain(const T* __restrict__ x, const T* __restrict__ grad, const T* __restrict__ y,
+                                T* __restrict__ partials, Geometry g, int slices, int length) {
+  const Input<T> gradient = {grad, y};
   const int C = g.C / g.G, weights = g.K * C * g.R * g.S;
   const unsigned own = blockIdx.x * 256u + threadIdx.x;
   if (own >= unsigned(slices * weights)) return;
@@ -120,7 +158,7 @@ conv2d_backward_weight_v1_plain(const T* __restrict__ x, const T* __restrict__ g
       const int w = q * g.sw + s * g.dw - g.pw;
       const bool inside = 0 <= h && h < g.H && 0 <= w && w < g.W;
       const T value = inside ? x[((n * g.C + c_of_x) * g.H + h) * g.W + w] : T(0);
-      sum_of_row += grad[((n * g.K + k) * g.P + p) * g.Q + q] * value;
+      sum_of_row += gradient[((n * g.K + k) * g.P + p) * g.Q + q] * value;
     }
     sum += sum_of_row;
   }
@@ -185,7 +223,7 @@ struct Correlation {
   }
   // The element that they meet; `in` is the first channel of the group.
   template <class T>
-  __device__ __forceinline__ T under(const T* __restrict__ in, const Place& a, const Place& b) const {
+  __device__ __forceinline__ T under(const Input<T>& in, const Place& a, const Place& b) const {
     const int h = a.h + b.h, w = a.w + b.w;
     return unsigned(h) < unsigned(down.size) && unsigned(w) < unsigned(across.size) ? in[a.in + b.in] : T(0);
   }
@@ -224,7 +262,7 @@ struct Stage {
 
 // Copy `channels` planes of the rectangle rows x columns at (h0, w0) of the input, with zeros outside the input.
 template <class T>
-__device__ __forceinline__ void stage_patch(T* patch, const T* __restrict__ in, const Axis& down, const Axis& across,
+__device__ __forceinline__ void stage_patch(T* patch, const Input<T>& in, const Axis& down, const Axis& across,
                                             int channels, int rows, int columns, int h0, int w0) {
   for (int e = threadIdx.x; e < channels * rows * columns; e += blockDim.x) {
     int rest = e;
@@ -241,9 +279,9 @@ __device__ __forceinline__ int reach(const Axis& axis, int positions, int taps) 
 
 // Block: t.M x t.P x t.Q threads and as many results of one image.  Thread: one of them.
 template <class T>
-__device__ __forceinline__ void correlate_smem_tile(const Correlation& f, const Tile& t, const T* __restrict__ in,
+__device__ __forceinline__ void correlate_smem_tile(const Correlation& f, const Tile& t, const Input<T>& all,
                                                     const T* __restrict__ weight, const T* __restrict__ bias,
-                                                    T* __restrict__ out, int block) {
+                                                    bool relu, T* __restrict__ out, int block) {
   Stage<T>& stage = block_shared<Stage<T>>();
   int rest = threadIdx.x;
   const int j = take(rest, t.Q), i = take(rest, t.P), m = rest;
@@ -251,7 +289,7 @@ __device__ __forceinline__ void correlate_smem_tile(const Correlation& f, const 
   const int j0 = take(block, ceil_div(f.across.positions, t.Q)) * t.Q;
   const int i0 = take(block, ceil_div(f.down.positions, t.P)) * t.P;
   const int group = take(block, f.G), n = block;
-  in += (n * f.G + group) * f.C * f.in_plane;
+  const Input<T> in = all.from((n * f.G + group) * f.C * f.in_plane);
   weight += group * f.weights;
 
   T sum = 0;
@@ -261,7 +299,7 @@ __device__ __forceinline__ void correlate_smem_tile(const Correlation& f, const 
         const int C = min(t.C, f.C - c0), R = min(t.R, f.down.taps - r0), S = min(t.S, f.across.taps - s0);
         const int rows = reach(f.down, t.P, R), columns = reach(f.across, t.Q, S);
         const Place corner = f.position({0, i0, j0}), first = f.tap({c0, r0, s0});
-        stage_patch(stage.patch, in + c0 * f.in_plane, f.down, f.across, C, rows, columns, corner.h + first.h,
+        stage_patch(stage.patch, in.from(c0 * f.in_plane), f.down, f.across, C, rows, columns, corner.h + first.h,
                     corner.w + first.w);
         for (int e = threadIdx.x; e < t.M * C * R * S; e += blockDim.x) {
           rest = e;
@@ -279,23 +317,23 @@ __device__ __forceinline__ void correlate_smem_tile(const Correlation& f, const 
       }
   if (m0 + m >= f.M || i0 + i >= f.down.positions || j0 + j >= f.across.positions) return;
   const int of_m = group * f.M + m0 + m;
-  out[of_m * f.out_plane + f.position({n, i0 + i, j0 + j}).at] = bias == nullptr ? sum : sum + bias[of_m];
+  out[of_m * f.out_plane + f.position({n, i0 + i, j0 + j}).at] = finished(sum, bias, of_m, relu);
 }
 
 template <class T>
 __global__ void __launch_bounds__(256, 3)
 conv2d_forward_v2_smem_tile(const T* __restrict__ x, const T* __restrict__ weight, const T* __restrict__ bias,
-                            T* __restrict__ y, Geometry g, Tile t) {
-  correlate_smem_tile<T>(forward_of(g), t, x, weight, bias, y, blockIdx.x);
+                            T* __restrict__ y, Geometry g, Tile t, bool relu) {
+  correlate_smem_tile<T>(forward_of(g), t, {x, nullptr}, weight, bias, relu, y, blockIdx.x);
 }
 
 template <class T>
 __global__ void __launch_bounds__(256, 3)
-conv2d_backward_input_v2_smem_tile(const T* __restrict__ grad, const T* __restrict__ weight, T* __restrict__ dx,
-                                   Geometry g, Tile t) {
+conv2d_backward_input_v2_smem_tile(const T* __restrict__ grad, const T* __restrict__ y, const T* __restrict__ weight,
+                                   T* __restrict__ dx, Geometry g, Tile t) {
   int block = blockIdx.x;
   const Correlation f = backward_of(g, block);
-  correlate_smem_tile<T>(f, t, grad, weight, nullptr, dx, block);
+  correlate_smem_tile<T>(f, t, {grad, y}, weight, nullptr, false, dx, block);
 }
 
 // Block: 256 threads, t.M filters x t.C channels x t.R x t.S taps, and one slice of the tiles of positions: for each
@@ -303,8 +341,9 @@ conv2d_backward_input_v2_smem_tile(const T* __restrict__ grad, const T* __restri
 // teams are summed.
 template <class T>
 __global__ void __launch_bounds__(256, 3)
-conv2d_backward_weight_v2_smem_tile(const T* __restrict__ x, const T* __restrict__ grad, T* __restrict__ partials,
-                                    Geometry g, Tile t, int length) {
+conv2d_backward_weight_v2_smem_tile(const T* __restrict__ x, const T* __restrict__ grad, const T* __restrict__ y,
+                                    T* __restrict__ partials, Geometry g, Tile t, int length) {
+  const Input<T> in = {x, nullptr}, gradient = {grad, y};
   Stage<T>& stage = block_shared<Stage<T>>();
   const Correlation f = forward_of(g);
   int block = blockIdx.x;
@@ -328,12 +367,12 @@ conv2d_backward_weight_v2_smem_tile(const T* __restrict__ x, const T* __restrict
     const int P = min(t.P, g.P - p0), Q = min(t.Q, g.Q - q0);
     const int rows = reach(f.down, P, t.R), columns = reach(f.across, Q, t.S);
     const Place corner = f.position({n, p0, q0});
-    stage_patch(stage.patch, x + ((n * g.G + group) * f.C + c0) * f.in_plane, f.down, f.across, C, rows, columns,
+    stage_patch(stage.patch, in.from(((n * g.G + group) * f.C + c0) * f.in_plane), f.down, f.across, C, rows, columns,
                 corner.h + first.h, corner.w + first.w);
     for (int e = threadIdx.x; e < K * P * Q; e += blockDim.x) {
       rest = e;
       const int q = q0 + take(rest, Q), p = p0 + take(rest, P), of_k = group * f.M + k0 + rest;
-      stage.other[e] = grad[((n * g.K + of_k) * g.P + p) * g.Q + q];
+      stage.other[e] = gradient[((n * g.K + of_k) * g.P + p) * g.Q + q];
     }
     __syncthreads();  // patch and gradients are complete before anyone multiplies
     if (inside)
@@ -400,9 +439,8 @@ struct RegisterTile {
   // Add to `sum` the products of `count` terms; term(i) is the place of the i-th.  The row r < rows of a has its
   // element for a term at matrix[r * pitch + term.at].
   template <class Term>
-  __device__ __forceinline__ void multiply(const Correlation& f, const T* __restrict__ in,
-                                           const T* __restrict__ matrix, int pitch, int rows, int count,
-                                           const Term& term, T (&sum)[ROWS][COLS]) {
+  __device__ __forceinline__ void multiply(const Correlation& f, const Input<T>& in, const Input<T>& matrix,
+                                           int pitch, int rows, int count, const Term& term, T (&sum)[ROWS][COLS]) {
     const int t = threadIdx.x, d = t % DEPTH;
     T of_a[LOADS_A], of_b[LOADS_B];
     const auto write_terms = [&](int step) {  // by the first threads, one each
@@ -451,21 +489,20 @@ struct RegisterTile {
     }
   }
 
-  // Write `sum`, plus bias[r], to out[r * pitch + column.at] for the rows r < rows; 16 bytes at a time, if columns
-  // that are neighbours are so in `out` (adjacent) and lie there at a multiple of 16 bytes.
-  __device__ __forceinline__ void store(const T (&sum)[ROWS][COLS], const T* __restrict__ bias, T* __restrict__ out,
-                                        int pitch, int rows, bool adjacent) const {
+  // Write what is finished of `sum`, with bias[r], to out[r * pitch + column.at] for the rows r < rows; 16 bytes at a
+  // time, if columns that are neighbours are so in `out` (adjacent) and lie there at a multiple of 16 bytes.
+  __device__ __forceinline__ void store(const T (&sum)[ROWS][COLS], const T* __restrict__ bias, bool relu,
+                                        T* __restrict__ out, int pitch, int rows, bool adjacent) const {
     const bool vector = RUN == V && adjacent && pitch % V == 0 && is_vector_aligned(out);
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {
       if (row(r) >= rows) break;
-      const T b = bias == nullptr ? T(0) : bias[row(r)];
 #pragma unroll
       for (int c = 0; c < COLS; c += RUN) {
         const Place* of = &columns[column(c)];
         Vector<T> v;
 #pragma unroll
-        for (int e = 0; e < RUN; ++e) v.of[e] = sum[r][c + e] + b;
+        for (int e = 0; e < RUN; ++e) v.of[e] = finished(sum[r][c + e], bias, row(r), relu);
         if (!vector) {
 #pragma unroll
           for (int e = 0; e < RUN; ++e)
@@ -481,9 +518,9 @@ struct RegisterTile {
 // a: the weights, channel of the result x tap.  b: tap x position.
 // Block: HEIGHT channels of the result x 128 positions (n, i, j).
 template <int ROWS, class T>
-__device__ __forceinline__ void correlate_register_tile(const Correlation& f, const T* __restrict__ in,
+__device__ __forceinline__ void correlate_register_tile(const Correlation& f, const Input<T>& in,
                                                         const T* __restrict__ weight, const T* __restrict__ bias,
-                                                        T* __restrict__ out, int block) {
+                                                        bool relu, T* __restrict__ out, int block) {
   using Tiles = RegisterTile<T, ROWS, 8, true>;
   Tiles& tiles = block_shared<Tiles>();
   const int m0 = take(block, ceil_div(f.M, Tiles::HEIGHT)) * Tiles::HEIGHT;  // neighbours read the same windows
@@ -493,34 +530,36 @@ __device__ __forceinline__ void correlate_register_tile(const Correlation& f, co
 
   const int R = f.down.taps, S = f.across.taps;
   T sum[ROWS][8] = {};
-  tiles.multiply(f, in + group * f.C * f.in_plane, weight + group * f.weights + m0 * f.weight_m, f.weight_m, f.M - m0,
-                 f.C * R * S, [&](int i) { return f.tap(digits(i, R, S)); }, sum);
-  tiles.store(sum, bias == nullptr ? bias : bias + of_m, out + of_m * f.out_plane, f.out_plane, f.M - m0,
+  const Input<T> of_weight = {weight + group * f.weights + m0 * f.weight_m, nullptr};
+  tiles.multiply(f, in.from(group * f.C * f.in_plane), of_weight, f.weight_m, f.M - m0, f.C * R * S,
+                 [&](int i) { return f.tap(digits(i, R, S)); }, sum);
+  tiles.store(sum, bias == nullptr ? bias : bias + of_m, relu, out + of_m * f.out_plane, f.out_plane, f.M - m0,
               f.down.out_step == 1 && f.across.out_step == 1);
 }
 
 template <class T, int ROWS>
 __global__ void __launch_bounds__(THREADS, BLOCKS)
 conv2d_forward_v3_register_tile(const T* __restrict__ x, const T* __restrict__ weight, const T* __restrict__ bias,
-                                T* __restrict__ y, Geometry g) {
-  correlate_register_tile<ROWS>(forward_of(g), x, weight, bias, y, blockIdx.x);
+                                T* __restrict__ y, Geometry g, bool relu) {
+  correlate_register_tile<ROWS, T>(forward_of(g), {x, nullptr}, weight, bias, relu, y, blockIdx.x);
 }
 
 template <class T, int ROWS>
 __global__ void __launch_bounds__(THREADS, BLOCKS)
-conv2d_backward_input_v3_register_tile(const T* __restrict__ grad, const T* __restrict__ weight, T* __restrict__ dx,
-                                       Geometry g) {
+conv2d_backward_input_v3_register_tile(const T* __restrict__ grad, const T* __restrict__ y,
+                                       const T* __restrict__ weight, T* __restrict__ dx, Geometry g) {
   int block = blockIdx.x;
   const Correlation f = backward_of(g, block);
-  correlate_register_tile<ROWS, T>(f, grad, weight, nullptr, dx, block);
+  correlate_register_tile<ROWS, T>(f, {grad, y}, weight, nullptr, false, dx, block);
 }
 
 // a: g, filter x position.  b: position x tap.
 // Block: HEIGHT filters x WIDTH taps (c, r, s), summed over one slice of `length` positions (n, p, q).
 template <class T, int ROWS, int COLS>
 __global__ void __launch_bounds__(THREADS, BLOCKS)
-conv2d_backward_weight_v3_register_tile(const T* __restrict__ x, const T* __restrict__ grad, T* __restrict__ partials,
-                                        Geometry g, int length) {
+conv2d_backward_weight_v3_register_tile(const T* __restrict__ x, const T* __restrict__ grad, const T* __restrict__ y,
+                                        T* __restrict__ partials, Geometry g, int length) {
+  const Input<T> in = {x, nullptr}, gradient = {grad, y};
   using Tiles = RegisterTile<T, ROWS, COLS, false>;
   Tiles& tiles = block_shared<Tiles>();
   const Correlation f = forward_of(g);
@@ -533,9 +572,365 @@ conv2d_backward_weight_v3_register_tile(const T* __restrict__ x, const T* __rest
 
   const int first = slice * length, count = min(length, g.N * g.P * g.Q - first);
   T sum[ROWS][COLS] = {};
-  tiles.multiply(f, x + group * f.C * f.in_plane, grad + of_k * f.out_plane, f.out_plane, f.M - k0, count,
+  tiles.multiply(f, in.from(group * f.C * f.in_plane), gradient.from(of_k * f.out_plane), f.out_plane, f.M - k0, count,
                  [&](int i) { return f.position(digits(first + i, g.P, g.Q)); }, sum);
-  tiles.store(sum, nullptr, partials + (slice * g.K + of_k) * taps, taps, f.M - k0, true);
+  tiles.store(sum, nullptr, false, partials + (slice * g.K + of_k) * taps, taps, f.M - k0, true);
+}
+
+// ---- v4
+
+constexpr int DIRECT_THREADS = 256;  // at most
+constexpr int OWN = 4;               // result channels of a thread
+
+// What a block takes at once: squares of 2 x 2 positions down and across, fours of result channels, input channels.
+// And the squares of a plane: how many down and across, and how far the first hangs over the edge, which it does where
+// squares are the windows of a pooling with padding.
+struct Squares {
+  int I, J, M, C;
+  int down, across, above, left;
+};
+
+// Two of each: one is filled by copies that are under way while the other is multiplied.
+template <class T>
+struct DirectStage {
+  static constexpr int ROOM = 12288 / sizeof(T);  // cuda.py fits tiles into these
+  alignas(16) T patch[2][ROOM];
+  alignas(16) T other[2][ROOM];  // filters, or gradients: the OWN numbers that a thread takes at once are neighbours
+};
+
+template <class T>
+struct alignas(2 * sizeof(T)) Pair {
+  T of[2];
+};
+
+__device__ __forceinline__ int even(int size) { return (size + 1) / 2 * 2; }
+
+// Numbers between two rows of fours in `other`.  An odd number of fours, so that what a warp writes one row after the
+// other lies in eight different banks and not in one.
+__device__ __forceinline__ int width_of_fours(int fours) { return (fours | 1) * OWN; }
+
+// Start to copy `planes` planes of the rectangle rows x columns at (h0, w0) of the input, with zeros outside the input,
+// beyond its channels, and where a ReLU lets no gradient through.  Element (c, h, w) goes to c * plane + h * pitch + w.
+// A warp copies a row: a division for each row, and not for each element.
+template <class T>
+__device__ __forceinline__ void copy_patch(T* patch, int plane, int pitch, const Input<T>& in, const Axis& down,
+                                           const Axis& across, int planes, int channels, int rows, int columns,
+                                           int h0, int w0) {
+  for (int i = threadIdx.x / WARP; i < planes * rows; i += blockDim.x / WARP) {
+    int c = i;
+    const int row = take(c, rows), h = h0 + row, start = (c * down.size + h) * across.size + w0;
+    const bool row_inside = c < channels && unsigned(h) < unsigned(down.size);
+    T* to = &patch[c * plane + row * pitch];
+    for (int e = threadIdx.x % WARP; e < columns; e += WARP) {
+      const bool inside = row_inside && unsigned(w0 + e) < unsigned(across.size);
+      const int from = inside ? start + e : 0;
+      copy_async<sizeof(T)>(&to[e], &in.values[from], inside && in.passes(from));
+    }
+  }
+}
+
+// The axis with what TAPS makes constant.
+template <int TAPS>
+__device__ __forceinline__ Axis with_constants(Axis axis) {
+  if (TAPS > 0) {
+    axis.taps = TAPS;
+    axis.stride = axis.dilation = axis.out_step = 1;
+    axis.out0 = 0;
+  }
+  return axis;
+}
+
+// TAPS: filters of TAPS x TAPS, stride and dilation 1, so that loops over taps are unrolled and what lies under a
+// square is read once into registers; 0: any.
+//
+// Block: t.I x t.J squares of one image in t.M fours of result channels; the channels of the input in pieces of t.C.
+// Thread: OWN channels of one square.  Channels run fastest, so the threads of a warp share few squares, and read
+// most of what they read from the same place.
+// POOL: of each square only the largest value and its place are written, to out and codes.
+template <int TAPS, bool POOL, class T>
+__device__ __forceinline__ void correlate_direct(Correlation f, const Squares& t, const Input<T>& all,
+                                                 const T* __restrict__ weight, const T* __restrict__ bias, bool relu,
+                                                 T* __restrict__ out, uint8_t* __restrict__ codes, int block) {
+  DirectStage<T>& stage = block_shared<DirectStage<T>>();
+  f.down = with_constants<TAPS>(f.down);
+  f.across = with_constants<TAPS>(f.across);
+  const int R = f.down.taps, S = f.across.taps, sh = f.down.stride, sw = f.across.stride;
+  const int dh = f.down.dilation, dw = f.across.dilation;
+
+  int rest = threadIdx.x;
+  const int m = take(rest, t.M), j = take(rest, t.J), i = rest;
+  const bool works = i < t.I;
+  const int m0 = take(block, ceil_div(f.M, t.M * OWN)) * t.M * OWN;  // blocks that read the same patch are neighbours
+  const int j0 = take(block, ceil_div(t.across, t.J)) * t.J;
+  const int i0 = take(block, ceil_div(t.down, t.I)) * t.I;
+  const int group = take(block, f.G), n = block;
+  const Input<T> in = all.from((n * f.G + group) * f.C * f.in_plane);
+  weight += group * f.weights + m0 * f.weight_m;
+
+  const int p0 = 2 * i0 - t.above, q0 = 2 * j0 - t.left;
+  const int rows = (2 * t.I - 1) * sh + (R - 1) * dh + 1, columns = (2 * t.J - 1) * sw + (S - 1) * dw + 1;
+  const int pitch = even(columns), wide = width_of_fours(t.M), fours = t.M * OWN;
+  const Place corner = f.position({0, p0, q0});
+
+  const auto fetch = [&](int piece) {
+    const int c0 = piece * t.C, C = min(t.C, f.C - c0);
+    copy_patch(stage.patch[piece % 2], rows * pitch, pitch, in.from(c0 * f.in_plane), f.down, f.across, C, C, rows,
+               columns, corner.h, corner.w);
+    T* filters = stage.other[piece % 2];  // (c, r, s, m)
+    for (int e = threadIdx.x % WARP; e < C * R * S; e += WARP) {
+      const int at = f.tap(digits(e, R, S)).at + c0 * f.weight_c;
+      for (int of_m = threadIdx.x / WARP; of_m < fours; of_m += blockDim.x / WARP) {
+        const bool there = m0 + of_m < f.M;
+        copy_async<sizeof(T)>(&filters[e * wide + of_m], &weight[there ? of_m * f.weight_m + at : 0], there);
+      }
+    }
+    commit_copies();
+  };
+
+  T sum[OWN][4] = {};  // of the positions (0, 0), (0, 1), (1, 0), (1, 1) of the square
+  if (f.C > 0) fetch(0);
+  for (int piece = 0; piece * t.C < f.C; ++piece) {
+    wait_copies<0>();
+    // What all threads have copied of this piece has arrived; and all have multiplied the piece before it, which the
+    // next one overwrites.
+    __syncthreads();
+    if ((piece + 1) * t.C < f.C) fetch(piece + 1);  // under way while this piece is multiplied
+    if (!works) continue;
+    const T* patch = &stage.patch[piece % 2][2 * i * sh * pitch + 2 * j * sw];
+    const T* filters = &stage.other[piece % 2][m * OWN];
+    const int C = min(t.C, f.C - piece * t.C);
+#pragma unroll 1
+    for (int c = 0; c < C; ++c, patch += rows * pitch) {
+      if constexpr (TAPS > 0) {
+        T under[TAPS + 1][TAPS + 1];
+#pragma unroll
+        for (int r = 0; r <= TAPS; ++r)
+#pragma unroll
+          for (int s = 0; s <= TAPS; s += 2) {
+            const Pair<T> two = *reinterpret_cast<const Pair<T>*>(&patch[r * pitch + s]);
+            under[r][s] = two.of[0];
+            under[r][s + 1] = two.of[1];
+          }
+#pragma unroll
+        for (int r = 0; r < TAPS; ++r)
+#pragma unroll
+          for (int s = 0; s < TAPS; ++s, filters += wide) {
+            T own[OWN];
+            load_run<OWN>(filters, own);
+#pragma unroll
+            for (int o = 0; o < OWN; ++o)
+#pragma unroll
+              for (int e = 0; e < 4; ++e) sum[o][e] += own[o] * under[r + e / 2][s + e % 2];
+          }
+      } else {
+        for (int r = 0; r < R; ++r) {
+          const T* above = &patch[r * dh * pitch];
+          const T* below = above + sh * pitch;
+          for (int s = 0; s < S; ++s, filters += wide) {
+            const T under[4] = {above[s * dw], above[s * dw + sw], below[s * dw], below[s * dw + sw]};
+            T own[OWN];
+            load_run<OWN>(filters, own);
+#pragma unroll
+            for (int o = 0; o < OWN; ++o)
+#pragma unroll
+              for (int e = 0; e < 4; ++e) sum[o][e] += own[o] * under[e];
+          }
+        }
+      }
+    }
+  }
+  if (!works || i0 + i >= t.down || j0 + j >= t.across) return;
+
+  const int p = p0 + 2 * i, q = q0 + 2 * j;
+  bool inside[4];
+#pragma unroll
+  for (int e = 0; e < 4; ++e)
+    inside[e] = unsigned(p + e / 2) < unsigned(f.down.positions) && unsigned(q + e % 2) < unsigned(f.across.positions);
+  // Neighbours across are written together, if they lie beside each other at a multiple of their size.
+  const bool pairs = f.across.out_step == 1 && f.out_width % 2 == 0 && q % 2 == 0 &&
+                     reinterpret_cast<uint64_t>(out) % sizeof(Pair<T>) == 0;
+#pragma unroll
+  for (int o = 0; o < OWN; ++o) {
+    const int of_group = m0 + m * OWN + o, of_m = group * f.M + of_group;
+    if (of_group >= f.M) break;
+    T y[4];
+#pragma unroll
+    for (int e = 0; e < 4; ++e) y[e] = finished(sum[o][e], bias, of_m, relu);
+    if constexpr (POOL) {
+      Best<T> best;
+#pragma unroll
+      for (int e = 0; e < 4; ++e)
+        if (inside[e]) best.meet(y[e], e);
+      const int at = ((n * f.G * f.M + of_m) * t.down + i0 + i) * t.across + j0 + j;
+      out[at] = best.value;
+      codes[at] = static_cast<uint8_t>(best.found(4));
+    } else {
+#pragma unroll
+      for (int a = 0; a < 2; ++a) {
+        const int at = of_m * f.out_plane + f.position({n, p + a, q}).at;
+        if (pairs && inside[2 * a] && inside[2 * a + 1]) {
+          *reinterpret_cast<Pair<T>*>(&out[at]) = {y[2 * a], y[2 * a + 1]};
+        } else {
+          if (inside[2 * a]) out[at] = y[2 * a];
+          if (inside[2 * a + 1]) out[at + f.across.out_step] = y[2 * a + 1];
+        }
+      }
+    }
+  }
+}
+
+template <class T, int TAPS>
+__global__ void __launch_bounds__(DIRECT_THREADS, sizeof(T) == 4 ? 3 : 2)
+conv2d_forward_v4_direct(const T* __restrict__ x, const T* __restrict__ weight, const T* __restrict__ bias,
+                         T* __restrict__ y, Geometry g, Squares t, bool relu) {
+  correlate_direct<TAPS, false, T>(forward_of(g), t, {x, nullptr}, weight, bias, relu, y, nullptr, blockIdx.x);
+}
+
+template <class T, int TAPS>
+__global__ void __launch_bounds__(DIRECT_THREADS, sizeof(T) == 4 ? 3 : 2)
+conv2d_backward_input_v4_direct(const T* __restrict__ grad, const T* __restrict__ y, const T* __restrict__ weight,
+                                T* __restrict__ dx, Geometry g, Squares t) {
+  int block = blockIdx.x;
+  const Correlation f = backward_of(g, block);
+  correlate_direct<TAPS, false, T>(f, t, {grad, y}, weight, nullptr, false, dx, nullptr, block);
+}
+
+// y and codes are those of the largest values of max(conv, 0) in windows of 2 x 2, which are the squares.
+template <class T, int TAPS>
+__global__ void __launch_bounds__(DIRECT_THREADS, sizeof(T) == 4 ? 3 : 2)
+conv2d_relu_pool_forward_v4_direct(const T* __restrict__ x, const T* __restrict__ weight, const T* __restrict__ bias,
+                                   T* __restrict__ y, uint8_t* __restrict__ codes, Geometry g, Squares t) {
+  correlate_direct<TAPS, true, T>(forward_of(g), t, {x, nullptr}, weight, bias, true, y, codes, blockIdx.x);
+}
+
+// What a block takes at once for dw: positions down and across, fours of filters, runs of taps, and the channels of x
+// that these runs meet.
+struct Runs {
+  int P, Q, M, U, C;
+};
+
+// TAPS > 1: filters of TAPS columns, stride and dilation across 1; a run is a row of a filter.  TAPS = 1: any; a run is
+// a tap.
+//
+// Block: 256 threads, t.M fours of filters x t.U runs (c, r, s …), and one slice of the tiles of positions.  Thread: a
+// run in OWN filters, and every `teams`-th row of the tiles; at the end the teams are summed.
+template <class T, int TAPS>
+__global__ void __launch_bounds__(DIRECT_THREADS, sizeof(T) == 4 ? 3 : 2)
+conv2d_backward_weight_v4_direct(const T* __restrict__ x, const T* __restrict__ grad, const T* __restrict__ y,
+                                 T* __restrict__ partials, Geometry g, Runs t, int length) {
+  union Shared {
+    DirectStage<T> stage;
+    T sums[OWN * TAPS][DIRECT_THREADS];
+  };
+  Shared& shared = block_shared<Shared>();
+  const Correlation f = forward_of(g);
+  const int along = g.S / TAPS, runs = f.C * g.R * along;
+  int block = blockIdx.x;
+  const int u0 = take(block, ceil_div(runs, t.U)) * t.U;  // blocks that read the same gradients are neighbours
+  const int k0 = take(block, ceil_div(f.M, t.M * OWN)) * t.M * OWN;
+  const int group = take(block, g.G), slice = block;
+  const int c0 = u0 / (g.R * along), C = min(t.C, f.C - c0);
+
+  int rest = threadIdx.x;
+  const int m = take(rest, t.M), u = take(rest, t.U), team = rest, teams = DIRECT_THREADS / (t.M * t.U);
+  const Digits run = digits(u0 + u, g.R, along);  // c, r, and s / TAPS
+  const bool works = team < teams && u0 + u < runs;
+
+  const int across = ceil_div(g.Q, t.Q), down = ceil_div(g.P, t.P);
+  const int rows = reach(f.down, t.P, g.R), columns = reach(f.across, t.Q, g.S);
+  const int pitch = even(columns), wide = width_of_fours(t.M), fours = t.M * OWN;
+  const Input<T> in = {x, nullptr}, gradient = {grad, y};
+
+  const auto fetch = [&](int tile) {
+    const Digits at = digits(tile, down, across);
+    const int n = at.high, p0 = at.middle * t.P, q0 = at.low * t.Q;
+    const Place corner = f.position({n, p0, q0});
+    copy_patch(shared.stage.patch[tile % 2], rows * pitch, pitch,
+               in.from(((n * g.G + group) * f.C + c0) * f.in_plane), f.down, f.across, C, C, rows, columns, corner.h,
+               corner.w);
+    const Input<T> of_n = gradient.from(((n * g.G + group) * f.M + k0) * f.out_plane);
+    T* gradients = shared.stage.other[tile % 2];  // (p, q, k)
+    for (int e = threadIdx.x % WARP; e < t.P * t.Q; e += WARP) {
+      int p = e;
+      const int q = q0 + take(p, t.Q), place = (p0 + p) * g.Q + q;
+      const bool inside = p0 + p < g.P && q < g.Q;
+      for (int k = threadIdx.x / WARP; k < fours; k += DIRECT_THREADS / WARP) {
+        const bool there = inside && k0 + k < f.M;
+        const int from = there ? k * f.out_plane + place : 0;
+        copy_async<sizeof(T)>(&gradients[e * wide + k], &of_n.values[from], there && of_n.passes(from));
+      }
+    }
+    commit_copies();
+  };
+
+  T sum[OWN][TAPS] = {};
+  const int first = slice * length, end = min(first + length, g.N * down * across);
+  if (first < end) fetch(first);
+  for (int tile = first; tile < end; ++tile) {
+    wait_copies<0>();
+    // What all threads have copied of this tile has arrived; and all have multiplied the tile before it, which the next
+    // one overwrites.
+    __syncthreads();
+    if (tile + 1 < end) fetch(tile + 1);  // under way while this tile is multiplied
+    if (!works) continue;
+    const Digits at = digits(tile, down, across);
+    const int P = min(t.P, g.P - at.middle * t.P), Q = min(t.Q, g.Q - at.low * t.Q);
+    for (int p = team; p < P; p += teams) {
+      const int of_row = ((run.high - c0) * rows + p * g.sh + run.middle * g.dh) * pitch;
+      const T* row = &shared.stage.patch[tile % 2][of_row + run.low * TAPS * g.dw];
+      const T* gradients = &shared.stage.other[tile % 2][p * t.Q * wide + m * OWN];
+      int q = 0;
+      if constexpr (TAPS > 1)
+        for (; q + 2 <= Q; q += 2, gradients += 2 * wide) {
+          T under[TAPS + 1], own[2][OWN];
+#pragma unroll
+          for (int s = 0; s <= TAPS; s += 2) {
+            const Pair<T> two = *reinterpret_cast<const Pair<T>*>(&row[q + s]);
+            under[s] = two.of[0];
+            under[s + 1] = two.of[1];
+          }
+          load_run<OWN>(gradients, own[0]);
+          load_run<OWN>(gradients + wide, own[1]);
+#pragma unroll
+          for (int e = 0; e < 2; ++e)
+#pragma unroll
+            for (int o = 0; o < OWN; ++o)
+#pragma unroll
+              for (int s = 0; s < TAPS; ++s) sum[o][s] += own[e][o] * under[e + s];
+        }
+      for (; q < Q; ++q, gradients += wide) {
+        T own[OWN];
+        load_run<OWN>(gradients, own);
+#pragma unroll
+        for (int s = 0; s < TAPS; ++s) {
+          const T under = row[q * (TAPS > 1 ? 1 : g.sw) + s];
+#pragma unroll
+          for (int o = 0; o < OWN; ++o) sum[o][s] += own[o] * under;
+        }
+      }
+    }
+  }
+
+  if (teams > 1) {
+    __syncthreads();  // everyone has multiplied before sums overwrite the last tiles
+#pragma unroll
+    for (int o = 0; o < OWN; ++o)
+#pragma unroll
+      for (int s = 0; s < TAPS; ++s) shared.sums[o * TAPS + s][threadIdx.x] = sum[o][s];
+    __syncthreads();  // all teams' sums are written before the first team adds them
+  }
+  if (!works || team != 0) return;
+  partials += slice * g.G * f.weights + (group * f.M + k0 + m * OWN) * f.weight_m;
+#pragma unroll
+  for (int o = 0; o < OWN; ++o) {
+    if (k0 + m * OWN + o >= f.M) break;
+#pragma unroll
+    for (int s = 0; s < TAPS; ++s) {
+      T of_all = sum[o][s];
+      for (int other = 1; other < teams; ++other) of_all += shared.sums[o * TAPS + s][other * t.M * t.U + threadIdx.x];
+      partials[o * f.weight_m + (u0 + u) * TAPS + s] = of_all;
+    }
+  }
 }
 
 // ---- sums
@@ -565,7 +960,9 @@ conv2d_sum_slices(const T* __restrict__ partials, T* __restrict__ out, int slice
 // Block: 256 threads and `length` of the positions (n, p, q) of one channel: partials[slice,k].  Thread: every 256th.
 template <class T>
 __global__ void __launch_bounds__(256)
-conv2d_backward_bias(const T* __restrict__ grad, T* __restrict__ partials, int N, int K, int PQ, int length) {
+conv2d_backward_bias(const T* __restrict__ grad, const T* __restrict__ y, T* __restrict__ partials, int N, int K,
+                     int PQ, int length) {
+  const Input<T> gradient = {grad, y};
   struct Shared {
     WarpValues<T, 256> values;
   };
@@ -578,7 +975,7 @@ conv2d_backward_bias(const T* __restrict__ grad, T* __restrict__ partials, int N
   for (int i = first + threadIdx.x; i < end; i += 256) {
     int n = i;
     const int pq = take(n, PQ);
-    sum += grad[(n * K + k) * PQ + pq];
+    sum += gradient[(n * K + k) * PQ + pq];
   }
   sum = block_sum<256>(sum, s.values);
   if (threadIdx.x == 0) partials[blockIdx.x] = sum;

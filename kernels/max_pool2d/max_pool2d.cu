@@ -22,6 +22,7 @@
 // Source of the gathering backward pass: Jia et al., "Caffe: convolutional architecture for fast feature
 // embedding", 2014, whose GPU kernels do it so.
 
+#include "best.cuh"
 #include "windows.cuh"
 
 struct Geometry {
@@ -37,24 +38,6 @@ constexpr int V3_BLOCKS = 4;
 constexpr int STAGED_ELEMENTS = 4096, STAGED_WINDOWS = 2048;
 // So many neighbours a thread of v3 owns.
 constexpr int OWN = 4;
-
-// The largest tap so far and its code; no tap so far: code < 0.
-template <class T>
-struct Best {
-  T value = -infinity<T>();
-  int code = -1;
-
-  __device__ __forceinline__ void meet(T tap, int its_code) {
-    const bool larger = !(tap <= value) && !is_nan(value);  // a NaN beats every number, and nothing beats a NaN
-    if (code < 0 || larger) {
-      value = tap;
-      code = its_code;
-    }
-  }
-
-  // The code to be stored; without a tap inside the input that of the last tap, which then lies outside.
-  __device__ __forceinline__ int found(int taps) const { return code < 0 ? taps - 1 : code; }
-};
 
 // ---- forward, v1
 

@@ -181,6 +181,15 @@ def options(g):
         ((1, 64, 1, 3), (65, 64, 1, 2), 0),
         ((2, 65, 1, 1), (64, 65, 1, 2), (0, 1)),
         ((1, 2, 6, 6), (8, 2, 3, 3), 1),  # v2: 36 positions leave threads for 7 channels, the eighth is alone
+        # v4: squares of 2 x 2 and fours of channels, which these fill, or do not by one; pieces of channels; pieces of
+        # a plane; unrolled filters of 3 x 3 and 5 x 5, and runs of 3 and 5 taps in filters of other heights.
+        ((1, 1, 8, 8), (4, 1, 5, 5), 2),
+        ((2, 3, 7, 9), (5, 3, 5, 5), 2),
+        ((1, 9, 4, 6), (3, 9, 3, 3), 1),
+        ((1, 37, 3, 3), (36, 37, 3, 3), 1),
+        ((1, 1, 3, 70), (2, 1, 3, 3), (2, 1)),
+        ((1, 2, 40, 5), (7, 2, 2, 5), (1, 0)),
+        ((2, 2, 6, 7), (4, 2, 5, 3), (0, 2)),
     ],
 )
 def test_sizes_at_the_edges_of_tiles(backend, version, dtype, x_shape, weight_shape, padding):
@@ -480,6 +489,32 @@ def test_smem_tiles_are_filled_once(backend, x_shape, weight_shape):
         assert of_weight.traffic.shared_read == 4 * (2 * products + weights * (teams - 1))
 
 
+# One piece of channels and several; several tiles of squares; a plane of one; groups.
+@pytest.mark.parametrize(
+    ("x_shape", "weight_shape", "groups"),
+    [((2, 20, 14, 14), (20, 20, 5, 5), 1), ((1, 1, 28, 28), (20, 1, 5, 5), 1), ((1, 12, 9, 5), (40, 3, 3, 3), 4)],
+)
+def test_direct_tiles_are_filled_once(backend, x_shape, weight_shape, groups):
+    """A block waits once for each piece of channels; a thread reads what lies under its square once per channel."""
+    g = geometry(x_shape, weight_shape, 1, weight_shape[2] // 2, 1, groups)
+    forward, backward, of_weight = launches_of_all_passes(backend, "v4_direct", g)
+    from rawgrad.kernels.conv2d import cuda
+
+    C, K = g.C // g.G, g.K // g.G
+    for launch, t, terms in (
+        (forward, cuda._direct_forward_tile(g, 4), C),
+        (backward, cuda._direct_input_tile(g, 4), K),
+    ):
+        assert launch.traffic.barriers == math.prod(launch.grid) * -(-terms // t.C)
+        read = (g.R + 1) * (g.S + 1) + 4 * g.R * g.S  # under a square, and of four filters
+        assert launch.traffic.shared_read == 4 * math.prod(launch.grid) * t.I * t.J * t.M * terms * read
+    t = cuda._direct_weight_tile(g, 4)
+    tiles = g.N * -(-g.P // t.P) * -(-g.Q // t.Q)
+    per_slice = g.G * -(-K // (4 * t.M)) * -(-C * g.R // t.U)
+    teams = 256 // (t.M * t.U)
+    assert of_weight.traffic.barriers == per_slice * tiles + 2 * math.prod(of_weight.grid) * (teams > 1)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_out_takes_the_result(backend, layout):
     rng = np.random.default_rng(0)
@@ -721,9 +756,35 @@ def test_with_relu_at_the_edges_of_vectors(backend, x_shape, weight_shape, strid
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_every_version_with_relu(backend, version):
+@pytest.mark.parametrize(
+    ("x_shape", "weight_shape", "options"),
+    [
+        ((2, 4, 6, 7), (6, 2, 3, 3), (2, 1, 1, 2)),
+        ((3, 3, 8, 6), (9, 3, 5, 5), (1, 2)),
+        ((2, 2, 9, 9), (10, 2, 3, 3), (1, 1)),
+    ],
+)
+def test_every_version_with_relu(backend, version, x_shape, weight_shape, options):
     skip_unless_there(backend.name, "conv2d", "conv2d_forward", version)
-    check_with_relu(backend, geometry((2, 4, 6, 7), (6, 2, 3, 3), 2, 1, 1, 2), np.float32, version=version)
+    check_with_relu(backend, geometry(x_shape, weight_shape, *options), np.float32, version=version)
+
+
+def test_with_relu_in_as_many_launches_as_without(backend):
+    if backend.name != "emulated":
+        pytest.skip("only the emulator counts launches")
+    from rawgrad.kernels._emulator.runtime import record_launches
+
+    g = geometry((2, 3, 6, 6), (8, 3, 3, 3), 1, 1)
+    x, weight, y = (backend.put(np.ones(s, np.float32)) for s in (g.x_shape, g.weight_shape, g.y_shape))
+    counts = []
+    for relu, of_y in ((None, None), ("relu", y)):
+        with record_launches() as launches:
+            conv2d_forward(x, weight, padding=1, activation=relu)
+            conv2d_backward_input(y, weight, g, y=of_y)
+            conv2d_backward_weight(x, y, g, y=of_y)
+            conv2d_backward_bias(y, y=of_y)
+        counts.append([launch.kernel for launch in launches])
+    assert counts[0] == counts[1]
 
 
 def test_with_relu_nan_and_infinity_travel(backend):
@@ -761,10 +822,18 @@ def test_with_relu_into_memory_of_the_caller(backend):
         ((2, 2, 9, 10), (3, 2, 3, 3), (1, 1), (3, 2, 1), True),
         ((2, 2, 9, 10), (3, 2, 3, 3), (1, 1), ((2, 3), 1), False),
         ((0, 2, 6, 6), (3, 2, 3, 3), (1, 1), (2,), True),
+        ((2, 20, 14, 14), (20, 20, 5, 5), (1, 2), (2,), True),
+        ((2, 1, 7, 6), (5, 1, 3, 3), (1, 1), (2, 2, 1), True),
+        ((1, 1, 7, 9), (33, 1, 3, 3), (1, 1), (2, 2, 0, 1, True), True),
+        ((1, 2, 9, 11), (6, 2, 3, 2), ((1, 2), (2, 1), (2, 1)), (2, 2, (1, 0), 1, True), False),
+        ((2, 9, 5, 70), (6, 3, 5, 5), (1, 2, 1, 3), (2,), True),
     ],
 )
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_with_relu_and_pooling_as_one_after_the_other(backend, x_shape, weight_shape, options, pool, with_bias, dtype):
+@pytest.mark.parametrize("version", every_version("conv2d", "conv2d_relu_pool_forward"))
+def test_with_relu_and_pooling_as_one_after_the_other(
+    backend, version, x_shape, weight_shape, options, pool, with_bias, dtype
+):
     rng = np.random.default_rng(0)
     g = geometry(x_shape, weight_shape, *options)
     p = max_pool2d.geometry(g.y_shape, *pool)
@@ -772,10 +841,10 @@ def test_with_relu_and_pooling_as_one_after_the_other(backend, x_shape, weight_s
     x, weight, bias = (backend.put(rng.integers(-3, 4, shape).astype(dtype)) for shape in (x_shape, weight_shape, g.K))
     bias = bias if with_bias else None
     with untouched(x, weight):
-        y, codes = conv2d_relu_pool_forward(x, weight, bias, g, p)
+        y, codes = conv2d_relu_pool_forward(x, weight, bias, g, p, version=version)
     options = {"stride": g.stride, "padding": g.padding, "dilation": g.dilation, "groups": g.G}
     between = activation_forward(conv2d_forward(x, weight, bias, **options), "relu")
-    window = {"stride": p.stride, "padding": p.padding, "dilation": p.dilation}
+    window = {"stride": p.stride, "padding": p.padding, "dilation": p.dilation, "ceil_mode": len(pool) > 4}
     expected, expected_codes = max_pool2d.max_pool2d_forward(between, (p.R, p.S), **window)
     assert y.dtype == dtype
     np.testing.assert_array_equal(backend.get(y), backend.get(expected))
@@ -791,6 +860,23 @@ def test_with_relu_and_pooling_nan_travels(backend):
     y, codes = backend.get(y), backend.get(codes)
     assert np.isnan(y[0, :, 1, 2]).all() and np.isnan(y).sum() == 2 and (codes[0, :, 1, 2] == 3).all()
     assert y[1, 0, 3, 0] == np.inf and y[1, 1, 3, 0] == 0
+
+
+def test_with_relu_and_pooling_nothing_is_written_but_the_result(backend):
+    """One launch, which writes what is pooled, and no array in between."""
+    if backend.name != "emulated":
+        pytest.skip("only the emulator counts bytes and launches")
+    from rawgrad.kernels._emulator.runtime import record_launches
+
+    for x_shape, weight_shape, stride in (((2, 1, 28, 28), (20, 1, 5, 5), 1), ((1, 3, 9, 9), (4, 3, 3, 2), 2)):
+        g = geometry(x_shape, weight_shape, stride, 2)
+        p = max_pool2d.geometry(g.y_shape, 2)
+        x, weight = (backend.put(np.ones(s, np.float32)) for s in (g.x_shape, g.weight_shape))
+        with record_launches() as launches:
+            conv2d_relu_pool_forward(x, weight, None, g, p)
+        (launch,) = launches
+        pooled = math.prod(p.y_shape)
+        assert launch.traffic.distinct_written == launch.traffic.global_written == 5 * pooled
 
 
 def test_with_relu_and_pooling_refuses_a_pooling_of_something_else(backend):
