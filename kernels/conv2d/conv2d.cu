@@ -22,6 +22,9 @@
 //   v4_direct         patch and filters are staged as in v2, by copies that go on while the piece before is multiplied;
 //                     a thread owns a square of 2 x 2 positions in 4 channels (of dw: a row of taps in 4 filters), for
 //                     small filters with everything that it multiplies in registers and no index to work out
+//   v5_tensor_core    forward and dx in float32 alone, by choice of a lower precision: weights and inputs are rounded
+//                     to tf32, bf16 or fp16 on their way to the tensor cores, which sum over channels tap by tap, and
+//                     read the patch as it is staged; sums stay float32
 //
 // conv2d_relu_pool_forward_v4_direct ends in max-pooling: the square that a thread owns is the window.
 //
@@ -39,6 +42,7 @@
 #include "activation.cuh"
 #include "async.cuh"
 #include "best.cuh"
+#include "mma.cuh"
 #include "vector.cuh"
 #include "warp.cuh"
 
@@ -931,6 +935,174 @@ conv2d_backward_weight_v4_direct(const T* __restrict__ x, const T* __restrict__ 
       partials[o * f.weight_m + (u0 + u) * TAPS + s] = of_all;
     }
   }
+}
+
+// ---- v5
+
+// What a block takes at once: a rectangle of positions, and taps.
+struct Rectangle {
+  int P, Q, taps;
+};
+
+template <int PRECISION>
+struct PrecisionOf;
+template <>
+struct PrecisionOf<0> {
+  using Type = Tf32;
+  static constexpr int DEPTH = 8;  // channels that one instruction sums over
+};
+template <>
+struct PrecisionOf<1> {
+  using Type = Bf16;
+  static constexpr int DEPTH = 16;
+};
+template <>
+struct PrecisionOf<2> {
+  using Type = Fp16;
+  static constexpr int DEPTH = 16;
+};
+
+// This lane's part of a fragment of N registers; at(i, k) is the element of its i-th row (column, of b) for channel k.
+template <int N, class At>
+__device__ __forceinline__ void fragment(Tf32, uint32_t (&of)[N], int four, const At& at) {
+#pragma unroll
+  for (int i = 0; i < N; ++i) of[i] = to_tf32(at(N == 4 ? i % 2 : 0, four + (N == 4 ? i / 2 : i) * 4));
+}
+template <int N, class TYPE, class At>
+__device__ __forceinline__ void fragment(TYPE type, uint32_t (&of)[N], int four, const At& at) {
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    const int row = N == 4 ? i % 2 : 0, k = 2 * four + (N == 4 ? i / 2 : i) * 8;
+    of[i] = pack(type, at(row, k), at(row, k + 1));
+  }
+}
+
+// Block: 4 warps, and t.P x t.Q positions of one image in 32 WARPS_M channels of the result.  The channels of the input
+// come in pieces of DEPTH, whose patch is staged, and under them the taps in pieces of t.taps, whose filters are.
+// Warp: 32 channels x 64 of the positions, as 2 x 8 products of tensor cores.  For one tap such a product has the
+// channels of the piece as its sum, so a column of b is read from the patch as it lies there: a window is never built.
+template <int PRECISION, int WARPS_M>
+__device__ __forceinline__ void correlate_tensor_core(const Correlation& f, const Rectangle& t,
+                                                      const Input<float>& all, const float* __restrict__ weight,
+                                                      const float* __restrict__ bias, bool relu,
+                                                      float* __restrict__ out, int block) {
+  using Type = typename PrecisionOf<PRECISION>::Type;
+  constexpr int DEPTH = PrecisionOf<PRECISION>::DEPTH;
+  // From a channel to the next one, so many banks that the lanes of a fragment fall into different ones.
+  constexpr int BANKS = 64 / DEPTH, HEIGHT = 32 * WARPS_M, WIDE = HEIGHT + BANKS;
+  struct Shared {  // two of each: one is filled by copies that are under way while the other is multiplied
+    alignas(16) float patch[2][4096];    // (c, row, column)
+    alignas(16) float filters[2][2048];  // (tap, c, m)
+  };
+  Shared& shared = block_shared<Shared>();
+  const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, eighth = lane / 4, four = lane % 4;
+  const int row0 = warp % WARPS_M * 32, column0 = warp / WARPS_M * 64;
+
+  const int m0 = take(block, ceil_div(f.M, HEIGHT)) * HEIGHT;  // blocks that read the same patch are neighbours
+  const int j0 = take(block, ceil_div(f.across.positions, t.Q)) * t.Q;
+  const int i0 = take(block, ceil_div(f.down.positions, t.P)) * t.P;
+  const int group = take(block, f.G), n = block;
+  const Input<float> in = all.from((n * f.G + group) * f.C * f.in_plane);
+  weight += group * f.weights + m0 * f.weight_m;
+
+  const int S = f.across.taps, taps = f.down.taps * S;
+  const int rows = reach(f.down, t.P, f.down.taps), columns = reach(f.across, t.Q, S);
+  const int plane = ceil_div(max(rows * columns - BANKS, 0), 32) * 32 + BANKS;
+  const Place corner = f.position({0, i0, j0});
+  const int runs = ceil_div(taps, t.taps), pieces = ceil_div(f.C, DEPTH) * runs;
+
+  const auto fetch = [&](int piece) {
+    const int c0 = piece / runs * DEPTH, first = piece % runs * t.taps;
+    if (first == 0)
+      copy_patch(shared.patch[piece / runs % 2], plane, columns, in.from(c0 * f.in_plane), f.down, f.across, DEPTH,
+                 f.C - c0, rows, columns, corner.h, corner.w);
+    float* filters = shared.filters[piece % 2];
+    for (int e = warp; e < min(t.taps, taps - first) * DEPTH; e += 4) {
+      int tap = e;
+      const int c = take(tap, DEPTH);
+      const int at = f.tap(digits(first + tap, f.down.taps, S)).at + (c0 + c) * f.weight_c;
+      for (int m = lane; m < HEIGHT; m += WARP) {
+        const bool there = m0 + m < f.M && c0 + c < f.C;
+        copy_async<4>(&filters[e * WIDE + m], &weight[there ? m * f.weight_m + at : 0], there);
+      }
+    }
+    commit_copies();
+  };
+
+  int under[8];  // where this lane's columns of b begin in the patch; past the rectangle anywhere
+#pragma unroll
+  for (int e = 0; e < 8; ++e) {
+    int i = column0 + e * 8 + eighth;
+    const int j = take(i, t.Q);
+    under[e] = i < t.P ? i * f.down.stride * columns + j * f.across.stride : 0;
+  }
+
+  float sum[2][8][4] = {};
+  if (pieces > 0) fetch(0);
+  for (int piece = 0; piece < pieces; ++piece) {
+    wait_copies<0>();
+    // What all threads have copied of this piece has arrived; and all have multiplied the piece before it, which the
+    // next one overwrites.
+    __syncthreads();
+    if (piece + 1 < pieces) fetch(piece + 1);  // under way while this piece is multiplied
+    const float* patch = shared.patch[piece / runs % 2];
+    const int first = piece % runs * t.taps, last = min(first + t.taps, taps);
+    int r = first;
+    int s = take(r, S);
+    for (int tap = first; tap < last; ++tap) {
+      const float* filters = &shared.filters[piece % 2][(tap - first) * DEPTH * WIDE + row0 + eighth];
+      const float* of_tap = &patch[r * f.down.dilation * columns + s * f.across.dilation];
+      uint32_t a[2][4];
+#pragma unroll
+      for (int m = 0; m < 2; ++m)
+        fragment(Type{}, a[m], four, [&](int i, int c) { return filters[c * WIDE + m * 16 + i * 8]; });
+#pragma unroll
+      for (int e = 0; e < 8; ++e) {
+        uint32_t b[2];
+        fragment(Type{}, b, four, [&](int, int c) { return of_tap[c * plane + under[e]]; });
+#pragma unroll
+        for (int m = 0; m < 2; ++m) multiply(Type{}, sum[m][e], a[m], b);
+      }
+      if (++s == S) {
+        s = 0;
+        ++r;
+      }
+    }
+  }
+
+#pragma unroll
+  for (int e = 0; e < 8; ++e)
+#pragma unroll
+    for (int beside = 0; beside < 2; ++beside) {
+      int i = column0 + e * 8 + 2 * four + beside;
+      const int j = take(i, t.Q);
+      if (i >= t.P || i0 + i >= f.down.positions || j0 + j >= f.across.positions) continue;
+      float* column = &out[f.position({n, i0 + i, j0 + j}).at];
+#pragma unroll
+      for (int m = 0; m < 4; ++m) {
+        const int of_group = m0 + row0 + m * 8 + eighth, of_m = group * f.M + of_group;
+        if (of_group < f.M)
+          column[of_m * f.out_plane] = finished(sum[m / 2][e][m % 2 * 2 + beside], bias, of_m, relu);
+      }
+    }
+}
+
+template <int PRECISION, int WARPS_M>
+__global__ void __launch_bounds__(128, 2)
+conv2d_forward_v5_tensor_core(const float* __restrict__ x, const float* __restrict__ weight,
+                              const float* __restrict__ bias, float* __restrict__ y, Geometry g, Rectangle t,
+                              bool relu) {
+  correlate_tensor_core<PRECISION, WARPS_M>(forward_of(g), t, {x, nullptr}, weight, bias, relu, y, blockIdx.x);
+}
+
+template <int PRECISION, int WARPS_M>
+__global__ void __launch_bounds__(128, 2)
+conv2d_backward_input_v5_tensor_core(const float* __restrict__ grad, const float* __restrict__ y,
+                                     const float* __restrict__ weight, float* __restrict__ dx, Geometry g,
+                                     Rectangle t) {
+  int block = blockIdx.x;
+  const Correlation f = backward_of(g, block);
+  correlate_tensor_core<PRECISION, WARPS_M>(f, t, {grad, y}, weight, nullptr, false, dx, block);
 }
 
 // ---- sums

@@ -7,6 +7,10 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from .._dispatch import current_choice
+from .._errors import BackendError
 from .._launch import FLOATS, Kernel, ceil_div, empty, result
 from ..max_pool2d import Geometry as PoolGeometry
 from ..max_pool2d.cuda import max_pool2d_forward
@@ -39,6 +43,12 @@ _FORWARD_DIRECT = Kernel(__file__, "conv2d_forward_v4_direct", T=FLOATS, TAPS=_S
 _POOL_DIRECT = Kernel(__file__, "conv2d_relu_pool_forward_v4_direct", T=FLOATS, TAPS=_SIDES)
 _INPUT_DIRECT = Kernel(__file__, "conv2d_backward_input_v4_direct", T=FLOATS, TAPS=_SIDES)
 _WEIGHT_DIRECT = Kernel(__file__, "conv2d_backward_weight_v4_direct", T=FLOATS, TAPS=_RUNS)
+#: The template argument PRECISION of conv2d.cu; and for each, the channels that one instruction sums over.
+_PRECISIONS = {"tf32": 0, "bf16": 1, "fp16": 2}
+_DEPTHS = {"tf32": 8, "bf16": 16, "fp16": 16}
+_TENSOR: dict[str, Any] = {"PRECISION": _PRECISIONS.values(), "WARPS_M": (1, 2)}
+_FORWARD_TENSOR = Kernel(__file__, "conv2d_forward_v5_tensor_core", **_TENSOR)
+_INPUT_TENSOR = Kernel(__file__, "conv2d_backward_input_v5_tensor_core", **_TENSOR)
 _BIAS = Kernel(__file__, "conv2d_backward_bias", T=FLOATS)
 _SUM_SLICES = Kernel(__file__, "conv2d_sum_slices", T=FLOATS)
 
@@ -245,6 +255,59 @@ def _direct_input_tile(g: Geometry, itemsize: int) -> _Squares | None:
     return _direct_tile(axes, g.C // g.G, g.K // g.G, (max(1, down), max(1, across)), (0, 0), itemsize)
 
 
+class _Rectangle(NamedTuple):
+    """``Rectangle`` of conv2d.cu."""
+
+    P: int
+    Q: int
+    taps: int
+
+
+def _warps(channels: int) -> int:
+    """The template argument WARPS_M: how many times 32 channels a block takes."""
+    return 1 if channels <= 32 else 2
+
+
+def _tensor_tile(axes: list[_Axis], M: int, precision: str) -> _Rectangle | None:
+    """The tile of a correlation on tensor cores with the fewest blocks, or None if not one position fits."""
+    depth, warps = _DEPTHS[precision], _warps(M)
+    banks, most = 64 // depth, 64 * (4 // warps)
+
+    def plane(P: int, Q: int) -> int:
+        return ceil_div(max(_patch(axes, [P, Q], [axis.taps for axis in axes]) - banks, 0), 32) * 32 + banks
+
+    down, across = (axis.positions for axis in axes)
+    fitting = [(P, Q) for P in _parts(down, most) for Q in _parts(across, most // P) if plane(P, Q) * depth <= _PATCH]
+    if not fitting:
+        return None
+    P, Q = min(fitting, key=lambda sides: (ceil_div(down, sides[0]) * ceil_div(across, sides[1]), plane(*sides)))
+    return _Rectangle(P, Q, min(axes[0].taps * axes[1].taps, _OTHER // (depth * (32 * warps + banks))))
+
+
+@functools.lru_cache(maxsize=1024)
+def _tensor_forward_tile(g: Geometry, precision: str) -> _Rectangle | None:
+    return _tensor_tile(_forward_axes(g), g.K // g.G, precision)
+
+
+@functools.lru_cache(maxsize=1024)
+def _tensor_input_tile(g: Geometry, precision: str) -> _Rectangle | None:
+    return _tensor_tile(_input_axes(g), g.C // g.G, precision)
+
+
+def _tensor_precision(g: Geometry, dtype: Any) -> str | None:
+    """The precision that the caller allows, if it is lower and there are channels for the tensor cores."""
+    precision = current_choice().precision
+    allowed = precision != "float32" and dtype == np.float32 and min(g.C, g.K) // g.G >= 8
+    return precision if allowed else None
+
+
+def _refuse_unfit(dtype: Any, tile: _Rectangle | None, precision: str) -> None:
+    if dtype != np.float32:
+        raise BackendError(f"conv2d: the tensor cores' {precision} takes float32; got {dtype}")
+    if tile is None:
+        raise BackendError("conv2d: the tensor cores' tile has no room for these strides and dilations")
+
+
 class _Runs(NamedTuple):
     """``Runs`` of conv2d.cu."""
 
@@ -339,9 +402,31 @@ def _forward_direct(x: Any, weight: Any, bias: Any, g: Geometry, activation: str
     return y
 
 
+def _forward_tensor(precision: str) -> Callable[..., Any]:
+    def forward(x: Any, weight: Any, bias: Any, g: Geometry, activation: str | None, out: Any) -> Any:
+        t = _tensor_forward_tile(g, precision)
+        _refuse_unfit(x.dtype, t, precision)
+        assert t is not None
+        y = result(out, x, g.y_shape)
+        K, warps = g.K // g.G, _warps(g.K // g.G)
+        blocks = g.N * g.G * ceil_div(g.P, t.P) * ceil_div(g.Q, t.Q) * ceil_div(K, 32 * warps)
+        kernel = _FORWARD_TENSOR[_PRECISIONS[precision], warps]
+        kernel(blocks, 128, x, weight, bias, y, g, t, activation == "relu")
+        return y
+
+    return forward
+
+
 def conv2d_forward(x: Any, weight: Any, bias: Any, g: Geometry, activation: str | None, out: Any) -> Any:
     """As the reference's; see the package's docstring."""
-    return _forward_default(g, x.itemsize)(x, weight, bias, g, activation, out)
+    return _forward_chosen(g, x.dtype)(x, weight, bias, g, activation, out)
+
+
+def _forward_chosen(g: Geometry, dtype: Any) -> Callable[..., Any]:
+    precision = _tensor_precision(g, dtype)
+    if precision is not None and _tensor_forward_tile(g, precision) is not None:
+        return _forward_tensor(precision)
+    return _forward_default(g, dtype.itemsize)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -374,9 +459,9 @@ def _pool_direct(x: Any, weight: Any, bias: Any, g: Geometry, p: PoolGeometry) -
 
 def conv2d_relu_pool_forward(x: Any, weight: Any, bias: Any, g: Geometry, p: PoolGeometry) -> tuple[Any, Any]:
     """As the reference's: in one launch where v4 can, which spares writing and reading what is pooled."""
-    if _direct_pool_tile(g, p, x.itemsize) is not None:
+    if _tensor_precision(g, x.dtype) is None and _direct_pool_tile(g, p, x.itemsize) is not None:
         return _pool_direct(x, weight, bias, g, p)
-    return _pooled(_forward_default(g, x.itemsize))(x, weight, bias, g, p)
+    return _pooled(_forward_chosen(g, x.dtype))(x, weight, bias, g, p)
 
 
 def _is_direct(side: int, channels: int, terms: int, tile: Any) -> bool:
@@ -435,6 +520,22 @@ def _input_direct(grad: Any, weight: Any, g: Geometry, y: Any, out: Any) -> Any:
     return dx
 
 
+def _input_tensor(precision: str) -> Callable[..., Any]:
+    def backward(grad: Any, weight: Any, g: Geometry, y: Any, out: Any) -> Any:
+        t = _tensor_input_tile(g, precision)
+        _refuse_unfit(grad.dtype, t, precision)
+        assert t is not None
+        dx = result(out, grad, g.x_shape)
+        C, warps = g.C // g.G, _warps(g.C // g.G)
+        down, across = _input_axes(g)
+        blocks = _classes(g) * g.N * g.G * ceil_div(down.positions, t.P) * ceil_div(across.positions, t.Q)
+        kernel = _INPUT_TENSOR[_PRECISIONS[precision], warps]
+        kernel(blocks * ceil_div(C, 32 * warps), 128, grad, y, weight, dx, g, t)
+        return dx
+
+    return backward
+
+
 def _classes(g: Geometry) -> int:
     """Classes of rows and columns of dx that meet different taps; a stride beyond the input has empty ones."""
     return min(g.stride[0], g.H) * min(g.stride[1], g.W)
@@ -442,6 +543,9 @@ def _classes(g: Geometry) -> int:
 
 def conv2d_backward_input(grad: Any, weight: Any, g: Geometry, y: Any, out: Any) -> Any:
     """As the reference's; see the package's docstring."""
+    precision = _tensor_precision(g, grad.dtype)
+    if precision is not None and _tensor_input_tile(g, precision) is not None:
+        return _input_tensor(precision)(grad, weight, g, y, out)
     return _input_default(g, grad.itemsize)(grad, weight, g, y, out)
 
 
@@ -543,12 +647,14 @@ VERSIONS = {
         "v2_smem_tile": _forward_smem,
         "v3_register_tile": _forward_register,
         "v4_direct": _forward_direct,
+        **{f"v5_tensor_core_{name}": _forward_tensor(name) for name in _PRECISIONS},
     },
     "conv2d_backward_input": {
         "v1_plain": _input_plain,
         "v2_smem_tile": _input_smem,
         "v3_register_tile": _input_register,
         "v4_direct": _input_direct,
+        **{f"v5_tensor_core_{name}": _input_tensor(name) for name in _PRECISIONS},
     },
     "conv2d_backward_weight": {
         "v1_plain": _weight_plain,
