@@ -2,8 +2,9 @@
 
 Nothing above this file may assume NumPy.  A device is known by the *type* of its arrays, so asking
 for it is one dictionary lookup.  ``cpu`` (NumPy) is always there.  ``cuda`` is one of two devices:
-an NVIDIA GPU through CuPy, or the simulated one while the backend ``emulated`` is active; which
-of them, and whether it can be used, is found out when it is first asked for.
+an NVIDIA GPU through CuPy, or the simulated one while the backend ``emulated`` is active (or
+``numba_cuda`` in a process in which Numba simulates); which of them, and whether it can be used, is
+found out when it is first asked for.
 """
 
 from __future__ import annotations
@@ -88,7 +89,8 @@ def register_device(device: Device) -> None:
 def device_named(name: str) -> Device:
     """The device called ``name``; :class:`DeviceError` if rawgrad has none of that name here.
 
-    ``"cuda"`` is the simulated GPU where the backend ``emulated`` is active, else CuPy's.
+    ``"cuda"`` is the simulated GPU where the backend ``emulated`` is active, or ``numba_cuda`` in Numba's
+    simulator; else CuPy's.
     """
     try:
         return _by_name[name]
@@ -101,9 +103,11 @@ def device_named(name: str) -> Device:
 
 
 def _cuda() -> Device:
+    from ._cuda.simulator import simulated
     from ._dispatch import current_choice
 
-    if current_choice().for_device("cuda") == "emulated":
+    chosen = current_choice().for_device("cuda")
+    if chosen == "emulated" or (chosen == "numba_cuda" and simulated()):
         from ._emulator.module import DEVICE
 
         return DEVICE

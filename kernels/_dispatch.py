@@ -71,7 +71,7 @@ BACKENDS: dict[str, Backend] = {
         Backend("numba", "cpu", "numba_cpu", ("numba",), "compiled, parallel CPU kernels", "_threads"),
         Backend("numpy", "cpu", "reference", (), "the reference: what each kernel must compute"),
         Backend("cuda", "cuda", "cuda", ("cupy",), "CUDA C++ kernels on an NVIDIA GPU", "_cuda.device"),
-        Backend("numba_cuda", "cuda", "numba_cuda", ("numba_cuda", "cupy"), "the same in Numba-CUDA", "_cuda.device"),
+        Backend("numba_cuda", "cuda", "numba_cuda", ("numba",), "some of them in Numba-CUDA", "_cuda.simulator", True),
         Backend("emulated", "cuda", "cuda", (), "the CUDA C++ kernels on a simulated GPU", "_emulator.build", True),
     )
 }

@@ -22,7 +22,8 @@ file's name (``test_gemm.py`` tests ``gemm``) unless a marker says otherwise::
 
 A backend that cannot run here is a visible skip with its reason; ``--require-gpu`` turns that into a
 failure for the backends that need a GPU, ``cuda`` and ``numba_cuda``.  Their tests carry the mark
-``gpu``, so that ``-m gpu`` selects them; ``emulated`` runs the same kernels anywhere.
+``gpu``, so that ``-m gpu`` selects them; ``emulated`` runs the same kernels anywhere, and ``numba_cuda``
+those that it has in a process of its own, which ``test_twins.py`` starts.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ import hypothesis
 import numpy as np
 import pytest
 
+from rawgrad.kernels._cuda.simulator import simulated
 from rawgrad.kernels._devices import Device, device_named
 from rawgrad.kernels._dispatch import BACKENDS
 from rawgrad.kernels._dispatch import backend as use_backend
@@ -55,6 +57,9 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.register_profile(
     "thorough", deadline=None, max_examples=500, print_blob=True, database=None, suppress_health_check=CHECKS
+)
+hypothesis.settings.register_profile(  # where an example takes long: Numba's simulator
+    "few", deadline=None, max_examples=5, derandomize=True, database=None, suppress_health_check=CHECKS
 )
 hypothesis.settings.load_profile("rawgrad")
 
@@ -100,7 +105,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def needs_gpu(name: str) -> bool:
     """Whether the backend ``name`` runs on an NVIDIA GPU only."""
-    return name in BACKENDS and BACKENDS[name].device == "cuda" and name != "emulated"
+    anywhere = name == "emulated" or (name == "numba_cuda" and simulated())
+    return name in BACKENDS and BACKENDS[name].device == "cuda" and not anywhere
 
 
 @dataclass(frozen=True)

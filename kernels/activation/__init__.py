@@ -27,7 +27,8 @@ Sources: Clevert et al., "ELUs", 2016; Hendrycks and Gimpel, "GELUs", 2016; Elfw
 2018; Dugas et al., "softplus", 2001.
 
 Checks: kind must be known, options must be its own; float32 or float64 of any shape.
-Backends: ``numpy`` (reference.py), ``numba`` (numba_cpu.py), ``cuda`` and ``emulated`` (cuda.py, activation.cu).
+Backends: ``numpy`` (reference.py), ``numba`` (numba_cpu.py), ``cuda`` and ``emulated`` (cuda.py, activation.cu);
+``numba_cuda`` (numba_cuda.py, twins of some versions).
 """
 
 from __future__ import annotations

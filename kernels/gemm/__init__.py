@@ -17,7 +17,8 @@ which are this operation again: for y = a b they are ``gemm(g, b, transpose_b=Tr
 ``gemm(a, g, transpose_a=True)``, summed over the dimensions that were broadcast.
 :func:`linear_backward` gives all three for y = activation(a bᵀ + bias) of matrices, in one call.
 
-Backends: ``numpy`` (reference.py); ``numba`` (numba_cpu.py); ``cuda`` and ``emulated`` (cuda.py, gemm.cu).
+Backends: ``numpy`` (reference.py); ``numba`` (numba_cpu.py); ``cuda`` and ``emulated`` (cuda.py, gemm.cu);
+``numba_cuda`` (numba_cuda.py, twins of some versions).
 """
 
 from __future__ import annotations

@@ -1,0 +1,180 @@
+"""The Numba twins in Numba's simulator, in processes of their own: Numba decides when it is imported.
+
+``test_the_kernels_own_tests`` starts pytest with ``NUMBA_ENABLE_CUDASIM=1`` on the tests of one operation, with the
+backend ``numba_cuda``: the same bodies that every backend passes.  A simulated thread is a Python thread, and a block
+takes milliseconds to start, so :data:`SUITES` says which tests run, and hypothesis draws few examples (its profile
+``few``).  What they leave out are long loops over the same code: many thousands of elements, every pair of layouts.
+
+The tests below it put each twin beside the version of the ``.cu`` file that it is the twin of, on the emulator.  They
+run in the simulator's process, which ``test_twins_beside_their_versions`` starts; elsewhere they are skipped.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rawgrad.kernels import activation
+from rawgrad.kernels._cuda.simulator import _has_simulator, simulated
+from rawgrad.kernels._devices import device_named
+from rawgrad.kernels._dispatch import BACKENDS, backends
+from rawgrad.kernels._dispatch import backend as use_backend
+from rawgrad.kernels._errors import BackendError
+from rawgrad.kernels.gemm import gemm
+
+ROOT = Path(__file__).resolve().parents[2]
+#: Seconds for one suite; the longest takes about a fifth of it on one core.
+LIMIT = 300
+
+#: file -> which of its tests for numba_cuda do not run in the simulator, as pytest's -k has it.
+SUITES = {
+    # thousands of terms; most edges of tiles, each of them four times; most depths of many products
+    "test_gemm.py": "large_products or same_bits_every_time or (further_products and not numba_cuda-32) or "
+    "(edges_of_its_tiles and not (15-17-16 or (65-63-33 and float32 and v3_register_tile)))",
+    "test_activation.py": "(agree_with_the_definition and not v2_vector) or edges_of_blocks or any_strides",
+}
+
+
+def in_simulator(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Python with these arguments, where Numba simulates."""
+    environment = {**os.environ, "NUMBA_ENABLE_CUDASIM": "1", "RAWGRAD_BACKEND": "", "PYTEST_ADDOPTS": ""}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=ROOT.parent, env=environment, capture_output=True, text=True, timeout=LIMIT)
+
+
+def run_tests(file: str, chosen: str) -> None:
+    """Run those tests of a file, and show what they say when they fail."""
+    options = ["-q", "-p", "no:cacheprovider", "--hypothesis-profile=few", "-k", chosen]
+    done = in_simulator("-m", "pytest", str(ROOT / "tests" / "kernels" / file), *options)
+    assert done.returncode == 0, f"in Numba's simulator:\n{done.stdout[-8000:]}\n{done.stderr[-2000:]}"
+    assert int((re.findall(r"(\d+) passed", done.stdout) or "0")[-1]) > 0, done.stdout
+
+
+starts_one = pytest.mark.skipif(simulated() or not _has_simulator(), reason="there is no simulator to start here")
+
+
+@starts_one
+@pytest.mark.slow
+@pytest.mark.parametrize("file", SUITES)
+def test_the_kernels_own_tests(file):
+    run_tests(file, f"numba_cuda and not ({SUITES[file]})")
+
+
+@starts_one
+@pytest.mark.slow
+def test_twins_beside_their_versions():
+    run_tests("test_twins.py", "beside")
+
+
+def test_every_twin_is_tested():
+    twins = {path.parent.name for path in (ROOT / "kernels").glob("*/numba_cuda.py")}
+    tested = {file.removeprefix("test_").removesuffix(".py") for file in SUITES}
+    assert twins - tested == set()
+
+
+@pytest.mark.skipif(simulated(), reason="the simulator runs here")
+def test_without_a_gpu_the_reason_is_given():
+    reason = backends()["numba_cuda"]
+    if reason is None:
+        pytest.skip("Numba-CUDA runs here")
+    assert reason.endswith("NUMBA_ENABLE_CUDASIM=1, set before the process starts, runs it in Numba's simulator")
+    with pytest.raises(BackendError, match="backend 'numba_cuda' cannot run here"):
+        use_backend("numba_cuda")
+
+
+@starts_one
+def test_it_is_too_late_once_numba_is_loaded():
+    code = (
+        "import numba, os; os.environ['NUMBA_ENABLE_CUDASIM'] = '1'\nfrom rawgrad.kernels._dispatch import backends\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code + "print(backends()['numba_cuda'])"],
+        cwd=ROOT.parent,
+        capture_output=True,
+        text=True,
+    )
+    assert "was set after Numba had been imported" in done.stdout, done.stderr
+
+
+@starts_one
+def test_the_cpu_kernels_run_beside_the_simulator():
+    code = """if True:
+        import numpy as np
+        from rawgrad.kernels._dispatch import backend, backend_of
+        from rawgrad.kernels._devices import device_named
+        from rawgrad.kernels.gemm import gemm
+        assert backend_of("cpu") == "numba" and backend_of("cuda") is None
+        a, b = np.arange(12.0).reshape(3, 4), np.arange(20.0).reshape(4, 5)
+        expected = gemm(a, b)
+        assert (expected == a @ b).all()
+        with backend("numba_cuda"):
+            device = device_named("cuda")
+            y = gemm(device.from_host(a), device.from_host(b))
+            assert (device.to_host(y) == expected).all()
+            assert (gemm(a, b) == expected).all()
+        print("both")
+    """
+    done = in_simulator("-c", code)
+    assert done.stdout.strip() == "both", done.stderr
+
+
+# ---- beside the .cu versions
+
+beside = pytest.mark.skipif(
+    not simulated() or BACKENDS["emulated"].problem() is not None,
+    reason="runs where Numba simulates and a C++ compiler is: test_twins_beside_their_versions starts that",
+)
+each_dtype = pytest.mark.parametrize("dtype", [np.float32, np.float64])
+#: Elsewhere the host's compiler may make a b + c one instruction, which rounds once.
+ROUNDS_TWICE = platform.machine() in ("x86_64", "AMD64")
+
+
+def numbers(*shape, dtype=np.float32, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+def compare(call, *host, exact=True, pins=None):
+    """What ``call`` makes of the arrays on the twin and on the emulator: the same bits, or but for a few roundings."""
+    found = []
+    for name in ("numba_cuda", "emulated"):
+        with use_backend(name, **(pins or {})):
+            device = device_named("cuda")
+            results = call(*(None if h is None else device.from_host(h) for h in host))
+            found.append([device.to_host(r) for r in (results if isinstance(results, tuple) else (results,))])
+    for twin, version in zip(*found, strict=True):
+        assert twin.dtype == version.dtype
+        if exact and ROUNDS_TWICE:
+            assert twin.tobytes() == version.tobytes(), f"{abs(twin - version).max()} apart"
+        else:
+            few = 16 * np.finfo(twin.dtype).eps
+            np.testing.assert_allclose(twin, version, rtol=few, atol=few * abs(version).max(initial=0))
+
+
+@beside
+@each_dtype
+@pytest.mark.parametrize("version", ["v2_smem_tile", "v3_register_tile"])
+@pytest.mark.parametrize("flags", [(False, True), (True, False)])
+def test_gemm_beside_cu(dtype, version, flags):
+    a = numbers(*((2, 40, 70) if flags[0] else (2, 70, 40)), dtype=dtype)
+    b, bias = numbers(*((33, 40) if flags[1] else (40, 33)), dtype=dtype, seed=1), numbers(33, dtype=dtype, seed=2)
+    options = {"transpose_a": flags[0], "transpose_b": flags[1], "activation": "relu", "version": version}
+    compare(lambda *given: gemm(*given, **options), a, b, bias)
+
+
+@beside
+@each_dtype
+@pytest.mark.parametrize("kind", activation.KINDS)
+def test_activation_beside_cu(dtype, kind):
+    def both_passes(grad, x):
+        y = activation.activation_forward(x, kind)
+        saved = y if activation.saves(kind) == "output" else x
+        return y, activation.activation_backward(grad, saved, kind)
+
+    compare(both_passes, *3 * numbers(2, 1100, dtype=dtype), exact=kind in ("relu", "leaky_relu"))
