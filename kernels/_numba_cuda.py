@@ -46,7 +46,6 @@ from ._tensor_list import CHUNK, THREADS, Arrays
 
 with own_folder_hidden():  # the package numba-cuda imports parts of NVIDIA's package `cuda`
     cuda: Any = importlib.import_module("numba.cuda")
-NumbaError: Any = importlib.import_module("numba.core.errors").NumbaError
 
 __all__ = ["Kernel", "cuda", "device", "erfc_of", "exp_of", "expm1_of", "fma_of", "kernel", "launch_each"]
 __all__ += ["log1p_of", "log_of", "size_of", "sqrt_of", "tanh_of"]
@@ -74,11 +73,15 @@ erfc_of = math.erfc
 
 
 def _fma(a: Any, b: Any, c: Any) -> Any:
-    """a b + c: of float32 in double, where the product is exact; of float64 rounded twice."""
+    return cuda.fma(a, b, c)
+
+
+def _simulated_fma(a: Any, b: Any, c: Any) -> Any:
+    """Of float32 in double, where the product is exact; of float64 rounded twice."""
     return type(a)(float(a) * float(b) + float(c))
 
 
-fma_of = _fma if SIMULATED else cuda.fma
+fma_of = _simulated_fma if SIMULATED else device(_fma)
 
 
 def size_of(T: Any) -> int:
@@ -161,8 +164,10 @@ class Instance:
                 given.append(_struct(argument) if isinstance(argument, tuple) else argument)
         try:
             self._compiled[grid, block, cuda.external_stream(stream) if stream else 0](*given)
-        except NumbaError as error:
-            raise LaunchError(f"{self.name}: Numba cannot compile it: {error}") from error
+        except Exception as error:
+            if type(error).__module__.partition(".")[0] not in ("numba", "numba_cuda"):
+                raise
+            raise LaunchError(f"{self.name}: Numba cannot compile or launch it: {error}") from error
 
     def _simulate(self, grid: Any, block: Any, arguments: tuple[Any, ...], like: Any) -> None:
         """In the simulator.  What overflows or is not a number makes no noise, as on a GPU."""

@@ -28,7 +28,8 @@ Sources: Srivastava et al., "Dropout", 2014; Salmon et al., "Parallel random num
 1, 2, 3", 2011 (Philox, and the known-answer vectors of its library Random123).
 
 Checks: float32 or float64 of any shape; p in [0, 1]; seed in [0, 2^64); offset one uint64.
-Backends: ``numpy`` (reference.py), ``numba`` (numba_cpu.py), ``cuda`` and ``emulated`` (cuda.py, dropout.cu).
+Backends: ``numpy`` (reference.py), ``numba`` (numba_cpu.py), ``cuda`` and ``emulated`` (cuda.py, dropout.cu);
+``numba_cuda`` (numba_cuda.py, twins of some versions).
 """
 
 from __future__ import annotations

@@ -26,7 +26,8 @@ The adjoint of that, ``max_pool2d_gather``, takes the elements that the codes na
 Source: Riesenhuber and Poggio, "Hierarchical models of object recognition in cortex", 1999; the
 rules for sizes are torch's.
 
-Backends: ``numpy`` (reference.py), ``numba`` (numba_cpu.py), ``cuda`` and ``emulated`` (cuda.py, max_pool2d.cu).
+Backends: ``numpy`` (reference.py), ``numba`` (numba_cpu.py), ``cuda`` and ``emulated`` (cuda.py, max_pool2d.cu);
+``numba_cuda`` (numba_cuda.py, twins of some versions).
 """
 
 from __future__ import annotations

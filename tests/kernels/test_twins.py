@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rawgrad.kernels import activation
+from rawgrad.kernels import activation, dropout, max_pool2d
 from rawgrad.kernels._cuda.simulator import _has_simulator, simulated
 from rawgrad.kernels._devices import device_named
 from rawgrad.kernels._dispatch import BACKENDS, backends
@@ -39,6 +39,10 @@ SUITES = {
     "test_gemm.py": "large_products or same_bits_every_time or (further_products and not numba_cuda-32) or "
     "(edges_of_its_tiles and not (15-17-16 or (65-63-33 and float32 and v3_register_tile)))",
     "test_activation.py": "(agree_with_the_definition and not v2_vector) or edges_of_blocks or any_strides",
+    # strips of many lengths; each start twice
+    "test_max_pool2d.py": "(edges_of_vectors and not numba_cuda-3-2) or (start_anywhere and not (1 or 8))",
+    # a hundred thousand words; every p and layout
+    "test_dropout.py": "mean_and_variance or long_sequences or (follow_the_definition and not 0.25)",
 }
 
 
@@ -178,3 +182,29 @@ def test_activation_beside_cu(dtype, kind):
         return y, activation.activation_backward(grad, saved, kind)
 
     compare(both_passes, *3 * numbers(2, 1100, dtype=dtype), exact=kind in ("relu", "leaky_relu"))
+
+
+@beside
+@each_dtype
+@pytest.mark.parametrize("kernel_size", [2, 3, (2, 5)])
+def test_max_pool2d_beside_cu(dtype, kernel_size):
+    version, g = "v3_register_tile", max_pool2d.geometry((2, 3, 9, 21), kernel_size, 2, 1)
+
+    def passes(x, grad):
+        y, codes = max_pool2d.max_pool2d_forward(x, kernel_size, stride=2, padding=1, version=version)
+        assert codes.dtype == np.uint8
+        dx = max_pool2d.max_pool2d_backward(grad, codes, g, version=version)
+        return y, codes, dx, max_pool2d.max_pool2d_gather(x, codes, g)
+
+    compare(passes, np.rint(numbers(*g.x_shape, dtype=dtype)), numbers(*g.y_shape, dtype=dtype, seed=1))
+
+
+@beside
+@each_dtype
+def test_dropout_beside_cu(dtype):
+    def both(x, offset):
+        return dropout.dropout_forward(x, 0.3, 2**63 + 5, offset), dropout.philox(
+            7, offset, 1030, first_block=2**64 - 9
+        )
+
+    compare(both, numbers(1030, dtype=dtype), np.array([3], np.uint64))
