@@ -29,6 +29,9 @@ class _Runtime:
     def architecture(self) -> int:
         return 80
 
+    def multiprocessors(self) -> int:
+        return 108
+
     def stream(self) -> int:
         return 0
 

@@ -926,8 +926,9 @@ def rounded(x, name, bits):
     return np.ldexp(whole / 2 ** (bits + 1), exponent).astype(np.float32)
 
 
-# Why each: channels and taps of P5's second layer; both heights of a tile, filled and not by one; channels that are no multiple of what an
-# instruction sums over; classes of dx, one of them without taps; groups and dilation; a plane of several rectangles.
+# Why each: channels and taps of P5's second layer; both heights of a tile, filled and not by one; channels that are no
+# multiple of what an instruction sums over; classes of dx, one of them without taps; groups and dilation; a plane of
+# several rectangles.
 @pytest.mark.parametrize(("name", "bits"), [("tf32", 10), ("bf16", 7), ("fp16", 10)])
 @pytest.mark.parametrize(
     ("x_shape", "weight_shape", "options"),
