@@ -5,5 +5,6 @@ from __future__ import annotations
 from .autograd.capture import Graph, graphed
 from .kernels._gpu import is_available, synchronize
 from .kernels._launch import Kernel
+from .kernels._tensor_map import TensorMap
 
-__all__ = ["Graph", "Kernel", "graphed", "is_available", "synchronize"]
+__all__ = ["Graph", "Kernel", "TensorMap", "graphed", "is_available", "synchronize"]

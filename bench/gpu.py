@@ -161,8 +161,10 @@ def launch(say: Callable[[str], None] = print, name: str = "cuda") -> int:
         import cupy
 
         cupy.cuda.set_allocator(None)
+    with backend(name):
+        here = runtime_of(device_named("cuda").array_module.zeros(1)).architecture()
     for case in traffic.cases():
-        for version in (None, *table.versions_of(case.operation, case.function)):
+        for version in (None, *table.versions_of(case.operation, case.function, here)):
             pins = {case.operation: version} if version else {}
             count += 1
             try:

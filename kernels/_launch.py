@@ -435,7 +435,7 @@ class Instance:
         except DeviceError as error:
             raise DeviceError(f"{self.kernel.name}: {error}") from None
         here, names = runtime.architecture(), self.kernel.architectures
-        if not any(_runs_on(name, here) for name in names):
+        if not any(runs_on(name, here) for name in names):
             raise BackendError(f"{self.kernel.name} is for {', '.join(names)}; this GPU is sm_{here}")
         pair = self._handles[kind] = (runtime, runtime.load(self.kernel, self.expression))
         return pair
@@ -513,7 +513,7 @@ class Instance:
         raise LaunchError(f"{self.kernel.name}: dynamic shared memory must be a number of bytes; got {shared!r}")
 
 
-def _runs_on(architecture: str, here: int) -> bool:
+def runs_on(architecture: str, here: int) -> bool:
     """Whether code for ``"sm_90"`` runs on sm_``here``; code for ``"sm_90a"`` runs on sm_90 alone."""
     number = architecture.removeprefix("sm_")
     return int(number[:-1]) == here if number.endswith("a") else int(number) <= here

@@ -144,6 +144,9 @@ def backend(request: pytest.FixtureRequest) -> Iterator[BackendUnderTest]:
             device = device_named(known.device)
         except DeviceError as error:
             cannot_run(request, f"backend {known.name!r} cannot run here: {error}")
+        version = request.node.callspec.params.get("version") if hasattr(request.node, "callspec") else None
+        if known.module == "cuda" and hasattr(version, "runs_here") and not version.runs_here():
+            pytest.skip(f"version {version} is not for this GPU")
         yield BackendUnderTest(known.name, device)
 
 

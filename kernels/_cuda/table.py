@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 
 from .._errors import BackendError
-from .._launch import KERNELS, Kernel, ceil_div
+from .._launch import KERNELS, Kernel, ceil_div, runs_on
 from .nvrtc import Compiled, Nvrtc, Resources, compiled, required
 
 _FOLDER = Path(__file__).parents[1]
@@ -97,10 +97,12 @@ def shipped_kernels() -> list[Kernel]:
     return sorted(ours, key=lambda kernel: (kernel.path, kernel.name))
 
 
-def versions_of(operation: str, function: str) -> list[str]:
-    """The names of the versions of a launcher's function, if it has several."""
+def versions_of(operation: str, function: str, here: int | None = None) -> list[str]:
+    """The names of the versions of a launcher's function, if it has several; those that run on sm_``here`` if given."""
     launcher = importlib.import_module(f"{__package__.rpartition('.')[0]}.{operation}.cuda")
-    return list(getattr(launcher, "VERSIONS", {}).get(function, {}))
+    only = getattr(launcher, "ARCHITECTURES", {})
+    names = getattr(launcher, "VERSIONS", {}).get(function, {})
+    return [n for n in names if here is None or n not in only or any(runs_on(one, here) for one in only[n])]
 
 
 def works(kernels: Iterable[Kernel]) -> Iterator[Work]:

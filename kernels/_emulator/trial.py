@@ -256,6 +256,10 @@ def _number(instance: Instance, slot: _Slot, text: str | None) -> Any:
 
 def _said_number(instance: Instance, slot: _Slot, text: str | None) -> Any:
     name, slots = slot.parameter.name, instance.slots
+    if slot.parameter.type == "TensorMap":
+        raise ArgumentError(
+            f"emulate: argument {name} is a TensorMap; a kernel that takes one is launched from Python, see docs/gpu.md"
+        )
     if text is None:
         kind = "struct" if slot.number is None else slot.number.kind
         integers = [s for s in slots if s.number is not None and s.number.kind in "iu"]

@@ -298,3 +298,6 @@ VERSIONS = {
         "v11_wgmma_two": lambda *arguments: wgmma(WGMMA_TWO, _MAX_Z, *arguments),
     }
 }
+
+#: Versions that are for some GPUs alone.
+ARCHITECTURES = {"v6_wgmma_tma": ("sm_90a",), "v7_wgmma_two": ("sm_90a",)}

@@ -170,6 +170,17 @@ def test_every_instance_is_loaded(emulated: None, monkeypatch: pytest.MonkeyPatc
     assert count > 1 and said == [f"{count} of {count} instances loaded for sm_80"]
 
 
+def test_versions_for_other_gpus_are_left_out(emulated: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = next(case for case in traffic.cases() if case.operation == "gemm")
+    monkeypatch.setattr(traffic, "cases", lambda: [case])
+    every, on_an_a100 = (gpu.table.versions_of("gemm", "gemm", here) for here in (90, 80))
+    assert {name for name in every if name not in on_an_a100} == {"v6_wgmma_tma", "v7_wgmma_two"}
+    monkeypatch.setenv("RAWGRAD_EMULATED_ARCH", "80")
+    said: list[str] = []
+    assert gpu.launch(said.append, "emulated") == 0
+    assert said == [f"{1 + len(on_an_a100)} of {1 + len(on_an_a100)} launches without an error"]
+
+
 class TestRows:
     """A row's work, put on the simulated GPU."""
 

@@ -313,3 +313,12 @@ def test_the_page_shows_what_the_command_prints(
         printed = said(capsys, code, *command.split()[1:])
         without_time = [re.sub(r"orders of threads, \S+ s", "", text) for text in (printed, shown)]
         assert without_time[0] == without_time[1]
+
+
+def test_a_tensor_map_cannot_be_said_on_the_command_line(tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / "boxes.cu"
+    path.write_text(
+        '#include "tma.cuh"\n__global__ void boxes(const __grid_constant__ TensorMap x, float* y) { y[0] = 1; }\n'
+    )
+    assert main(["emulate", str(path), "--arg", "y=empty:[1]"]) == 2
+    assert "argument x is a TensorMap; a kernel that takes one is launched from Python" in capsys.readouterr().err
