@@ -14,7 +14,8 @@ Step::
 Source: Duchi, Hazan and Singer, "Adaptive subgradient methods", 2011.
 
 Checks: lists of equal length, shapes and dtype; options in their domains.
-Backends: ``numpy`` (reference.py), ``numba`` (numba_cpu.py), ``cuda`` and ``emulated`` (cuda.py, adagrad.cu).
+Backends: ``numpy`` (reference.py), ``numba`` (numba_cpu.py), ``cuda`` and ``emulated`` (cuda.py, adagrad.cu);
+``numba_cuda`` (numba_cuda.py, twins of some versions).
 """
 
 from __future__ import annotations

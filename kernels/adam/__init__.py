@@ -16,7 +16,8 @@ Step::
 Sources: Kingma and Ba, "Adam", 2015; Loshchilov and Hutter, "Decoupled weight decay", 2019.
 
 Checks: lists of equal length, shapes and dtype; options in their domains.
-Backends: ``numpy`` (reference.py), ``numba`` (numba_cpu.py), ``cuda`` and ``emulated`` (cuda.py, adam.cu).
+Backends: ``numpy`` (reference.py), ``numba`` (numba_cpu.py), ``cuda`` and ``emulated`` (cuda.py, adam.cu);
+``numba_cuda`` (numba_cuda.py, twins of some versions).
 """
 
 from __future__ import annotations

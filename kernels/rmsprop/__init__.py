@@ -21,7 +21,8 @@ Sources: Tieleman and Hinton, lecture 6.5 of "Neural networks for machine learni
 "Generating sequences with recurrent neural networks", 2013 (centered).
 
 Checks: lists of equal length, shapes and dtype; options in their domains.
-Backends: ``numpy`` (reference.py), ``numba`` (numba_cpu.py), ``cuda`` and ``emulated`` (cuda.py, rmsprop.cu).
+Backends: ``numpy`` (reference.py), ``numba`` (numba_cpu.py), ``cuda`` and ``emulated`` (cuda.py, rmsprop.cu);
+``numba_cuda`` (numba_cuda.py, twins of some versions).
 """
 
 from __future__ import annotations

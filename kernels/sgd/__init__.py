@@ -21,7 +21,8 @@ Sources: Polyak, "Some methods of speeding up the convergence of iteration metho
 
 Checks: lists of equal length, shapes and dtype; options in their domains; nesterov needs momentum > 0
 and no dampening.
-Backends: ``numpy`` (reference.py), ``numba`` (numba_cpu.py), ``cuda`` and ``emulated`` (cuda.py, sgd.cu).
+Backends: ``numpy`` (reference.py), ``numba`` (numba_cpu.py), ``cuda`` and ``emulated`` (cuda.py, sgd.cu);
+``numba_cuda`` (numba_cuda.py, twins of some versions).
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ architecture", 2016 (label smoothing).
 
 Checks: ranks, shapes and dtypes; labels in [0, C) or ignore_index; weights are not checked for sign.
 Backends: ``numpy`` (reference.py), ``numba`` (numba_cpu.py), ``cuda`` and ``emulated`` (cuda.py,
-softmax_cross_entropy.cu).
+softmax_cross_entropy.cu); ``numba_cuda`` (numba_cuda.py, twins of some versions).
 """
 
 from __future__ import annotations

@@ -52,12 +52,15 @@ def _run(
     ignore_index: int,
     label_smoothing: float,
     reduction: str,
+    *,
+    labels: Any = _LABELS,
+    sums: Any = _SUM,
 ) -> tuple[Any, Any]:
     N, C = logits.shape
     mean = reduction == "mean"
     if target.ndim == 1:
         probabilities = None
-        classes, normaliser = _classes(target, weight, logits, ignore_index, mean)
+        classes, normaliser = _classes(target, weight, logits, ignore_index, mean, labels, sums)
         divisor = 1.0
     else:
         probabilities, classes, normaliser = target, None, None
@@ -69,10 +72,12 @@ def _run(
     kernel, blocks, threads = version(logits.dtype, N, C, vector)
     arguments = logits, probabilities, classes, weight, label_smoothing, normaliser, divisor, N, C, losses, grad
     kernel(blocks, threads, *arguments)
-    return (losses if reduction == "none" else _sum(losses, normaliser, divisor)), grad
+    return (losses if reduction == "none" else _sum(losses, normaliser, divisor, sums)), grad
 
 
-def _classes(target: Any, weight: Any, logits: Any, ignore_index: int, mean: bool) -> tuple[Any, Any]:
+def _classes(
+    target: Any, weight: Any, logits: Any, ignore_index: int, mean: bool, labels: Any, sums: Any
+) -> tuple[Any, Any]:
     """The labels as 32-bit classes, and with ``mean`` the normaliser; labels are checked on the way."""
     N, C = logits.shape
     limits = np.iinfo(target.dtype)
@@ -82,7 +87,7 @@ def _classes(target: Any, weight: Any, logits: Any, ignore_index: int, mean: boo
     shares = empty(logits, blocks) if mean else None
     fault = fault_flag(logits)
     ignored = ignore_index if ignores else 0
-    _LABELS[logits.dtype, target.dtype](blocks, 256, target, weight, N, C, ignores, ignored, classes, shares, fault)
+    labels[logits.dtype, target.dtype](blocks, 256, target, weight, N, C, ignores, ignored, classes, shares, fault)
 
     def error(position: int) -> Exception:
         label = int(device_of(target).to_host(target)[position])
@@ -91,17 +96,17 @@ def _classes(target: Any, weight: Any, logits: Any, ignore_index: int, mean: boo
     watch(fault, error)
     if shares is None or blocks == 1:
         return classes, shares
-    return classes, _sum(shares, None, 1.0)
+    return classes, _sum(shares, None, 1.0, sums)
 
 
-def _sum(values: Any, normaliser: Any, divisor: float) -> Any:
+def _sum(values: Any, normaliser: Any, divisor: float, kernel: Any) -> Any:
     """The sum of ``values``, of shape (), divided by the normaliser or the divisor."""
     while (blocks := ceil_div(values.size, _VALUES_PER_BLOCK)) > 1:
         sums = empty(values, blocks)
-        _SUM[values.dtype](blocks, 256, values, values.size, None, 1.0, sums)
+        kernel[values.dtype](blocks, 256, values, values.size, None, 1.0, sums)
         values = sums
     total = empty(values, ())
-    _SUM[values.dtype](1, 256, values, values.size, normaliser, divisor, total)
+    kernel[values.dtype](1, 256, values, values.size, normaliser, divisor, total)
     return total
 
 

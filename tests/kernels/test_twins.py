@@ -3,7 +3,8 @@
 ``test_the_kernels_own_tests`` starts pytest with ``NUMBA_ENABLE_CUDASIM=1`` on the tests of one operation, with the
 backend ``numba_cuda``: the same bodies that every backend passes.  A simulated thread is a Python thread, and a block
 takes milliseconds to start, so :data:`SUITES` says which tests run, and hypothesis draws few examples (its profile
-``few``).  What they leave out are long loops over the same code: many thousands of elements, every pair of layouts.
+``few``).  What they leave out are long loops over the same code: many thousands of elements, every pair of layouts,
+steps of many tensors.
 
 The tests below it put each twin beside the version of the ``.cu`` file that it is the twin of, on the emulator.  They
 run in the simulator's process, which ``test_twins_beside_their_versions`` starts; elsewhere they are skipped.
@@ -27,22 +28,36 @@ from rawgrad.kernels._devices import device_named
 from rawgrad.kernels._dispatch import BACKENDS, backends
 from rawgrad.kernels._dispatch import backend as use_backend
 from rawgrad.kernels._errors import BackendError
+from rawgrad.kernels.adagrad import adagrad_step
+from rawgrad.kernels.adam import adam_step
 from rawgrad.kernels.gemm import gemm
+from rawgrad.kernels.rmsprop import rmsprop_step
+from rawgrad.kernels.sgd import sgd_step
+from rawgrad.kernels.softmax_cross_entropy import softmax_cross_entropy_forward
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Seconds for one suite; the longest takes about a fifth of it on one core.
 LIMIT = 300
 
-#: file -> which of its tests for numba_cuda do not run in the simulator, as pytest's -k has it.
+#: file -> which of its tests for numba_cuda run in the simulator, as pytest's -k has it.
 SUITES = {
-    # thousands of terms; most edges of tiles, each of them four times; most depths of many products
-    "test_gemm.py": "large_products or same_bits_every_time or (further_products and not numba_cuda-32) or "
-    "(edges_of_its_tiles and not (15-17-16 or (65-63-33 and float32 and v3_register_tile)))",
-    "test_activation.py": "(agree_with_the_definition and not v2_vector) or edges_of_blocks or any_strides",
-    # strips of many lengths; each start twice
-    "test_max_pool2d.py": "(edges_of_vectors and not numba_cuda-3-2) or (start_anywhere and not (1 or 8))",
-    # a hundred thousand words; every p and layout
-    "test_dropout.py": "mean_and_variance or long_sequences or (follow_the_definition and not 0.25)",
+    # not: thousands of terms; most edges of tiles, each of them four times; most depths of many products
+    "test_gemm.py": "not (large_products or same_bits_every_time or (further_products and not numba_cuda-32) or "
+    "(edges_of_its_tiles and not (15-17-16 or (65-63-33 and float32 and v3_register_tile))))",
+    # not: every kind twice, every length, every pair of layouts
+    "test_activation.py": "not ((agree_with_the_definition and not v2_vector) or edges_of_blocks or any_strides)",
+    # not: strips of many lengths; each start twice
+    "test_max_pool2d.py": "not ((edges_of_vectors and not numba_cuda-3-2) or (start_anywhere and not (1 or 8)))",
+    # not: a hundred thousand words; every p and layout
+    "test_dropout.py": "not (mean_and_variance or long_sequences or (follow_the_definition and not 0.25))",
+    # a row takes a third of a second: one of each kind of target, and what is special
+    "test_softmax_cross_entropy.py": "hand_worked or (huge and float32) or labels_out or "
+    "an_ignore_index or (agree_with_the_definition and v2_smem_tile and float32 and True and 0.1 and mean)",
+    # every option once, in one dtype and layout
+    "test_adagrad.py": "(equations and C-float32) or not (equations or torch)",
+    "test_adam.py": "(equations and C-float32 and not C-float64) or not (equations or torch)",
+    "test_rmsprop.py": "(equations and C-float32) or hand_worked or below_zero or nan_and or refusals",
+    "test_sgd.py": "(equations and C-float32) or hand_worked or first_step or nan_and or refusals",
 }
 
 
@@ -68,7 +83,7 @@ starts_one = pytest.mark.skipif(simulated() or not _has_simulator(), reason="the
 @pytest.mark.slow
 @pytest.mark.parametrize("file", SUITES)
 def test_the_kernels_own_tests(file):
-    run_tests(file, f"numba_cuda and not ({SUITES[file]})")
+    run_tests(file, f"numba_cuda and ({SUITES[file]})")
 
 
 @starts_one
@@ -208,3 +223,39 @@ def test_dropout_beside_cu(dtype):
         )
 
     compare(both, numbers(1030, dtype=dtype), np.array([3], np.uint64))
+
+
+@beside
+@each_dtype
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_softmax_cross_entropy_beside_cu(dtype, smoothing):
+    def loss_and_gradient(z, labels, weight):
+        options = {"label_smoothing": smoothing, "version": "v2_smem_tile"}
+        return softmax_cross_entropy_forward(z, labels, weight=weight, **options)
+
+    z = 3 * numbers(3, 300, dtype=dtype)  # two and three numbers for a thread
+    compare(loss_and_gradient, z, np.array([5, -100, 299]), abs(numbers(300, dtype=dtype, seed=1)), exact=False)
+
+
+STEPS = {
+    "sgd": (sgd_step, 3, {"momentum": 0.9, "weight_decay": 0.1}),
+    "adagrad": (adagrad_step, 3, {"lr_decay": 0.1, "weight_decay": 0.1}),
+    "rmsprop": (rmsprop_step, 5, {"momentum": 0.9, "weight_decay": 0.1}),
+    "adam": (adam_step, 4, {"weight_decay": 0.1, "decoupled": True}),
+}
+
+
+@beside
+@each_dtype
+@pytest.mark.parametrize("name", STEPS)
+def test_optimizer_steps_beside_cu(dtype, name):
+    """In float32 bit for bit; the simulator has no fused multiply-add of doubles."""
+    step, count, options = STEPS[name]
+
+    def one_step(lr, at, *arrays):
+        arguments = [[array] for array in arrays]
+        step(*arguments, lr, *([] if name == "rmsprop" else [at]), **options)
+        return (arrays[0], *arrays[2:])
+
+    arrays = [abs(numbers(2100, dtype=dtype, seed=i)) for i in range(count)]  # a chunk and a part of one
+    compare(one_step, np.array([0.01]), np.array([3]), *arrays, exact=dtype == np.float32)
