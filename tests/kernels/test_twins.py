@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rawgrad.kernels import activation, dropout, max_pool2d
+from rawgrad.kernels import activation, conv2d, dropout, max_pool2d
 from rawgrad.kernels._cuda.simulator import _has_simulator, simulated
 from rawgrad.kernels._devices import device_named
 from rawgrad.kernels._dispatch import BACKENDS, backends
@@ -53,6 +53,10 @@ SUITES = {
     # a row takes a third of a second: one of each kind of target, and what is special
     "test_softmax_cross_entropy.py": "hand_worked or (huge and float32) or labels_out or "
     "an_ignore_index or (agree_with_the_definition and v2_smem_tile and float32 and True and 0.1 and mean)",
+    # not: tiles at their edges, one by one; long sums; every large shape
+    "test_conv2d.py": "by_hand or no_channels or empty_batch or zeros_that_are_none or exactly_the_windows or "
+    "(agree_with_torch and v2_smem_tile and not (x_shape0 or x_shape8 or x_shape9)) or (every_version_with_relu) or "
+    "(agree_with_their_definitions and v2_smem_tile) or with_relu_into or with_relu_nan or pooling_nan",
     # every option once, in one dtype and layout
     "test_adagrad.py": "(equations and C-float32) or not (equations or torch)",
     "test_adam.py": "(equations and C-float32 and not C-float64) or not (equations or torch)",
@@ -259,3 +263,25 @@ def test_optimizer_steps_beside_cu(dtype, name):
 
     arrays = [abs(numbers(2100, dtype=dtype, seed=i)) for i in range(count)]  # a chunk and a part of one
     compare(one_step, np.array([0.01]), np.array([3]), *arrays, exact=dtype == np.float32)
+
+
+@beside
+@each_dtype
+@pytest.mark.parametrize(
+    ("x_shape", "weight_shape", "options"),
+    [
+        ((2, 3, 9, 10), (4, 3, 3, 3), {"padding": 1}),  # all of an image in a tile
+        ((1, 4, 19, 18), (2, 2, 3, 2), {"stride": (2, 1), "dilation": (1, 2), "groups": 2}),  # several tiles; gaps
+    ],
+)
+def test_conv2d_beside_cu(dtype, x_shape, weight_shape, options):
+    g, pins = conv2d.geometry(x_shape, weight_shape, **options), {"conv2d": "v2_smem_tile"}
+
+    def passes(x, weight, bias, grad):
+        y = conv2d.conv2d_forward(x, weight, bias, activation="relu", **options)
+        dx = conv2d.conv2d_backward_input(grad, weight, g)
+        return y, dx, conv2d.conv2d_backward_weight(x, grad, g), conv2d.conv2d_backward_bias(grad)
+
+    x, weight = numbers(*x_shape, dtype=dtype), numbers(*weight_shape, dtype=dtype, seed=1)
+    grad, bias = numbers(*g.y_shape, dtype=dtype, seed=2), numbers(g.K, dtype=dtype, seed=3)
+    compare(passes, x, weight, bias, grad, pins=pins)
