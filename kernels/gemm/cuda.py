@@ -300,4 +300,4 @@ VERSIONS = {
 }
 
 #: Versions that are for some GPUs alone.
-ARCHITECTURES = {"v6_wgmma_tma": ("sm_90a",), "v7_wgmma_two": ("sm_90a",)}
+ARCHITECTURES = {"v10_wgmma_tma": ("sm_90a",), "v11_wgmma_two": ("sm_90a",)}
