@@ -552,8 +552,6 @@ class _Collector:
         for key, leaf in self._leaves.items():
             if leaf.grad is None:
                 leaf.grad = self._own(self._found[key])
-                if _graph.under_way:
-                    _graph.observe((leaf,), (leaf.grad,))
             elif _graph.under_way and _graph.current() is not None:  # into the same array in each replay
                 leaf.grad._write(leaf.grad + self._found[key])
             else:

@@ -153,17 +153,15 @@ class Optimizer:
         for number, group in enumerate(self.param_groups):
             slots = self._slots(group)
             for count, params in self._buckets(group, slots):
-                rate = self._rate(number, group, device_of(params[0].array))
-                arrays = {slot: [self.state[p][slot] for p in params] for slot in slots}
                 if _graph.under_way:
-                    self._captured(number, group, params, count, (rate, arrays, [p.grad for p in params]))
+                    self._captured(number, group, params, count)
                 count.array += 1
                 self._update(
                     group,
                     [p.array for p in params],
                     [p.grad.array for p in params],  # type: ignore[union-attr]
-                    arrays,
-                    rate,
+                    {slot: [self.state[p][slot] for p in params] for slot in slots},
+                    self._rate(number, group, device_of(params[0].array)),
                     count.array,
                 )
                 for p in params:
@@ -205,16 +203,16 @@ class Optimizer:
         self._rates[number, device.name] = float(value), array
         return array
 
-    def _captured(self, number: int, group: Group, params: list[Tensor], count: Count, kept: Any) -> None:
-        """If this step is being captured: have the learning rate written before each replay, and what cannot change
-        looked at; ``kept`` is what the step uses besides."""
+    def _captured(self, number: int, group: Group, params: list[Tensor], count: Count) -> None:
+        """If this step is being captured: have the learning rate written before each replay, and what must stay
+        looked at.  The optimizer, and so its state, lives as long as the graph."""
         graph = _graph.current()
         if graph is None:
             return
         options = {name: group[name] for name in self.defaults if name != "lr"}
         device = device_of(params[0].array)
 
-        def before_replay(kept: Any = kept) -> None:
+        def before_replay() -> None:
             changed = [name for name, value in options.items() if group[name] != value]
             if changed:
                 name = changed[0]

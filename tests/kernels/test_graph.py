@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rawgrad.kernels import _graph
+from rawgrad.kernels import _graph, _launch
 from rawgrad.kernels._devices import device_named
 from rawgrad.kernels._dispatch import BACKENDS, backend
 from rawgrad.kernels._emulator import streams
@@ -19,6 +19,7 @@ from rawgrad.kernels._emulator.module import MODULE as xp
 from rawgrad.kernels._emulator.runtime import record_launches
 from rawgrad.kernels._errors import CaptureError, LaunchError
 from rawgrad.kernels._graph import DeviceGraph
+from rawgrad.kernels._launch import NO_FAULT, fault_flag, watch, watch_again
 from rawgrad.kernels.activation import activation_forward
 
 
@@ -216,3 +217,25 @@ def test_an_allocator_is_for_its_block_alone() -> None:
         with streams.using_allocator():
             other = array(2)
     assert kept.item() + other.item() == 3 and pool.used_bytes() == before + 8
+
+
+def test_a_fault_flag_outlasts_the_next_replay_and_is_the_graph_s_alone(
+    graph: DeviceGraph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_launch, "_free_flags", {})
+    lowered, a = array(7), array(0)
+    with pytest.raises(ZeroDivisionError), graph.recording():
+        watch(fault_flag(a), IndexError)
+        _ = 1 / 0
+    assert graph.watches == []
+    with graph.recording():
+        flag = fault_flag(a)
+        xp.add(flag, 0, out=flag)
+        watch(flag, IndexError)
+    flag[...] = lowered.astype(np.int64)
+    graph.launch()
+    assert flag.item() == 7
+    with pytest.raises(IndexError, match="7"):
+        watch_again(graph.watches)
+    watch_again(graph.watches)
+    assert flag.item() == NO_FAULT and not any(flag is other for other in (fault_flag(a), fault_flag(a)))
