@@ -10,6 +10,7 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
+from ...kernels import _graph
 from ...kernels._errors import ArgumentError, ShapeError
 from ..function import Function
 from ..tensor import Tensor
@@ -187,7 +188,10 @@ class Cat(Function):
     @staticmethod
     def forward(ctx: Any, dim: int, *tensors: Tensor) -> Any:
         ctx.dim, ctx.lengths = dim, [t.shape[dim] for t in tensors]
-        return tensors[0].array_module.concatenate([t.array for t in tensors], axis=dim)
+        xp, arrays = tensors[0].array_module, [t.array for t in tensors]
+        while _graph.under_way and len(arrays) > 8:  # of more at once CuPy copies the addresses from the host
+            arrays = [xp.concatenate(arrays[i : i + 8], axis=dim) for i in range(0, len(arrays), 8)]
+        return xp.concatenate(arrays, axis=dim)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable
 
@@ -53,7 +54,7 @@ def clip_grad_norm_(
     xp = grads[0].array_module
     each = [xp.abs(g.array.astype(np.float64)) for g in grads if g.array.size]
     if math.isinf(norm_type):
-        total = xp.max(xp.stack([a.max() for a in each])) if each else xp.zeros(())
+        total = functools.reduce(xp.maximum, [a.max() for a in each]) if each else xp.zeros(())
     else:
         total = sum((xp.sum(a**norm_type) for a in each), xp.zeros(())) ** (1.0 / norm_type)
     if error_if_nonfinite and not bool(xp.isfinite(total)):

@@ -42,6 +42,9 @@ NAMES = tuple(
 #: Arguments of NumPy's functions that CuPy's lack, in all of them or in many.
 _NUMPY_ONLY = {"initial", "like", "subok", "where"}
 
+#: Of more arrays CuPy's concatenate copies the addresses to the GPU (``_concatenate`` in its sources).
+_JOINED_WITHOUT_HOST = 8
+
 
 class ArrayModule:
     """``numpy``, as far as CuPy has it and rawgrad uses it (:data:`NAMES`), for arrays of one kind.
@@ -147,9 +150,15 @@ class _Function:
         self._function = function
         self._kind = kind
 
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        """What CuPy's function gives."""
+        if self.__name__ in ("concatenate", "stack") and len(args[0]) > _JOINED_WITHOUT_HOST:
+            refuse_in_capture(f"{self.__name__} of {len(args[0])} arrays, whose addresses CuPy copies from the host,")
+        return self._called(*args, **options)
+
     @recorded()
     @silent
-    def __call__(self, *args: Any, **options: Any) -> Any:
+    def _called(self, *args: Any, **options: Any) -> Any:
         if _NUMPY_ONLY & options.keys():
             raise TypeError(
                 f"{self.__name__}: not every function of CuPy has {', '.join(_NUMPY_ONLY & options.keys())}"

@@ -206,6 +206,7 @@ class TestReplay:
             (lambda x: x.bool().all(), True),
             (lambda x: rg.zeros(2, device="cuda").copy_(x), [1, 4]),
             (lambda x: F.cat([x, x]), [1, 4, 1, 4]),
+            (lambda x: F.cat([x] * 65)[-3:], [4, 1, 4]),
             (lambda x: x.view(2, 1).t()[0, 1:], [4]),
         ],
     )

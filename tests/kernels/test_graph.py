@@ -170,6 +170,7 @@ def test_launches_are_noted_and_run_again(graph: DeviceGraph) -> None:
         lambda a: str(a),
         lambda a: a.set(np.ones(1, np.float32)),
         lambda a: xp.array([1.0]),
+        lambda a: xp.concatenate([a] * 9),
         lambda a: a[a > 0],
         lambda a: a.nonzero(),
         lambda a: xp.cuda.runtime.deviceSynchronize(),
