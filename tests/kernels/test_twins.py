@@ -36,8 +36,8 @@ from rawgrad.kernels.sgd import sgd_step
 from rawgrad.kernels.softmax_cross_entropy import softmax_cross_entropy_forward
 
 ROOT = Path(__file__).resolve().parents[2]
-#: Seconds for one suite; the longest takes about a fifth of it on one core.
-LIMIT = 300
+#: Seconds for one suite; the longest take one to two minutes on a machine with little else to do.
+LIMIT = 600
 
 #: file -> which of its tests for numba_cuda run in the simulator, as pytest's -k has it.
 SUITES = {
@@ -46,8 +46,9 @@ SUITES = {
     "(edges_of_its_tiles and not (15-17-16 or (65-63-33 and float32 and v3_register_tile))))",
     # not: every kind twice, every length, every pair of layouts
     "test_activation.py": "not ((agree_with_the_definition and not v2_vector) or edges_of_blocks or any_strides)",
-    # not: strips of many lengths; each start twice
-    "test_max_pool2d.py": "not ((edges_of_vectors and not numba_cuda-3-2) or (start_anywhere and not (1 or 8)))",
+    # not: strips of many lengths; two thirds of the tiles; each start twice
+    "test_max_pool2d.py": "not ((edges_of_vectors and not numba_cuda-3-2) or (start_anywhere and not (1 or 8)) or "
+    "(edges_of_tiles and not (v3_register_tile and x_shape2)))",
     # not: a hundred thousand words; every p and layout
     "test_dropout.py": "not (mean_and_variance or long_sequences or (follow_the_definition and not 0.25))",
     # a row takes a third of a second: one of each kind of target, and what is special
