@@ -167,7 +167,7 @@ def test_every_instance_is_loaded(emulated: None, monkeypatch: pytest.MonkeyPatc
     said: list[str] = []
     assert gpu.load(said.append, "emulated") == 0
     count = sum(len(kernel.instances()) for kernel in kernels_of_dropout)
-    assert count > 1 and said == [f"{count} of {count} instances loaded for sm_80"]
+    assert count > 1 and said == [f"{count} of {count} instances loaded for sm_90"]
 
 
 def test_versions_for_other_gpus_are_left_out(emulated: None, monkeypatch: pytest.MonkeyPatch) -> None:
