@@ -839,7 +839,9 @@ def test_a_fault_waits_for_the_next_check_and_the_oldest_is_told(runtime: FakeRu
         check_faults(FakeArray)
     assert runtime.waits == 1, "all flags come in one copy"
     check_faults(FakeArray)  # the rest is consequence, and told no more
-    assert fault_flag(like) is flags[0]
+    again = [fault_flag(like) for _ in range(3)]
+    assert again[0] is flags[3] and again[1] is flags[0], "those that were not lowered are used again"
+    assert all(again[2] is not flag for flag in flags)
 
 
 def test_a_check_looks_at_its_own_stream_or_at_all(runtime: FakeRuntime) -> None:
