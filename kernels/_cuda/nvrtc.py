@@ -173,7 +173,10 @@ class Nvrtc:
 
 
 def compiled(nvrtc: Nvrtc, path: Path, expressions: Sequence[str], architecture: str) -> Compiled:
-    """As ``nvrtc.compile``, but kept on disk between runs, by a digest of all that goes into it."""
+    """As ``nvrtc.compile``, but kept on disk between runs, by a digest of all that goes into it.
+
+    Of a few kernels NVRTC 12.9 makes one of two codes, by the addresses that the system gave its memory.
+    """
     parts = (*expressions, architecture, str(nvrtc), *OPTIONS, *_AS_CUPY, read_source(path).text, _OWN_TEXT)
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
     target = cache_folder("nvrtc") / f"{path.stem}-{architecture}-{digest}.json"

@@ -92,13 +92,18 @@ def read_source(path: Path) -> Source:
 @lru_cache(maxsize=256)
 def _read(path: Path, _modified: int, _size: int) -> Source:
     text = _inlined(path, set())
-    structs = {name: _int_members(body) for name, body in _STRUCT.findall(_without_comments(text))}
-    own = _DIRECTIVE.sub("", _without_comments(path.read_text()))
+    structs = {name: _int_members(body) for name, body in _STRUCT.findall(_declarations(text))}
+    own = _DIRECTIVE.sub("", _declarations(path.read_text()))
     return Source(path, text, _signatures(own, path), {name: members for name, members in structs.items() if members})
 
 
-def _without_comments(text: str) -> str:
-    """Without what stands in strings, too, but for the C of ``extern "C"``."""
+def without_comments(text: str) -> str:
+    """The code alone."""
+    return _COMMENT.sub(lambda found: found[0] if found[0][0] == '"' else " ", text)
+
+
+def _declarations(text: str) -> str:
+    """Without comments; without what stands in strings, too, but for the C of ``extern "C"``."""
     return _COMMENT.sub(lambda found: found[0] if found[0] == '"C"' else '""' if found[0][0] == '"' else " ", text)
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import os
 import re
@@ -18,6 +19,7 @@ from pathlib import Path
 from .._errors import BackendError
 from .._launch import KERNELS, Kernel, ceil_div, runs_on
 from .nvrtc import Compiled, Nvrtc, Resources, compiled, required
+from .source import read_source, without_comments
 
 _FOLDER = Path(__file__).parents[1]
 
@@ -141,6 +143,11 @@ where the blocks follow from registers, shared memory and threads. A spill would
 python -m rawgrad.kernels._cuda.table docs/compile-table.md
 ```
 
+Of a few kernels (most are `conv2d_*_v4_direct`) NVRTC 12.9 makes one of two codes, a register or so apart, by the
+addresses that the system gave its memory; with address randomisation off (`setarch -R`), one process makes always the
+same. So the test holds this page to the sources, by their digests, and to the threads, shared memory, blocks and spills
+that the compiler reports there and then; the registers are those of one compilation.
+
 What an SM has (CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"); a block besides its own
 shared memory costs 1 KB, registers are given to warps in units of 256, from one of four parts of the SM:
 
@@ -154,6 +161,12 @@ shared memory costs 1 KB, registers are given to warps in units of 256, from one
 
 {summary}
 """
+
+
+def source_line(path: Path) -> str:
+    """What the page says of a ``.cu`` file: a digest of its code and its headers', without comments and spaces."""
+    code = " ".join(without_comments(read_source(path).text).split())
+    return f"The source and its headers: `{hashlib.sha256(code.encode()).hexdigest()[:16]}`."
 
 
 def document(nvrtc: Nvrtc, made: dict[Work, Compiled]) -> str:
@@ -189,7 +202,7 @@ def document(nvrtc: Nvrtc, made: dict[Work, Compiled]) -> str:
     )
     for path, of_file in by_file.items():
         columns = list(dict.fromkeys(name for of in of_file.values() for name in of))
-        text += f"\n## {path.stem}\n\n| instance | threads | shared | {row(columns)} |\n"
+        text += f"\n## {path.stem}\n\n{source_line(path)}\n\n| instance | threads | shared | {row(columns)} |\n"
         text += f"|---|---:|---:|{'|'.join('---:' for _ in columns)}|\n"
         for expression, of in of_file.items():
             any_one = next(iter(of.values()))
