@@ -24,12 +24,17 @@ A backend that cannot run here is a visible skip with its reason; ``--require-gp
 failure for the backends that need a GPU, ``cuda`` and ``numba_cuda``.  Their tests carry the mark
 ``gpu``, so that ``-m gpu`` selects them; ``emulated`` runs the same kernels anywhere, and ``numba_cuda``
 those that it has in a process of its own, which ``test_twins.py`` starts.
+
+What computes for minutes outside of this process's Python (compilers, Numba's simulator) begins when the tests
+begin, and uses the cores that they leave.  Their module defines ``begin_ahead(items, pool)``, which is given those of
+its tests that were selected and where to submit work to; its tests come last, and wait for their results.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -39,6 +44,7 @@ import numpy as np
 import pytest
 
 from rawgrad.kernels._cuda.simulator import simulated
+from rawgrad.kernels._cuda.table import cores
 from rawgrad.kernels._devices import Device, device_named
 from rawgrad.kernels._dispatch import BACKENDS
 from rawgrad.kernels._dispatch import backend as use_backend
@@ -90,7 +96,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Drop the versions of kernels that a backend does not have."""
+    """Drop the versions of kernels that a backend does not have; tests that wait for work begun ahead come last."""
 
     def exists(item: pytest.Item) -> bool:
         given = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
@@ -101,6 +107,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if dropped:
         config.hook.pytest_deselected(items=dropped)
         items[:] = [item for item in items if exists(item)]
+    items.sort(key=lambda item: hasattr(item.getparent(pytest.Module).obj, "begin_ahead"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ahead(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Begins what modules want to have begun ahead."""
+    modules: dict[Any, list[pytest.Item]] = {}
+    for item in request.session.items:
+        module = item.getparent(pytest.Module).obj
+        if hasattr(module, "begin_ahead"):
+            modules.setdefault(module, []).append(item)
+    with ThreadPoolExecutor(max(1, cores() - 1)) as pool:
+        for module, items in modules.items():
+            module.begin_ahead(items, pool)
+        yield
+        pool.shutdown(cancel_futures=True)
 
 
 def needs_gpu(name: str) -> bool:

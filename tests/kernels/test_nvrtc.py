@@ -24,6 +24,17 @@ PAGE = Path(__file__).parents[2] / "docs" / "compile-table.md"
 
 pytestmark = pytest.mark.skipif(nvrtc.find() is None, reason=f"cannot compile: {nvrtc.problem()}")
 Results = dict[table.Work, "Future[Compiled]"]
+RESULTS: Results = {}
+
+
+def begin_ahead(items: list[pytest.Item], pool: ThreadPoolExecutor) -> None:
+    """Compile all that the selected tests will ask for."""
+    library = nvrtc.find()
+    if library is None:
+        return
+    wanted = {item.callspec.params["kernel"]: None for item in items if "results" in item.fixturenames}
+    for work in table.works(wanted):
+        RESULTS[work] = pool.submit(nvrtc.compiled, library, work.kernel.path, work.expressions, work.architecture)
 
 
 @pytest.fixture(scope="session")
@@ -31,14 +42,9 @@ def library() -> Nvrtc:
     return nvrtc.required()
 
 
-@pytest.fixture(scope="session")
-def results(library: Nvrtc, request: pytest.FixtureRequest) -> Iterator[Results]:
-    """All that the selected tests will ask for, under way in parallel."""
-    wanted = [item.callspec.params["kernel"] for item in request.session.items if "results" in item.fixturenames]
-    with ThreadPoolExecutor(table.cores()) as pool:
-        work = list(table.works(wanted))
-        yield {w: pool.submit(nvrtc.compiled, library, w.kernel.path, w.expressions, w.architecture) for w in work}
-        pool.shutdown(cancel_futures=True)
+@pytest.fixture
+def results() -> Results:
+    return RESULTS
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=[kernel.name for kernel in KERNELS])
