@@ -42,6 +42,8 @@ _INTEGERS = (int, np.integer)
 _LISTS = (list, tuple)
 #: What CUDA takes: blocks of a grid, and threads of a block along x, y, z and in all.
 _GRID, _BLOCK, _MOST_THREADS = (2**31 - 1, 65535, 65535), (1024, 1024, 64), 1024
+#: Blocks of a cluster that every GPU with clusters takes.
+_MOST_IN_CLUSTER = 8
 
 #: C type -> (NumPy dtype, struct format)
 _TYPES: dict[str, tuple[np.dtype, str]] = {
@@ -294,6 +296,7 @@ class Instance:
     Attributes:
         kernel: the template, or plain function.
         expression: its name in C++, ``gemm_v1_plain<float, false, true>``.
+        cluster: blocks of a cluster along x, y, z, as ``__cluster_dims__`` says; without it (1, 1, 1).
     """
 
     def __init__(self, kernel: Kernel, values: tuple[Any, ...]) -> None:
@@ -301,6 +304,7 @@ class Instance:
         self.values = values
         arguments = ", ".join(map(_spelled, values))
         self.expression = f"{kernel.name}<{arguments}>" if values else kernel.name
+        self.cluster = (1, 1, 1)  # until the source has been read
         self._plan: _Plan | None = None
         self._handles: dict[type, tuple[Runtime, Any]] = {}
 
@@ -387,8 +391,23 @@ class Instance:
                 f"{tuple(self.kernel.templates)}"
             )
         bound = dict(zip(signature.templates, self.values, strict=True))
+        if signature.cluster:
+            self.cluster = self._cluster(signature.cluster, bound)
         self._plan = _plan([_slot(parameter, bound, source) for parameter in signature.parameters])
         return self._plan
+
+    def _cluster(self, said: tuple[str, ...], bound: dict[str, Any]) -> tuple[int, int, int]:
+        """The cluster that the source declares, by numbers or template parameters."""
+        sides = [int(side) if side.isdigit() else bound.get(side) for side in said]
+        if not 1 <= len(sides) <= 3 or not all(type(side) is int and side > 0 for side in sides):
+            raise LaunchError(
+                f"{self.kernel.name}: __cluster_dims__({', '.join(said)}) must have one to three sides, numbers or "
+                "template parameters that are integers"
+            )
+        if math.prod(sides) > _MOST_IN_CLUSTER:  # type: ignore[arg-type]
+            raise LaunchError(f"{self.kernel.name}: a cluster has at most {_MOST_IN_CLUSTER} blocks; got {sides}")
+        x, y, z = (*sides, 1, 1)[:3]
+        return x, y, z  # type: ignore[return-value]
 
     def _mapped(self, slot: _Slot, argument: Any) -> Operand:
         """The array behind a tensor map."""
@@ -503,6 +522,8 @@ class Instance:
             and 0 < i and 0 < j and 0 < k <= _BLOCK[2] and i * j * k <= _MOST_THREADS
             and isinstance(shared, int) and shared >= 0
         ):  # fmt: skip
+            if any(size % side for size, side in zip(grid, self.cluster, strict=True)):
+                raise LaunchError(f"{self.kernel.name}: grid {grid} is no multiple of its cluster {self.cluster}")
             return
         for what, sizes, limits in (("grid", grid, _GRID), ("block", block, _BLOCK)):
             if any(not 0 < size <= limit for size, limit in zip(sizes, limits, strict=True)):

@@ -54,6 +54,7 @@ from rawgrad.kernels._gpu import synchronize
 # `python -m pytest` puts the checkout on sys.path, where our cuda.py would hide NVIDIA's package `cuda` from CuPy.
 sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != Path(__file__).parents[1].resolve()]
 sys.path.insert(0, str(Path(__file__).parent / "kernels"))
+pytest.register_assert_rewrite("_planted")
 
 # The same examples in every run; `--hypothesis-profile=thorough` searches for new ones.  Fixtures are
 # not reset between examples: ours hold no state.

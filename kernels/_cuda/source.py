@@ -51,11 +51,17 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Signature:
-    """A kernel as its source declares it; ``templates`` are its template parameters, in order."""
+    """A kernel as its source declares it.
+
+    Attributes:
+        templates: its template parameters, in order.
+        cluster: what ``__cluster_dims__`` says, as it stands there; () without.
+    """
 
     name: str
     templates: tuple[str, ...]
     parameters: tuple[Parameter, ...]
+    cluster: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -144,7 +150,8 @@ def _inlined(path: Path, seen: set[Path]) -> str:
 def _signatures(text: str, path: Path) -> dict[str, Signature]:
     found: dict[str, Signature] = {}
     for match in re.finditer(r"\b__global__\b", text):
-        templates = _templates(re.split(r"[;{}]", text[: match.start()])[-1])
+        before = re.split(r"[;{}]", text[: match.start()])[-1]
+        templates, cluster = _templates(before), _cluster(before, path)
         rest = text[match.end() :]
         # void, attributes and extern "C" may come in any order; the name is what the parameter list follows.
         position, name = 0, ""
@@ -154,16 +161,23 @@ def _signatures(text: str, path: Path) -> dict[str, Signature]:
                 raise LaunchError(f"{path}: this kernel's declaration is not understood: {rest[:80].strip()!r}")
             position, name = word.end(), word[1]
             if name in _ATTRIBUTES:
+                cluster = cluster or _cluster(rest[word.start() :], path) if name == "__cluster_dims__" else cluster
                 position, name = _closing(rest, position, path) + 1, ""
         if rest[position] == "<":
             continue  # a specialisation or an instantiation of what is declared elsewhere
         end = _closing(rest, position, path)
         listed = rest[position + 1 : end].strip()
         parameters = tuple(_parameter(p, path) for p in _split(listed)) if listed != "void" else ()
-        signature = found.setdefault(name, Signature(name, templates, parameters))
+        signature = found.setdefault(name, Signature(name, templates, parameters, cluster))
         if _shape(signature) != _shape(Signature(name, templates, parameters)):
             raise LaunchError(f"{path}: kernel {name!r} is declared twice, with different parameters")
     return found
+
+
+def _cluster(text: str, path: Path) -> tuple[str, ...]:
+    """The arguments of the first ``__cluster_dims__`` in ``text``."""
+    word = re.search(r"\b__cluster_dims__\s*\(", text)
+    return tuple(_split(text[word.end() : _closing(text, word.end() - 1, path)])) if word else ()
 
 
 def _shape(signature: Signature) -> object:

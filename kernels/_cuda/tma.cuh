@@ -56,6 +56,23 @@ __device__ __forceinline__ void load_box(void* to, const TensorMap& map, int x, 
 #endif
 }
 
+// The same to several blocks of the cluster, those whose bits are set in `blocks` (bit r: rank r), by one fetch: the box
+// lands at the same place of the shared memory of each, and its bytes count at the same barrier of each, which must
+// have been initialised (cluster.cuh).
+__device__ __forceinline__ void load_box_to_blocks(void* to, const TensorMap& map, int x, int y, int z, Barrier& barrier,
+                                                   uint16_t blocks) {
+#ifdef RAWGRAD_EMULATED
+  const int at[] = {x, y, z};
+  rawgrad_emulator::load_box_many(to, &map, &barrier, 3, at, blocks);
+#else
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster "
+      "[%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(shared_address(to)),
+      "l"(&map), "r"(x), "r"(y), "r"(z), "r"(shared_address(&barrier)), "h"(blocks)
+      : "memory");
+#endif
+}
+
 // Plain bytes, a multiple of 16, between places at multiples of 16.
 __device__ __forceinline__ void load_bytes(void* to, const void* from, int bytes, Barrier& barrier) {
 #ifdef RAWGRAD_EMULATED

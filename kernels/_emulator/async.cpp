@@ -19,7 +19,7 @@ std::vector<uint32_t> agents_of_warps;
 
 namespace {
 
-std::map<const void*, Mbarrier> mbarriers;  // of the block that runs
+std::map<const void*, Mbarrier> mbarriers;  // of the blocks that run
 std::vector<BulkCopy> landing;
 uint32_t agents, random;
 constexpr uint32_t MOST_ARRIVALS = (1 << 20) - 1, MOST_BYTES = (1 << 20) - 1;
@@ -31,8 +31,8 @@ void complain_of(Mbarrier* barrier, FindingKind kind, const void* place, const v
   }
 }
 
-Mbarrier& known(void* place, const void* caller) {
-  check_in_shared(place, 8, ATOMIC, caller, "mbarrier");
+Mbarrier& known(void* place, const void* caller, bool of_any_block = false) {
+  check_in_shared(place, 8, ATOMIC, caller, "mbarrier", of_any_block);
   check_alignment(place, 8, 8, ATOMIC, caller);
   const auto found = mbarriers.find(place);
   if (found == mbarriers.end()) {
@@ -51,22 +51,27 @@ void turn(Mbarrier& barrier) {
   Clock& clock = barrier.passed[barrier.phase & 1];
   clock = std::move(barrier.gathering);
   barrier.gathering = Clock();
+  barrier.passed_of_peers[barrier.phase & 1] = std::move(barrier.gathering_of_peers);
+  barrier.gathering_of_peers = Clock();
   ++barrier.phase;
   raise(clock.agents, barrier.agent, barrier.phase);
   barrier.missing = barrier.arrivals;
   barrier.expected = 0;
 }
 
-// What the current thread has done so far comes before what those do who will see its clock.
+}  // namespace
+
+// ---- clocks
+
 void publish(Clock& clock) {
   fold_clock(*current);
   clock.join(current->seen);
   ++current->clock[current->lane];
 }
-
-}  // namespace
-
-// ---- clocks
+void see(const Clock& clock) {
+  current->seen.join(clock);
+  unfold_clock(*current);
+}
 
 void Clock::join(const Clock& other) {
   for (const auto& [mine, theirs] : {std::pair(&threads, &other.threads), std::pair(&agents, &other.agents)}) {
@@ -78,12 +83,13 @@ void Clock::join(const Clock& other) {
 void begin_actors() { by_actor = true; }
 
 void fold_clock(Thread& thread) {
-  const int first = thread.warp * WARP_SIZE, lanes = std::min(WARP_SIZE, threads_in_block() - first);
+  const int first = thread.number - thread.lane;
+  const int lanes = std::min(WARP_SIZE, threads_in_block() - thread.warp * WARP_SIZE);
   for (int l = 0; l < lanes; ++l) raise(thread.seen.threads, first + l, thread.clock[l]);
 }
 void unfold_clock(Thread& thread) {
   for (int l = 0; l < WARP_SIZE; ++l)
-    if (l != thread.lane) thread.clock[l] = std::max(thread.clock[l], at(thread.seen.threads, thread.warp * WARP_SIZE + l));
+    if (l != thread.lane) thread.clock[l] = std::max(thread.clock[l], at(thread.seen.threads, thread.number - thread.lane + l));
 }
 
 uint32_t new_agent() { return ++agents; }
@@ -95,39 +101,43 @@ AsyncState& async_state() {
 }
 
 bool passed_fence(const Writer& w) {
+  const Thread& writer = thread_of(w.block, w.thread);
   const auto by = [&](const Thread& thread) {
     for (const ProxyFence& fence : thread.fences) {
-      const bool after = w.epoch < fence.epoch || (w.thread == thread.id ? w.clock <= fence.time : at(fence.seen, w.thread) >= w.clock);
-      const bool before = &thread == current || fence.epoch < barrier_epoch || seen_thread(thread.id, fence.time);
+      const bool after = (thread.rank == writer.rank && w.epoch < fence.epoch) ||
+                         (&thread == &writer ? w.clock <= fence.time : at(fence.seen, writer.number) >= w.clock);
+      const bool before = &thread == current || (thread.rank == current->rank && fence.epoch < barrier_epoch) ||
+                          seen_thread(thread.number, fence.time);
       if (after && before) return true;
     }
     return false;
   };
-  if (by(thread_at(w.thread)) || by(*current)) return true;
-  for (int i = 0; i < threads_in_block(); ++i)
+  if (by(writer) || by(*current)) return true;
+  for (int i = 0; i < threads_in_cluster(); ++i)
     if (by(thread_at(i))) return true;
   return false;
 }
 
 // ---- for the scheduler
 
-void async_begin_block() {
-  by_actor = false;
+void async_begin_cluster() {
+  by_actor = blocks_in_cluster > 1;
   mbarriers.clear();
   landing.clear();
   agents = 0;
   random = turn_order;  // the same in every launch
-  agents_of_warps.assign(threads_in_block() / WARP_SIZE + 1, 0);
+  agents_of_warps.assign((threads_in_block() / WARP_SIZE + 1) * blocks_in_cluster, 0);
 }
 
-void async_pass_barrier() {
+void async_pass_barrier(int rank) {
   if (!by_actor) return;
+  const int first = rank * threads_in_block(), last = first + threads_in_block();
   Clock of_all;
-  for (int i = 0; i < threads_in_block(); ++i) {
+  for (int i = first; i < last; ++i) {
     fold_clock(thread_at(i));
     of_all.join(thread_at(i).seen);
   }
-  for (int i = 0; i < threads_in_block(); ++i) {
+  for (int i = first; i < last; ++i) {
     Thread& thread = thread_at(i);
     thread.seen = of_all;
     unfold_clock(thread);
@@ -138,7 +148,7 @@ void async_pass_barrier() {
 bool async_release() {
   bool any = false;
   if (mbarriers.empty()) return false;
-  for (int i = 0; i < threads_in_block(); ++i) {
+  for (int i = 0; i < threads_in_cluster(); ++i) {
     Thread& thread = thread_at(i);
     if (thread.waiting != AT_MBARRIER || !has_passed(*thread.awaited, thread.awaited_parity)) continue;
     thread.waiting = RUNNABLE;
@@ -149,15 +159,15 @@ bool async_release() {
 
 bool async_report_deadlock() {
   std::vector<const Mbarrier*> told;
-  for (int i = 0; i < threads_in_block(); ++i) {
+  for (int i = 0; i < threads_in_cluster(); ++i) {
     const Thread& thread = thread_at(i);
     if (thread.waiting != AT_MBARRIER) continue;
     const Mbarrier& barrier = *thread.awaited;
     if (std::find(told.begin(), told.end(), &barrier) != told.end()) continue;
     told.push_back(&barrier);
-    current = &thread_at(i);
+    become(&thread_at(i));
     Finding* f = complain_shared(MBARRIER_WAIT, barrier.place, 8, ATOMIC, thread.caller);
-    current = nullptr;
+    become(nullptr);
     if (f == nullptr) continue;
     f->count = barrier.phase;
     char bytes[80];
@@ -184,12 +194,26 @@ void async_thread_ends() {
     }
 }
 
-void async_block_ends() {
-  for (const BulkCopy& copy : landing) {
-    current = &thread_at(copy.thread);
-    report(NEVER_WAITED, copy.caller).bytes = copy.bytes;
-    current = nullptr;
-    break;
+void async_block_ends(int rank) {
+  for (size_t i = 0; i < landing.size();) {
+    const BulkCopy& copy = landing[i];
+    if (owner_of_shared(copy.shared) != rank) {
+      ++i;
+      continue;
+    }
+    const bool told = std::any_of(all_findings().begin(), all_findings().end(), [&](const Finding& known) {
+      return known.kind == NEVER_WAITED && known.first.caller == copy.caller;
+    });
+    if (!told) {
+      become(&thread_of_number(copy.thread));
+      Finding& finding = report(NEVER_WAITED, copy.caller);
+      finding.bytes = copy.bytes;
+      const Index& to = blocks[rank].index;
+      if (current->rank != rank)
+        snprintf(finding.detail, sizeof finding.detail, "to block (%u, %u, %u), which ends", to.x, to.y, to.z);
+      become(nullptr);
+    }
+    landing.erase(landing.begin() + i);
   }
 }
 
@@ -207,7 +231,7 @@ void mbarrier_init(void* place, uint32_t arrivals) {
   if (before != mbarriers.end()) {
     const auto used = [&](const BulkCopy& copy) { return copy.barrier == &before->second; };
     bool waited = std::any_of(landing.begin(), landing.end(), used);
-    for (int i = 0; i < threads_in_block(); ++i)
+    for (int i = 0; i < threads_in_cluster(); ++i)
       waited |= thread_at(i).waiting == AT_MBARRIER && thread_at(i).awaited == &before->second;
     if (waited) complain_of(&before->second, MBARRIER, place, caller, "it is initialised again while threads or copies use it");
   }
@@ -215,20 +239,30 @@ void mbarrier_init(void* place, uint32_t arrivals) {
   fresh.place = place;
   fresh.arrivals = fresh.missing = arrivals;
   fresh.agent = before == mbarriers.end() ? new_agent() : before->second.agent;
-  fresh.initialiser = current->id;
+  fresh.initialiser = current->number;
   mbarriers[place] = fresh;
 }
 
-void mbarrier_arrive(void* place) {
-  const void* caller = CALLER;
-  Mbarrier& barrier = known(place, caller);
+static void arrive_at(Mbarrier& barrier, void* place, Clock& gathering, const void* caller) {
   if (barrier.missing == 0) {
     complain_of(&barrier, MBARRIER, place, caller, "it has all arrivals of this phase already, and waits for bytes");
     abandon();
   }
-  publish(barrier.gathering);
+  publish(gathering);
   --barrier.missing;
   turn(barrier);
+}
+void mbarrier_arrive(void* place) {
+  const void* caller = CALLER;
+  Mbarrier& barrier = known(place, caller);
+  arrive_at(barrier, place, barrier.gathering, caller);
+}
+void mbarrier_arrive_at(void* place, int rank) {
+  const void* caller = CALLER;
+  check_in_shared(place, 8, ATOMIC, caller, "an arrival at another block");
+  void* there = place_in_block(place, rank, caller);
+  Mbarrier& barrier = known(there, caller, true);
+  arrive_at(barrier, there, rank == current->rank ? barrier.gathering : barrier.gathering_of_peers, caller);
 }
 
 void mbarrier_expect(void* place, uint32_t bytes) {
@@ -242,17 +276,19 @@ void mbarrier_expect(void* place, uint32_t bytes) {
   barrier.expected += bytes;
 }
 
-void mbarrier_wait(void* place, uint32_t parity) {
-  const void* caller = CALLER;
+static void wait_at(void* place, uint32_t parity, bool peers, const void* caller) {
   Mbarrier& barrier = known(place, caller);
   if (parity > 1) {
     complain_of(&barrier, MBARRIER, place, caller, "a phase's parity is 0 or 1");
     abandon();
   }
   if (!has_passed(barrier, parity)) wait_at_mbarrier(&barrier, parity, caller);
-  current->seen.join(barrier.passed[parity]);
-  unfold_clock(*current);
+  see(barrier.passed[parity]);
+  meet(barrier.passed_of_peers[parity]);
+  if (peers) see(barrier.passed_of_peers[parity]);
 }
+void mbarrier_wait(void* place, uint32_t parity) { wait_at(place, parity, false, CALLER); }
+void mbarrier_wait_cluster(void* place, uint32_t parity) { wait_at(place, parity, true, CALLER); }
 
 void fence_proxy() {
   begin_actors();
@@ -265,7 +301,7 @@ void fence_proxy() {
 
 void fence_mbarriers() {
   for (auto& [place, barrier] : mbarriers)
-    if (barrier.initialiser == current->id) barrier.announced = true;
+    if (barrier.initialiser == current->number) barrier.announced = true;
 }
 
 // ---- boxes of tensors
@@ -321,8 +357,8 @@ void for_rows(const Box& box, F f) {
 
 // The byte of shared memory at `offset` of the box, as its swizzle moves it.
 unsigned char* in_shared(const BulkCopy& copy, size_t offset) {
-  const size_t begin = reinterpret_cast<uintptr_t>(copy.shared) - reinterpret_cast<uintptr_t>(arena);
-  return arena + swizzled(begin + offset, copy.box.map.swizzle_bytes);
+  unsigned char* own = arenas + owner_of_shared(copy.shared) * ARENA_STRIDE;
+  return own + swizzled(copy.shared - own + offset, copy.box.map.swizzle_bytes);
 }
 
 uint32_t nearest_tf32(uint32_t bits) {
@@ -361,25 +397,35 @@ void check_global(const BulkCopy& copy, Access access) {
   for_rows(copy.box, [&](size_t, unsigned char* global, size_t bytes) { access_memory(global, bytes, access, copy.caller); });
 }
 
-void begin_load(BulkCopy copy, void* barrier) {
-  Mbarrier& to = known(barrier, copy.caller);
-  if (!to.announced) complain_of(&to, PROXY, barrier, copy.caller, "the mbarrier was initialised, and no fence_barrier_init() came after it");
-  copy.barrier = &to;
-  copy.thread = current->id;
+// To the blocks whose bits are set.
+void begin_load(BulkCopy copy, void* barrier, uint32_t to_blocks) {
+  check_in_shared(barrier, 8, ATOMIC, copy.caller, "a bulk copy");
   check_global(copy, READ);
-  begin_landing(copy.shared, copy.bytes, copy.caller, "a bulk copy");
-  // Who sees the end of the phase also comes after this reading of global memory.
-  fold_clock(*current);
-  raise(to.gathering.threads, current->id, current->clock[current->lane]);
+  unsigned char* const shared = copy.shared;
+  for (int rank = 0; rank < MOST_BLOCKS; ++rank) {
+    if (!(to_blocks >> rank & 1)) continue;
+    void* place = place_in_block(barrier, rank, copy.caller);
+    Mbarrier& to = known(place, copy.caller, true);
+    if (!to.announced) complain_of(&to, PROXY, place, copy.caller, "the mbarrier was initialised, and no fence_barrier_init() came after it");
+    copy.barrier = &to;
+    copy.thread = current->number;
+    copy.shared = static_cast<unsigned char*>(place_in_block(shared, rank, copy.caller));
+    begin_landing(copy.shared, copy.bytes, copy.caller, "a bulk copy");
+    // Who sees the end of the phase also comes after this reading of global memory.
+    fold_clock(*current);
+    raise(to.gathering.threads, current->number, current->clock[current->lane]);
+    landing.push_back(copy);
+  }
   ++current->clock[current->lane];
-  landing.push_back(copy);
 }
+
+uint32_t own_bit() { return 1u << current->rank; }
 
 void begin_store(BulkCopy copy) {
   AsyncState& state = async_state();
   if (state.store_agent == 0) state.store_agent = new_agent();
   copy.barrier = nullptr;
-  copy.thread = current->id;
+  copy.thread = current->number;
   read_by_agent(copy.shared, copy.bytes, state.store_agent, state.store_groups + 1, copy.caller, "a bulk store");
   check_global(copy, WRITE);
   state.open_stores.push_back(copy);
@@ -420,7 +466,7 @@ BulkCopy box_copy(const void* shared, const void* map, int rank, const int* at, 
 bool async_land() {
   std::vector<size_t> due;
   for (size_t i = 0; i < landing.size(); ++i)
-    for (int t = 0; t < threads_in_block(); ++t)
+    for (int t = 0; t < threads_in_cluster(); ++t)
       if (thread_at(t).waiting == AT_MBARRIER && thread_at(t).awaited == landing[i].barrier) {
         due.push_back(i);
         break;
@@ -439,10 +485,18 @@ bool async_land() {
 }
 
 void load_box(void* to, const void* map, void* barrier, int rank, const int* at) {
-  begin_load(box_copy(to, map, rank, at, CALLER, WRITE), barrier);
+  begin_load(box_copy(to, map, rank, at, CALLER, WRITE), barrier, own_bit());
+}
+void load_box_many(void* to, const void* map, void* barrier, int rank, const int* at, uint32_t to_blocks) {
+  const void* caller = CALLER;
+  if (to_blocks == 0 || to_blocks >> blocks_in_cluster) {
+    refuse_block(caller, "it goes to blocks of the bits %#x", to_blocks);
+    abandon();
+  }
+  begin_load(box_copy(to, map, rank, at, caller, WRITE), barrier, to_blocks);
 }
 void load_bytes(void* to, const void* from, uint32_t bytes, void* barrier) {
-  begin_load(plain_copy(to, const_cast<void*>(from), bytes, CALLER, WRITE), barrier);
+  begin_load(plain_copy(to, const_cast<void*>(from), bytes, CALLER, WRITE), barrier, own_bit());
 }
 void store_box(const void* map, const void* from, int rank, const int* at) {
   begin_store(box_copy(from, map, rank, at, CALLER, READ));

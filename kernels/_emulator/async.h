@@ -19,6 +19,7 @@ struct Mbarrier {
   bool announced;            // a fence has told the asynchronous proxy of it
   Clock gathering;           // of those who have arrived in this phase
   Clock passed[2];           // of the last phase of each parity
+  Clock gathering_of_peers, passed_of_peers[2];  // likewise of the threads of other blocks
 };
 
 // What a tensor map says, in the place of the driver's 128 bytes.  Mirrored by kernels/_tensor_map.py.
@@ -43,7 +44,7 @@ struct BulkCopy {
   unsigned char* global;  // of plain bytes
   uint32_t bytes;         // in shared memory
   Mbarrier* barrier;      // null: a store
-  int thread;
+  int thread;             // its number in the cluster
   const void* caller;
 };
 
@@ -64,7 +65,8 @@ struct AsyncState {
 };
 AsyncState& async_state();  // of the current thread
 void wgmma_thread_ends();
-extern std::vector<uint32_t> agents_of_warps;  // of this block: their tensor cores
+extern std::vector<uint32_t> agents_of_warps;  // of this cluster: their tensor cores
+inline uint32_t& agent_of_warp() { return agents_of_warps[current->number / WARP_SIZE]; }
 
 // Where 16 bytes at `offset` lie that a swizzle of 128, 64 or 32 bytes has moved; 0 for none.
 inline size_t swizzled(size_t offset, uint32_t bytes) { return offset ^ (offset >> 3 & (bytes < 32 ? 0 : bytes - 16)); }

@@ -27,7 +27,9 @@ from .._errors import BackendError, LaunchError
 from .host_code import device_code, shared_names
 
 _HERE = Path(__file__).parent
-_RUNTIME_SOURCES = ("scheduler.cpp", "collectives.cpp", "memory.cpp", "hooks.cpp", "async.cpp", "wgmma.cpp")
+_RUNTIME_SOURCES = (
+    *("scheduler.cpp", "collectives.cpp", "memory.cpp", "hooks.cpp", "async.cpp", "cluster.cpp", "wgmma.cpp"),
+)
 _RUNTIME_HEADERS = ("runtime.h", "state.h", "cells.h", "async.h")
 _KERNEL_HEADERS = ("device.h", "intrinsics.h")
 _RUNTIME_FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared")

@@ -37,6 +37,7 @@ KINDS = (
     "write into what the asynchronous proxy may still read",
     "accumulators touched while a wgmma is under way",
     "written by a thread, read by the asynchronous proxy without a fence between",
+    "shared memory of a block that may not be running",
 )
 #: Not found by a launch but by comparing several: see orders.py.
 ORDER_KIND = "result that depends on the order of threads"
@@ -81,6 +82,8 @@ class RawFinding(ctypes.Structure):
         ("detail", ctypes.c_char * 160),
         ("times", ctypes.c_uint64),
         ("step", ctypes.c_uint64),
+        ("foreign", ctypes.c_int32),
+        ("owner", ctypes.c_uint32 * 3),
     )
 
 
@@ -273,6 +276,8 @@ def _memory(raw: RawFinding, symbols: Symbols) -> tuple[str, str, int]:
         return where, of.name, raw.offset // of.itemsize
     if raw.space == _SHARED:
         where, byte = symbols.shared(raw.address, raw.offset)
+        if raw.foreign:
+            where += f" of block {tuple(raw.owner)}"
         if raw.limit and KINDS[raw.kind] == "access outside every buffer":
             where += f", of which the block has {raw.limit} bytes"
         return where, "", byte

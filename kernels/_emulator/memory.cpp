@@ -15,27 +15,30 @@ namespace rawgrad_emulator {
 
 uintptr_t image_begin, image_end;
 const void* last_access;
-std::vector<std::vector<uint32_t>> read_sets;
+std::vector<ReadSet> read_sets;
 
-alignas(1024) unsigned char arena[ARENA_BYTES];
+alignas(1024) unsigned char arenas[MOST_BLOCKS * ARENA_STRIDE];
+unsigned char* arena = arenas;
 
 namespace {
 
 // ---- shared memory
 
-// The cells of a block: those of earlier blocks are told by their serial number.
+// The cells of a block.  What earlier ones did here is told by the serial number, that of the cluster's first block.
 struct SharedCell : Cell {
-  uint32_t written_in, in_flight_in;  // serial of the block in which it was written, or is being copied to
+  uint32_t written_in, in_flight_in;  // in which it was written, or is being copied to
   uint32_t agents_in, agents;         // likewise in which agents have read it; and which, in `agent_reads`
 };
 struct AgentRead {
   uint32_t agent, time, code;
+  uint32_t block;
   uint16_t thread;  // in whose name
 };
 std::vector<std::vector<AgentRead>> agent_reads;
-SharedCell shared_cells[ARENA_BYTES];  // one per byte; the first of four stands for all ...
-uint32_t divided_in[ARENA_BYTES / 4];  // ... unless the block has used a part of them
-size_t shared_used, dynamic_bytes;
+// One per byte, block after block; the first of four stands for all unless the cluster has used a part of them.
+SharedCell shared_cells[MOST_BLOCKS * ARENA_BYTES];
+uint32_t divided_in[MOST_BLOCKS * ARENA_BYTES / 4];
+size_t shared_used[MOST_BLOCKS], dynamic_bytes;
 
 // `__shared__` variables of a source that does not use block_shared.  They lie outside the arena, but their cells
 // are the arena's, from its end downwards, given out when a launch first uses a variable.
@@ -78,6 +81,7 @@ struct Where {
   Space space;
   int buffer;
   int64_t offset;
+  int rank = -1;  // of the block whose shared memory it is
 };
 
 // A new finding, or null if the same instruction has been reported for the same already.
@@ -96,6 +100,11 @@ Finding* complain(FindingKind kind, const void* place, size_t bytes, Access acce
   finding.bytes = bytes;
   finding.first.access = access;
   finding.step = steps;
+  if (where.space == SHARED && where.rank >= 0 && where.rank != current->rank) {
+    const Index& owner = blocks[where.rank].index;
+    finding.foreign = 1;
+    finding.owner[0] = owner.x, finding.owner[1] = owner.y, finding.owner[2] = owner.z;
+  }
   return &finding;
 }
 
@@ -120,45 +129,45 @@ void check_race(const Cell& cell, const void* place, size_t bytes, Access access
 
 // A copy of a cell gets a set of readers of its own.
 void own_set(Cell& cell) {
-  if (cell.readers.block != block_serial || cell.readers.set == 0) return;
-  read_sets.push_back(std::vector<uint32_t>(read_sets[cell.readers.set]));
+  if (!in_cluster(cell.readers.block) || cell.readers.set == 0) return;
+  read_sets.push_back(ReadSet(read_sets[cell.readers.set]));
   cell.readers.set = read_sets.size() - 1;
 }
 
-// Call `f` for each cell of shared memory that [offset, offset + bytes) touches.
+// Call `f` for each cell of shared memory that `bytes` bytes from the one numbered `offset` touch.
 template <class F>
 void for_shared_cells(size_t offset, size_t bytes, F f) {
   for (size_t i = offset; i < offset + bytes;) {
     uint32_t& divided = divided_in[i / 4];
     const bool whole = i % 4 == 0 && i + 4 <= offset + bytes;
-    if (divided != block_serial && !whole) {  // from now on its bytes are followed one by one
-      divided = block_serial;
+    if (divided != cluster_serial && !whole) {  // from now on its bytes are followed one by one
+      divided = cluster_serial;
       for (int b = 1; b < 4; ++b) {
         SharedCell& part = shared_cells[i / 4 * 4 + b] = shared_cells[i / 4 * 4];
         own_set(part);
-        if (part.agents_in == block_serial) {
+        if (part.agents_in == cluster_serial) {
           agent_reads.push_back(std::vector<AgentRead>(agent_reads[part.agents]));
           part.agents = agent_reads.size() - 1;
         }
       }
     }
     f(shared_cells[i]);
-    i += divided == block_serial ? 1 : 4;
+    i += divided == cluster_serial ? 1 : 4;
   }
 }
 
 void fresh(SharedCell& cell) {  // forget what an earlier block did here
-  if (cell.writer.block != block_serial) cell.writer.block = NOBODY;
-  if (cell.readers.block != block_serial) cell.readers.block = NOBODY;
+  if (!in_cluster(cell.writer.block)) cell.writer.block = NOBODY;
+  if (!in_cluster(cell.readers.block)) cell.readers.block = NOBODY;
 }
 
 // A write must come after what agents have read here.
 void check_agents(SharedCell& cell, const void* place, size_t bytes, Access access, const void* caller, Where where) {
-  if (cell.agents_in != block_serial) return;
+  if (cell.agents_in != cluster_serial) return;
   for (const AgentRead& r : agent_reads[cell.agents]) {
     if (seen_agent(r.agent, r.time)) continue;
     if (Finding* f = complain(OPERANDS, place, bytes, access, caller, where)) {
-      f->second = party_of(block_serial, r.thread, READ, r.code);
+      f->second = party_of(r.block, r.thread, READ, r.code);
       f->has_second = 1;
     }
     break;
@@ -167,40 +176,48 @@ void check_agents(SharedCell& cell, const void* place, size_t bytes, Access acce
 }
 
 struct SharedPlace {
-  size_t offset, limit;  // in the account of shared memory
+  size_t offset, limit;  // in the account of the block's shared memory
+  int rank;              // of that block
+  size_t cell() const { return rank * ARENA_BYTES + offset; }
+  Where where() const { return {SHARED, -1, static_cast<int64_t>(offset), rank}; }
 };
 
 void access_shared(SharedPlace at, const void* place, size_t bytes, Access access, const void* caller) {
-  const Where where{SHARED, -1, static_cast<int64_t>(at.offset)};
+  const Where where = at.where();
   if (access != WRITE) count(SHARED_READ, bytes);
   if (access != READ) count(SHARED_WRITTEN, bytes);
+  if (at.rank != current->rank) {
+    const char* why = visit(at.rank, place, bytes, access, caller);
+    Finding* f = why ? complain(ABSENT_BLOCK, place, bytes, access, caller, where) : nullptr;
+    if (f) snprintf(f->detail, sizeof f->detail, "%s", why);
+  }
   if (at.offset + bytes > at.limit) {
     if (Finding* f = complain(OUTSIDE, place, bytes, access, caller, where)) f->limit = at.limit;
     abandon();
   }
-  for_shared_cells(at.offset, bytes, [&](SharedCell& cell) {
+  for_shared_cells(at.cell(), bytes, [&](SharedCell& cell) {
     fresh(cell);
-    if (cell.in_flight_in == block_serial && !delivering) {
+    if (cell.in_flight_in == cluster_serial && !delivering) {
       const Writer w = cell.writer;
       if (Finding* f = complain(IN_FLIGHT, place, bytes, access, caller, where)) {
         f->second = party_of(w.block, w.thread, WRITE, w.code);
         f->has_second = 1;
       }
     } else {
-      if (access != WRITE && cell.written_in != block_serial) complain(UNWRITTEN, place, bytes, access, caller, where);
+      if (access != WRITE && cell.written_in != cluster_serial) complain(UNWRITTEN, place, bytes, access, caller, where);
       check_race(cell, place, bytes, access, caller, where);
       if (access != READ) check_agents(cell, place, bytes, access, caller, where);
     }
     remember(cell, access, caller);
-    if (access != READ) cell.written_in = block_serial, cell.in_flight_in = NOBODY;
+    if (access != READ) cell.written_in = cluster_serial, cell.in_flight_in = NOBODY;
   });
 }
 
-// The block uses the first `bytes` of the arena from now on.
-void use_shared(size_t bytes) {
-  if (bytes <= shared_used) return;
-  memset(arena + shared_used, 0xff, bytes - shared_used);
-  shared_used = bytes;
+// The block uses the first `bytes` of its arena from now on.
+void use_shared(int rank, size_t bytes) {
+  if (bytes <= shared_used[rank]) return;
+  memset(arenas + rank * ARENA_STRIDE + shared_used[rank], 0xff, bytes - shared_used[rank]);
+  shared_used[rank] = bytes;
 }
 
 void refuse_shared(size_t bytes, size_t limit, const char* what, const void* caller) {
@@ -213,14 +230,20 @@ void refuse_shared(size_t bytes, size_t limit, const char* what, const void* cal
 
 // Whether `address` is shared memory, and where.
 bool find_shared(uintptr_t address, const void* caller, SharedPlace& found) {
-  const uintptr_t in_arena = address - reinterpret_cast<uintptr_t>(arena);
-  if (in_arena < ARENA_BYTES) {
-    found = {in_arena, shared_used};
+  const uintptr_t in_arenas = address - reinterpret_cast<uintptr_t>(arenas);
+  if (in_arenas < blocks_in_cluster * ARENA_STRIDE) {
+    const int rank = in_arenas / ARENA_STRIDE;
+    found = {in_arenas % ARENA_STRIDE, shared_used[rank], rank};
     return true;
   }
   if (address < image_begin || address >= image_end) return false;
   for (StaticShared& s : static_shared) {
     if (address < s.begin || address >= s.end) continue;
+    if (blocks_in_cluster > 1) {
+      snprintf(report(ASSERTION, caller).detail, sizeof Finding::detail, "%s",
+               "the emulator has a __shared__ variable once, not for each block of a cluster: use block_shared()");
+      abandon();
+    }
     if (s.account == UNUSED) {
       static_used += (s.end - s.begin + 15) / 16 * 16;
       if (static_used > STATIC_SHARED_BYTES)
@@ -229,11 +252,11 @@ bool find_shared(uintptr_t address, const void* caller, SharedPlace& found) {
         refuse_shared(static_used + dynamic_bytes, ARENA_BYTES, "in variables and dynamically", caller);
       s.account = ARENA_BYTES - static_used;
     }
-    if (s.poisoned_in != block_serial) {
+    if (s.poisoned_in != cluster_serial) {
       memset(reinterpret_cast<void*>(s.begin), 0xff, s.end - s.begin);
-      s.poisoned_in = block_serial;
+      s.poisoned_in = cluster_serial;
     }
-    found = {s.account + (address - s.begin), s.account + (s.end - s.begin)};
+    found = {s.account + (address - s.begin), s.account + (s.end - s.begin), 0};
     return true;
   }
   return false;
@@ -331,9 +354,9 @@ Buffer* buffer_of(uintptr_t address, size_t bytes) {
 // What lies at `address`, or most closely before or behind it.
 Where nearest(uintptr_t address) {
   const int owner = owner_of_stack(reinterpret_cast<const void*>(address));
-  if (owner >= 0) return {LOCAL, -1, owner};
+  if (owner >= 0) return {LOCAL, -1, owner % threads_in_block()};
   SharedPlace shared;
-  if (find_shared(address, nullptr, shared)) return {SHARED, -1, static_cast<int64_t>(shared.offset)};
+  if (find_shared(address, nullptr, shared)) return shared.where();
   Where where{NOWHERE, -1, 0};
   uintptr_t best = 1 << 20;  // farther away it means nothing
   for (size_t i = 0; i < buffers.size(); ++i) {
@@ -383,13 +406,20 @@ void check_alignment(const void* place, size_t bytes, size_t alignment, Access a
   if (reinterpret_cast<uintptr_t>(place) % alignment) misaligned(place, bytes, alignment, access, caller);
 }
 
-void check_in_shared(const void* place, size_t bytes, Access access, const void* caller, const char* operation) {
+void check_in_shared(const void* place, size_t bytes, Access access, const void* caller, const char* operation,
+                     bool of_any_block) {
   SharedPlace shared;
   const uintptr_t address = reinterpret_cast<uintptr_t>(place);
-  if (find_shared(address, caller, shared)) return;
+  const bool there = find_shared(address, caller, shared);
+  if (there && (of_any_block || shared.rank == current->rank)) return;
   if (Finding* f = complain(OUTSIDE, place, bytes, access, caller, nearest(address)))
-    snprintf(f->detail, sizeof f->detail, "%s takes shared memory alone", operation);
+    snprintf(f->detail, sizeof f->detail, "%s takes %s alone", operation, there ? "the block's own shared memory" : "shared memory");
   abandon();
+}
+
+int owner_of_shared(const void* place) {
+  const uintptr_t in_arenas = reinterpret_cast<uintptr_t>(place) - reinterpret_cast<uintptr_t>(arenas);
+  return in_arenas < blocks_in_cluster * ARENA_STRIDE ? in_arenas / ARENA_STRIDE : -1;
 }
 
 // ---- the asynchronous proxy
@@ -399,20 +429,20 @@ Finding* complain_shared(FindingKind kind, const void* place, size_t bytes, Acce
 }
 
 void begin_landing(const void* to, size_t bytes, const void* caller, const char* operation) {
-  check_in_shared(to, bytes, WRITE, caller, operation);
+  check_in_shared(to, bytes, WRITE, caller, operation, true);
   access_memory(to, bytes, WRITE, caller);
   memset(const_cast<void*>(to), 0xff, bytes);
   SharedPlace shared;
   find_shared(reinterpret_cast<uintptr_t>(to), caller, shared);
-  for_shared_cells(shared.offset, bytes, [](SharedCell& cell) { cell.in_flight_in = block_serial; });
+  for_shared_cells(shared.cell(), bytes, [](SharedCell& cell) { cell.in_flight_in = cluster_serial; });
 }
 
 void land(const void* to, size_t bytes, uint32_t agent, uint32_t time) {
   SharedPlace shared;
   find_shared(reinterpret_cast<uintptr_t>(to), nullptr, shared);
-  for_shared_cells(shared.offset, bytes, [&](SharedCell& cell) {
+  for_shared_cells(shared.cell(), bytes, [&](SharedCell& cell) {
     cell.in_flight_in = NOBODY;
-    cell.written_in = block_serial;
+    cell.written_in = cluster_serial;
     cell.writer.agent = agent;
     cell.writer.clock = time;
   });
@@ -423,28 +453,28 @@ void read_by_agent(const void* from, size_t bytes, uint32_t agent, uint32_t time
   check_in_shared(from, bytes, READ, caller, operation);
   SharedPlace at;
   find_shared(reinterpret_cast<uintptr_t>(from), caller, at);
-  const Where where{SHARED, -1, static_cast<int64_t>(at.offset)};
+  const Where where = at.where();
   count(SHARED_READ, bytes);
   if (at.offset + bytes > at.limit) {
     if (Finding* f = complain(OUTSIDE, from, bytes, READ, caller, where)) f->limit = at.limit;
     abandon();
   }
-  for_shared_cells(at.offset, bytes, [&](SharedCell& cell) {
+  for_shared_cells(at.cell(), bytes, [&](SharedCell& cell) {
     fresh(cell);
     const Writer& w = cell.writer;
-    if (cell.in_flight_in == block_serial || (w.block == block_serial && !w.agent && !passed_fence(w))) {
-      const bool flying = cell.in_flight_in == block_serial;
+    if (cell.in_flight_in == cluster_serial || (w.block != NOBODY && !w.agent && !passed_fence(w))) {
+      const bool flying = cell.in_flight_in == cluster_serial;
       if (Finding* f = complain(flying ? IN_FLIGHT : PROXY, from, bytes, READ, caller, where)) {
         f->second = party_of(w.block, w.thread, WRITE, w.code);
         f->has_second = 1;
       }
     }
-    if (cell.in_flight_in != block_serial) {
-      if (cell.written_in != block_serial) complain(UNWRITTEN, from, bytes, READ, caller, where);
+    if (cell.in_flight_in != cluster_serial) {
+      if (cell.written_in != cluster_serial) complain(UNWRITTEN, from, bytes, READ, caller, where);
       check_race(cell, from, bytes, READ, caller, where);
     }
-    if (cell.agents_in != block_serial) {
-      cell.agents_in = block_serial;
+    if (cell.agents_in != cluster_serial) {
+      cell.agents_in = cluster_serial;
       cell.agents = agent_reads.size();
       agent_reads.emplace_back();
     }
@@ -452,10 +482,10 @@ void read_by_agent(const void* from, size_t bytes, uint32_t agent, uint32_t time
     const uint16_t thread = current->id;
     for (AgentRead& r : reads)
       if (r.agent == agent) {
-        r = {agent, time, code_of(caller), thread};
+        r = {agent, time, code_of(caller), block_serial, thread};
         return;
       }
-    reads.push_back({agent, time, code_of(caller), thread});
+    reads.push_back({agent, time, code_of(caller), block_serial, thread});
   });
 }
 
@@ -470,7 +500,7 @@ void begin_async(const AsyncCopy& copy) {
   memset(copy.to, 0xff, copy.bytes);
   SharedPlace shared;
   find_shared(reinterpret_cast<uintptr_t>(copy.to), copy.caller, shared);
-  for_shared_cells(shared.offset, copy.bytes, [](SharedCell& cell) { cell.in_flight_in = block_serial; });
+  for_shared_cells(shared.cell(), copy.bytes, [](SharedCell& cell) { cell.in_flight_in = cluster_serial; });
 }
 
 void deliver_async(const AsyncCopy& copy) {
@@ -485,7 +515,7 @@ void deliver_async(const AsyncCopy& copy) {
 unsigned char* shared_memory(size_t bytes, bool dynamic) {
   const size_t limit = dynamic ? dynamic_bytes : ARENA_BYTES;
   if (bytes > limit) refuse_shared(bytes, limit, "dynamically", __builtin_return_address(0));
-  use_shared(bytes);
+  use_shared(current->rank, bytes);
   return arena;
 }
 unsigned char* dynamic_shared() { return arena; }
@@ -514,11 +544,13 @@ void memory_begin_launch(unsigned dynamic, bool serials_start_again) {
     else buffer.pages.resize(cells / PAGE_CELLS + 1);
   }
 }
-void memory_begin_block() {
-  shared_used = 0;
+void memory_begin_cluster() {
   read_sets.assign(1, {});  // the first stands for none
   agent_reads.clear();
-  use_shared(dynamic_bytes);
+  for (int rank = 0; rank < blocks_in_cluster; ++rank) {
+    shared_used[rank] = 0;
+    use_shared(rank, dynamic_bytes);
+  }
 }
 void memory_end_launch() {
   for (Buffer& buffer : buffers)

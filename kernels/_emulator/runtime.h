@@ -1,7 +1,7 @@
 // The emulator's runtime, as the emulated kernels and headers of kernels/_cuda call it.
 //
-// One launch runs its blocks one after the other, and the threads of a block as fibers: a thread runs
-// until it reaches a barrier or a warp operation, then the next one does.  The compiler puts a call
+// One launch runs its blocks one after the other (those of a cluster together), and their threads as fibers: a
+// thread runs until it reaches a barrier or a warp operation, then the next one does.  The compiler puts a call
 // before each load and store of a kernel (-fsanitize=thread); the runtime answers these calls itself
 // and checks each access (memory.cpp).
 #pragma once
@@ -63,16 +63,31 @@ void mbarrier_expect(void* barrier, uint32_t bytes);
 void mbarrier_wait(void* barrier, uint32_t parity);
 void fence_proxy();     // what was written before may be read by the asynchronous proxy
 void fence_mbarriers(); // likewise the mbarriers that this thread has initialised
+// Clusters: an mbarrier of another block, and a wait that also sees what other blocks have done before they arrived.
+void mbarrier_arrive_at(void* barrier, int rank);
+void mbarrier_wait_cluster(void* barrier, uint32_t parity);
 
 // Copies that complete on an mbarrier: of a box of the tensor that `map` describes (from, to and size then follow
 // from it), or of plain bytes.
 void load_box(void* to, const void* map, void* barrier, int rank, const int* at);
 void load_bytes(void* to, const void* from, uint32_t bytes, void* barrier);
+// The same box to the same place of several blocks of the cluster, by the bits of their ranks; it completes on the
+// mbarrier of each.
+void load_box_many(void* to, const void* map, void* barrier, int rank, const int* at, uint32_t blocks);
 // The other way; complete when the thread has waited for the group.
 void store_box(const void* map, const void* from, int rank, const int* at);
 void store_bytes(void* to, const void* from, uint32_t bytes);
 void store_commit();
 void store_wait(int groups_left);
+
+// ---- clusters: blocks that run together and reach each other's shared memory
+
+int cluster_rank();
+int cluster_size();
+void cluster_arrive();
+void cluster_wait();
+// The place in the shared memory of block `rank` that is `place` in one's own.
+void* in_block(const void* place, int rank);
 
 // ldmatrix: each lane names a row of 16 bytes; afterwards r[i] holds this lane's piece of matrix i.
 void load_matrices(uint32_t* r, int matrices, const void* row, bool transposed, Place place);

@@ -95,7 +95,7 @@ def _library() -> ctypes.CDLL:
     library = ctypes.CDLL(str(runtime_library()))
     address, size = ctypes.c_void_p, ctypes.c_size_t
     numbers = (ctypes.c_uint32, ctypes.c_int, ctypes.c_uint64)
-    library.rawgrad_launch.argtypes = (address, ctypes.c_char_p, _Triple, _Triple, *numbers)
+    library.rawgrad_launch.argtypes = (address, ctypes.c_char_p, _Triple, _Triple, _Triple, *numbers)
     library.rawgrad_findings.restype = ctypes.POINTER(RawFinding)
     library.rawgrad_barriers.restype = ctypes.c_uint64
     library.rawgrad_buffer.argtypes = (address, size, ctypes.c_int, ctypes.c_int, address, size)
@@ -113,6 +113,7 @@ class _Handle:
     unit: Unit
     entry: Any
     argument_bytes: int
+    cluster: tuple[int, int, int]
 
 
 class EmulatedRuntime:
@@ -155,7 +156,9 @@ class EmulatedRuntime:
         number = compiled.entries[expression]
         size = getattr(compiled.library, f"rawgrad_bytes_{number}")
         size.restype = ctypes.c_size_t
-        return _Handle(expression, compiled, getattr(compiled.library, f"rawgrad_entry_{number}"), size())
+        entry = getattr(compiled.library, f"rawgrad_entry_{number}")
+        (instance,) = (one for one in kernel.instances() if one.expression == expression)
+        return _Handle(expression, compiled, entry, size(), instance.cluster)
 
     def stream(self) -> int:
         """The same for all: a launch has ended when it returns."""
@@ -231,7 +234,8 @@ class EmulatedRuntime:
         with _launching:
             ranges = self._register(library, handle.unit, operands)
             start = time.perf_counter()
-            found = library.rawgrad_launch(handle.entry, arguments, _Triple(*grid), _Triple(*block), *how)
+            sizes = _Triple(*grid), _Triple(*block), _Triple(*handle.cluster)
+            found = library.rawgrad_launch(handle.entry, arguments, *sizes, *how)
             seconds = time.perf_counter() - start
             raw = library.rawgrad_findings()[: max(found, 0)]
             traffic, complete = _traffic(library), bool(library.rawgrad_complete())

@@ -1,4 +1,5 @@
-// Runs the threads of a block as fibers, and lets them meet at barriers and warp operations.
+// Runs the threads of a block, or of the blocks of a cluster, as fibers, and lets them meet at barriers and warp
+// operations.
 //
 // A fiber is entered once by setcontext and from then on switched by setjmp and longjmp, which save no
 // signal mask and are several times faster.  Below each stack lies a page that cannot be touched; a fiber that
@@ -25,8 +26,9 @@
 namespace rawgrad_emulator {
 
 Thread* current = nullptr;
-Index current_block;
-uint32_t block_serial, barrier_epoch;
+Block blocks[MOST_BLOCKS];
+int blocks_in_cluster = 1;
+uint32_t cluster_serial, block_serial, barrier_epoch;
 bool by_actor;
 int turn_order;
 uint64_t steps, steps_allowed;
@@ -37,15 +39,16 @@ using Entry = void (*)(const unsigned char*);
 
 Entry entry;
 const unsigned char* arguments;
-Index grid, block;
-std::vector<std::unique_ptr<Thread>> threads;  // those of the block that runs
+Index grid, block, cluster;
+size_t threads_of_block, numbers_of_block;  // the latter in whole warps
+int entered;                                // the block of the current thread, or of the last one
+std::vector<std::unique_ptr<Thread>> threads;  // those of the cluster that runs, block after block
 unsigned char* stacks = nullptr;
 size_t stacks_held = 0;
 jmp_buf scheduler;
 bool abandoned, complete;
 uint64_t patience;  // so many accesses may a thread make before it must wait or end
 volatile sig_atomic_t interrupted;
-int barrier_count;  // what the last barrier counted
 uint32_t serials_before;  // those of earlier launches, so that nothing need be wiped between launches
 std::vector<Finding> findings;
 uint64_t barriers_passed;
@@ -62,7 +65,8 @@ void leave() {  // the current fiber goes back to the scheduler
 
 Party party_of(const Thread& thread) {  // where it waits
   Party party = {};
-  party.block[0] = current_block.x, party.block[1] = current_block.y, party.block[2] = current_block.z;
+  const Index& b = blocks[thread.rank].index;
+  party.block[0] = b.x, party.block[1] = b.y, party.block[2] = b.z;
   party.thread[0] = thread.index.x, party.thread[1] = thread.index.y, party.thread[2] = thread.index.z;
   party.file = thread.place.file;
   party.line = thread.place.line;
@@ -96,7 +100,7 @@ void fiber_main() {
 }
 
 void resume(Thread* thread) {
-  current = thread;
+  become(thread);
   steps_allowed = interrupted ? 0 : steps + patience;
   if (!_setjmp(scheduler)) {
     if (thread->started) _longjmp(thread->context, 1);
@@ -117,9 +121,10 @@ bool same_place(const Thread& a, const Thread& b) {
 }
 
 // Lanes that wait in a warp operation go on when all lanes of their mask have come to the same one.
-bool release_warp(int warp) {
+bool release_warp(int rank, int warp) {
   bool released = false;
-  const int first = warp * WARP_SIZE, last = std::min<int>(first + WARP_SIZE, threads.size());
+  const int begin = rank * threads_of_block, first = begin + warp * WARP_SIZE;
+  const int last = std::min<int>(first + WARP_SIZE, begin + threads_of_block);
   for (int i = first; i < last; ++i) {
     const Thread& one = *threads[i];
     if (one.waiting != AT_WARP) continue;
@@ -140,8 +145,8 @@ bool release_warp(int warp) {
 }
 
 // Likewise the threads of a warpgroup, four warps that begin at a multiple of four; it needs them all.
-bool release_warpgroup(size_t first) {
-  if (first + 4 * WARP_SIZE > threads.size()) return false;
+bool release_warpgroup(size_t first, size_t last) {
+  if (first + 4 * WARP_SIZE > last) return false;
   for (size_t i = first; i < first + 4 * WARP_SIZE; ++i) {
     const Thread& one = *threads[i];
     if (one.waiting != AT_WARPGROUP || one.operation != threads[first]->operation || !same_place(one, *threads[first]))
@@ -155,10 +160,10 @@ bool release_warpgroup(size_t first) {
 bool report_warpgroup() {
   for (const auto& waiting : threads) {
     if (waiting->waiting != AT_WARPGROUP) continue;
-    const size_t first = waiting->warp / 4 * 4 * WARP_SIZE;
+    const size_t begin = waiting->rank * threads_of_block, first = begin + waiting->warp / 4 * 4 * WARP_SIZE;
     Finding& finding = report_of(WARP_OPERATION, *waiting);
     for (size_t i = first; i < first + 4 * WARP_SIZE; ++i) {
-      if (i >= threads.size()) {
+      if (i >= begin + threads_of_block) {
         snprintf(finding.detail, sizeof finding.detail, "the block ends before its four warps do");
         break;
       }
@@ -182,7 +187,7 @@ void report_deadlock() {
     if (waiting->waiting != AT_WARP) continue;
     Finding& finding = report_of(WARP_OPERATION, *waiting);
     for (const auto& other : threads) {
-      if (other->warp != waiting->warp || !(waiting->mask >> other->lane & 1) || other->waiting == FINISHED) continue;
+      if (other->rank != waiting->rank || other->warp != waiting->warp || !(waiting->mask >> other->lane & 1) || other->waiting == FINISHED) continue;
       if (other->waiting == AT_WARP && other->operation == waiting->operation && other->mask == waiting->mask &&
           same_place(*other, *waiting))
         continue;
@@ -198,10 +203,13 @@ void report_deadlock() {
   const Thread* waiting = nullptr;
   for (const auto& thread : threads)
     if (thread->waiting == AT_BARRIER && waiting == nullptr) waiting = thread.get();
-  if (waiting == nullptr) return;
+  if (waiting == nullptr) {
+    cluster_report_deadlock();
+    return;
+  }
   Finding& finding = report_of(BARRIER, *waiting);
   for (const auto& other : threads) {
-    if (other->waiting == AT_BARRIER && same_place(*other, *waiting)) continue;
+    if (other->rank != waiting->rank || (other->waiting == AT_BARRIER && same_place(*other, *waiting))) continue;
     if (!finding.has_second) {
       finding.second = party_of(*other), finding.has_second = 1;
       if (other->waiting == FINISHED) finding.second.file = nullptr, finding.second.caller = nullptr;
@@ -222,16 +230,19 @@ std::vector<int> turns(size_t count, int order, unsigned seed) {
   return turn;
 }
 
-void prepare_block() {
-  memory_begin_block();
-  async_begin_block();
-  barrier_epoch = 0;
+void prepare_cluster() {
+  memory_begin_cluster();
+  async_begin_cluster();
+  cluster_begin();
   for (size_t i = 0; i < threads.size(); ++i) {
     Thread& thread = *threads[i];
-    thread.index = spread(i, block);
-    thread.id = i;
-    thread.lane = i % WARP_SIZE;
-    thread.warp = i / WARP_SIZE;
+    thread.id = i % threads_of_block;
+    thread.rank = i / threads_of_block;
+    thread.index = spread(thread.id, block);
+    thread.lane = thread.id % WARP_SIZE;
+    thread.warp = thread.id / WARP_SIZE;
+    thread.number = thread.rank * numbers_of_block + thread.id;
+    thread.in_cluster = OUTSIDE_PHASE;
     thread.waiting = RUNNABLE;
     thread.place = {nullptr, 0};
     thread.caller = nullptr;
@@ -247,44 +258,61 @@ void prepare_block() {
   }
 }
 
+// Let a block go on whose threads have all come to the same barrier; note its end.  Whether anything happened.
+bool release_block(int rank) {
+  Block& of = blocks[rank];
+  if (of.ended) return false;
+  const auto first = threads.begin() + rank * threads_of_block, last = first + threads_of_block;
+  if (std::all_of(first, last, [](const auto& t) { return t->waiting == FINISHED; })) {
+    of.ended = true;
+    async_block_ends(rank);
+    cluster_block_ends(rank);
+    return true;
+  }
+  if (!std::all_of(first, last, [&](const auto& t) { return t->waiting == AT_BARRIER && same_place(*t, **first); }))
+    return false;
+  async_pass_barrier(rank);
+  ++of.epoch;
+  ++barriers_passed;
+  of.barrier_count = std::count_if(first, last, [](const auto& t) { return t->predicate; });
+  std::for_each(first, last, [](const auto& t) { t->waiting = RUNNABLE; });
+  return true;
+}
+
 // False if the launch was abandoned.
-bool run_block(int order) {
-  prepare_block();
-  const int warps = (threads.size() + WARP_SIZE - 1) / WARP_SIZE;
-  const unsigned seed = block_serial - serials_before;  // the same in every launch
-  const std::vector<int> warp_turn = turns(warps, order, seed), lane_turn = turns(WARP_SIZE, order, ~seed);
+bool run_cluster(int order) {
+  prepare_cluster();
+  const int warps = numbers_of_block / WARP_SIZE;
+  const unsigned seed = cluster_serial - serials_before;  // the same in every launch
+  const std::vector<int> warp_turn = turns(warps * blocks_in_cluster, order, seed), lane_turn = turns(WARP_SIZE, order, ~seed);
   for (;;) {
     bool progress = false;
-    for (int warp : warp_turn) {
+    for (int turn : warp_turn) {
+      const int rank = turn / warps, warp = turn % warps;
       do {
         for (int lane : lane_turn) {
           const size_t id = warp * WARP_SIZE + lane;
-          if (id >= threads.size() || threads[id]->waiting != RUNNABLE) continue;
-          resume(threads[id].get());
+          if (id >= threads_of_block) continue;
+          Thread* thread = threads[rank * threads_of_block + id].get();
+          if (thread->waiting != RUNNABLE) continue;
+          resume(thread);
           progress = true;
           if (abandoned || interrupted) return false;
         }
-      } while (release_warp(warp));
+      } while (release_warp(rank, warp));
     }
-    for (size_t first = 0; first < threads.size(); first += 4 * WARP_SIZE) progress |= release_warpgroup(first);
+    for (int rank = 0; rank < blocks_in_cluster; ++rank)
+      for (size_t first = rank * threads_of_block, last = first + threads_of_block; first < last; first += 4 * WARP_SIZE)
+        progress |= release_warpgroup(first, last);
     progress |= async_release();
-    size_t finished = 0, at_barrier = 0;
-    for (const auto& thread : threads) {
-      finished += thread->waiting == FINISHED;
-      at_barrier += thread->waiting == AT_BARRIER && same_place(*thread, *threads[0]);
+    progress |= cluster_release();
+    bool all_ended = true;
+    for (int rank = 0; rank < blocks_in_cluster; ++rank) {
+      progress |= release_block(rank);
+      all_ended &= blocks[rank].ended;
     }
-    if (finished == threads.size()) {
-      async_block_ends();
-      return true;
-    }
-    if (at_barrier == threads.size()) {
-      async_pass_barrier();
-      ++barrier_epoch;
-      ++barriers_passed;
-      barrier_count = 0;
-      for (const auto& thread : threads) barrier_count += thread->predicate;
-      for (const auto& thread : threads) thread->waiting = RUNNABLE;
-    } else if (!progress && !async_land()) {  // copies land as late as they may
+    if (all_ended) return true;
+    if (!progress && !async_land()) {  // copies land as late as they may
       report_deadlock();
       return false;
     }
@@ -296,13 +324,35 @@ bool run_block(int order) {
 // ---- for the checks
 
 Index thread_of_id(int id) { return spread(id, block); }
-Index block_of_serial(uint32_t serial) { return spread(serial - serials_before - 1, grid); }
+Index block_of_serial(uint32_t serial) {
+  const uint32_t linear = serial - serials_before - 1, size = volume(cluster);
+  const Index of = spread(linear / size, {grid.x / cluster.x, grid.y / cluster.y, grid.z / cluster.z});
+  const Index in = spread(linear % size, cluster);
+  return {of.x * cluster.x + in.x, of.y * cluster.y + in.y, of.z * cluster.z + in.z};
+}
 Thread* thread_in_warp(int lane) {
   const size_t id = current->warp * WARP_SIZE + lane;
-  return lane >= 0 && lane < WARP_SIZE && id < threads.size() ? threads[id].get() : nullptr;
+  const bool there = lane >= 0 && lane < WARP_SIZE && id < threads_of_block;
+  return there ? threads[current->rank * threads_of_block + id].get() : nullptr;
 }
-Thread& thread_at(int id) { return *threads[id]; }
-int threads_in_block() { return threads.size(); }
+Thread& thread_at(int i) { return *threads[i]; }
+Thread& thread_of(uint32_t serial, int id) { return *threads[(serial - cluster_serial) * threads_of_block + id]; }
+Thread& thread_of_number(int number) {
+  return *threads[number / numbers_of_block * threads_of_block + number % numbers_of_block];
+}
+int number_of(uint32_t serial, int id) { return (serial - cluster_serial) * numbers_of_block + id; }
+int threads_in_block() { return threads_of_block; }
+int threads_in_cluster() { return threads.size(); }
+void enter_block(int rank) {
+  entered = rank;
+  block_serial = blocks[rank].serial;
+  barrier_epoch = blocks[rank].epoch;
+  arena = arenas + rank * ARENA_STRIDE;
+}
+void become(Thread* thread) {
+  current = thread;
+  if (thread) enter_block(thread->rank);
+}
 int owner_of_stack(const void* place) {
   const unsigned char* p = static_cast<const unsigned char*>(place);
   return p >= stacks && p < stacks + threads.size() * STACK_BYTES ? (p - stacks) / STACK_BYTES : -1;
@@ -361,10 +411,18 @@ void wait_at_mbarrier(Mbarrier* barrier, unsigned parity, const void* caller) {
   leave();
 }
 
+void wait_at_cluster(const void* caller) {
+  current->operation = "the cluster's barrier";
+  current->place = {nullptr, 0};
+  current->caller = caller;
+  current->waiting = AT_CLUSTER;
+  leave();
+}
+
 // ---- for the kernels
 
 Index thread_index() { return current->index; }
-Index block_index() { return current_block; }
+Index block_index() { return blocks[entered].index; }
 Index block_size() { return block; }
 Index grid_size() { return grid; }
 int lane() { return current->lane; }
@@ -378,7 +436,7 @@ int barrier(bool predicate, Place place) {
   current->caller = CALLER;
   current->predicate = predicate;
   leave();
-  return barrier_count;
+  return blocks[entered].barrier_count;
 }
 
 void trap(Place place) {
@@ -508,36 +566,45 @@ extern "C" {
 
 // Run a kernel.  Returns the number of findings.
 int rawgrad_launch(Entry kernel, const unsigned char* argument_buffer, const uint32_t* grid_size,
-                   const uint32_t* block_size, uint32_t dynamic_shared_bytes, int order, uint64_t accesses_allowed) {
+                   const uint32_t* block_size, const uint32_t* cluster_size, uint32_t dynamic_shared_bytes, int order,
+                   uint64_t accesses_allowed) {
   patience = accesses_allowed;
   entry = kernel;
   arguments = argument_buffer;
   grid = {grid_size[0], grid_size[1], grid_size[2]};
   block = {block_size[0], block_size[1], block_size[2]};
+  cluster = {cluster_size[0], cluster_size[1], cluster_size[2]};
   findings.clear();
   findings.reserve(MAX_FINDINGS);
   abandoned = false;
   barriers_passed = 0;
   turn_order = order;
 
-  const size_t count = volume(block);
+  blocks_in_cluster = volume(cluster);
+  threads_of_block = volume(block);
+  numbers_of_block = (threads_of_block + WARP_SIZE - 1) / WARP_SIZE * WARP_SIZE;
+  const size_t count = threads_of_block * blocks_in_cluster;
   if (!prepare_stacks(count)) return -1;
   while (threads.size() < count) threads.push_back(std::make_unique<Thread>());
   threads.resize(count);
 
-  const uint32_t blocks = volume(grid);
-  const bool wrapped = serials_before > UINT32_MAX - 2 - blocks;
+  const uint32_t count_of_blocks = volume(grid);
+  const bool wrapped = serials_before > UINT32_MAX - 2 - count_of_blocks;
   if (wrapped) serials_before = 0;
   memory_begin_launch(dynamic_shared_bytes, wrapped);
   const Signals signals;
-  for (int linear : turns(blocks, order, 0)) {
-    block_serial = serials_before + linear + 1;
-    current_block = spread(linear, grid);
-    complete = run_block(order);
+  for (int linear : turns(count_of_blocks / blocks_in_cluster, order, 0)) {
+    cluster_serial = serials_before + linear * blocks_in_cluster + 1;
+    for (int rank = 0; rank < blocks_in_cluster; ++rank) {
+      const uint32_t serial = cluster_serial + rank;
+      blocks[rank] = {block_of_serial(serial), serial, 0, 0, false};
+    }
+    enter_block(0);
+    complete = run_cluster(order);
     if (!complete) break;
   }
   memory_end_launch();
-  serials_before += blocks;
+  serials_before += count_of_blocks;
   current = nullptr;
   if (!std::all_of(threads.begin(), threads.end(), [](const auto& t) { return t->waiting == FINISHED; }))
     threads.clear();  // fibers that stand somewhere in a kernel

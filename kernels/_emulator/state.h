@@ -11,6 +11,8 @@ namespace rawgrad_emulator {
 
 constexpr int WARP_SIZE = 32;
 constexpr size_t ARENA_BYTES = 232448;         // what a block may have on sm_90
+constexpr size_t ARENA_STRIDE = 256 << 10;     // from one block's to the next one's
+constexpr int MOST_BLOCKS = 8;                 // of a cluster: what each GPU with clusters takes
 constexpr size_t STATIC_SHARED_BYTES = 49152;  // and of it in variables, on every GPU
 constexpr int MAX_FINDINGS = 32;
 
@@ -39,6 +41,7 @@ enum FindingKind : int32_t {  // in the order of KINDS in findings.py
   OPERANDS,         // a write into what the asynchronous proxy may still read
   ACCUMULATORS,     // accumulators touched while a wgmma may write them, or given to it without its fence
   PROXY,            // written by a thread, read by the asynchronous proxy, without a fence between
+  ABSENT_BLOCK,     // shared memory of a block of the cluster that may not run: not yet, no more, or none of that rank
 };
 enum Space : int32_t { GLOBAL, SHARED, LOCAL, NOWHERE };
 enum Access : int32_t { READ, WRITE, ATOMIC };
@@ -65,11 +68,15 @@ struct Finding {
   char detail[160];     // more, in words
   uint64_t times;
   uint64_t step;        // of the last time, so that an access counts once
+  int32_t foreign;      // whether it is about the shared memory of another block than the first party's
+  uint32_t owner[3];    // which one
 };
 
 // ---- threads
 
-enum Waiting : int32_t { RUNNABLE, AT_BARRIER, AT_WARP, AT_WARPGROUP, AT_MBARRIER, FINISHED };
+enum Waiting : int32_t { RUNNABLE, AT_BARRIER, AT_WARP, AT_WARPGROUP, AT_MBARRIER, AT_CLUSTER, FINISHED };
+// Of the cluster's barrier: has the thread arrived, and have all others?
+enum ClusterPhase : int32_t { OUTSIDE_PHASE, ARRIVED, COMPLETE };
 
 struct AsyncCopy {
   unsigned char* to;
@@ -78,7 +85,7 @@ struct AsyncCopy {
   const void* caller;
 };
 
-// What a thread has seen, through mbarriers and what they order, of the threads of its block and of its agents:
+// What a thread has seen, through mbarriers and what they order, of the threads of its cluster and of its agents:
 // those who act for them asynchronously.  What is beyond the end of a vector is 0, nothing.
 //
 // An agent is an mbarrier (the copies that land there; its time is the number of phases it has passed), a warp's
@@ -105,7 +112,8 @@ struct AsyncState;  // wgmma and bulk stores of a thread: async.h
 // A CUDA thread as a fiber.
 struct Thread {
   Index index;
-  int id, lane, warp;
+  int id, lane, warp;  // in its block
+  int rank, number;    // of its block in the cluster, and its own there; warps begin at multiples of 32
   Waiting waiting;
   Place place;            // where it waits
   const void* caller;     // likewise, in the code
@@ -119,6 +127,7 @@ struct Thread {
   std::vector<ProxyFence> fences;
   Mbarrier* awaited;        // AT_MBARRIER
   unsigned awaited_parity;  // and which phase of it
+  ClusterPhase in_cluster;
   std::shared_ptr<AsyncState> async;  // null until it is needed
   std::vector<AsyncCopy> uncommitted;
   std::vector<std::vector<AsyncCopy>> groups;
@@ -131,17 +140,36 @@ constexpr size_t STACK_BYTES = 132 << 10;  // the lowest page is never accessibl
 constexpr size_t GUARD_BYTES = 4096;       // the stacks over the processor's caches
 
 extern Thread* current;  // null while no kernel code runs
-extern Index current_block;
-extern uint32_t block_serial;   // number of the block, from 1, counted over all launches
-extern uint32_t barrier_epoch;  // how many barriers the block has passed
+
+// A block of the cluster that runs.
+struct Block {
+  Index index;
+  uint32_t serial;    // number of the block, from 1, counted over all launches; of a cluster by their ranks
+  uint32_t epoch;     // how many barriers it has passed
+  int barrier_count;  // what the last one counted
+  bool ended;
+};
+extern Block blocks[MOST_BLOCKS];
+extern int blocks_in_cluster;
+extern uint32_t cluster_serial;  // of the block of rank 0
+// Of the block of the current thread:
+extern uint32_t block_serial, barrier_epoch;
+extern unsigned char* arena;
+void enter_block(int rank);
 extern int turn_order;         // of threads and blocks: 0 forward, 1 backward, from 2 on shuffled
 extern bool by_actor;           // the block uses mbarriers or the asynchronous proxy: clocks over all threads are kept
 extern uint64_t steps, steps_allowed;  // accesses so far, and when the patience with the current thread ends
 Index thread_of_id(int id);
+inline bool in_cluster(uint32_t serial) { return serial - cluster_serial < uint32_t(blocks_in_cluster); }
 Index block_of_serial(uint32_t serial);
 Thread* thread_in_warp(int lane);        // of the current thread's warp; null if the block has no such thread
-Thread& thread_at(int id);
+Thread& thread_at(int i);        // of the cluster, block after block
+Thread& thread_of(uint32_t serial, int id);
+Thread& thread_of_number(int number);
+int number_of(uint32_t serial, int id);
 int threads_in_block();
+int threads_in_cluster();
+void become(Thread* thread);     // act in its name, or in nobody's
 int owner_of_stack(const void* place);   // the thread on whose stack `place` lies, or -1
 
 // Stop the launch at once: what comes next cannot be carried out.  Does not return in a kernel.
@@ -158,6 +186,7 @@ void check_copies_finished();  // at the current thread's end
 void wait_in_warpgroup(const char* operation, Place place, const void* caller);
 // The current thread waits until the phase of that parity has passed.
 void wait_at_mbarrier(Mbarrier* barrier, unsigned parity, const void* caller);
+void wait_at_cluster(const void* caller);
 
 // ---- what is ordered by more than barriers of the block (async.cpp)
 
@@ -165,14 +194,28 @@ void begin_actors();                // from now on clocks are kept
 void fold_clock(Thread& thread);    // put what it has seen of its warp's lanes into the clock over all threads
 void unfold_clock(Thread& thread);  // and back
 uint32_t new_agent();
-void async_begin_block();
-void async_pass_barrier();               // all threads of the block have met
+void async_begin_cluster();
+void async_pass_barrier(int rank);       // all threads of that block have met
+void publish(Clock& clock);              // what the current thread did comes before what those do who see `clock`
+void see(const Clock& clock);
 bool async_release();                    // let those go on whose phase has passed; whether there are any
 bool async_land();                       // let one copy land for which somebody waits; false if there is none
 bool async_report_deadlock();            // who waits for which mbarrier, and what is missing there; whether anybody does
 void async_thread_ends();
-void async_block_ends();
+void async_block_ends(int rank);
 void touch_own(const void* place, size_t bytes, Access access, const void* caller);  // a local variable
+
+// ---- clusters (cluster.cpp)
+
+void cluster_begin();
+bool cluster_release();                  // let those go on who wait for a phase that has ended; whether there are any
+bool cluster_report_deadlock();
+void cluster_block_ends(int rank);
+void* place_in_block(const void* place, int rank, const void* caller);
+void meet(const Clock& clock);  // the current thread has waited for these
+void refuse_block(const void* caller, const char* why, unsigned number);
+// The current thread touches the shared memory of another block.  Null if that is fine; else why it is not.
+const char* visit(int rank, const void* place, size_t bytes, Access access, const void* caller);
 
 // An element of a fragment or a row: the number in a word of 32 bits, or in one half of it.
 float tensor_core_number(MmaType type, uint32_t word, int half);
@@ -180,11 +223,13 @@ float tensor_core_number(MmaType type, uint32_t word, int half);
 // ---- the checks of memory.cpp
 
 void memory_begin_launch(unsigned dynamic_bytes, bool serials_start_again);
-void memory_begin_block();
+void memory_begin_cluster();
 void memory_end_launch();
 void access_memory(const void* place, size_t bytes, Access access, const void* caller);
 void check_alignment(const void* place, size_t bytes, size_t alignment, Access access, const void* caller);
-void check_in_shared(const void* place, size_t bytes, Access access, const void* caller, const char* operation);
+void check_in_shared(const void* place, size_t bytes, Access access, const void* caller, const char* operation,
+                     bool of_any_block = false);
+int owner_of_shared(const void* place);  // the rank of the block in whose shared memory it lies, or -1
 void misaligned(const void* place, size_t bytes, size_t alignment, Access access, const void* caller);
 // The asynchronous proxy.  `begin_landing`: shared memory will be written; it is in flight until `land` has written it
 // for `agent` at its `time`.  `read_by_agent`: `agent` reads it, between now and its `time`.
@@ -197,6 +242,6 @@ void begin_async(const AsyncCopy& copy);    // the destination is in flight
 void deliver_async(const AsyncCopy& copy);  // and there
 bool is_kernel_code(const void* place);  // and not the runtime's own
 extern const void* last_access;          // the instruction that made it
-extern unsigned char arena[ARENA_BYTES];
+extern unsigned char arenas[MOST_BLOCKS * ARENA_STRIDE];
 
 }  // namespace rawgrad_emulator

@@ -188,7 +188,9 @@ class Trial:
             if len(block) > 1:
                 raise ArgumentError("emulate: a block of several dimensions needs --grid too")
             largest = max((a.size for a in arguments.values() if hasattr(a, "size")), default=1)
-            grid = (max(ceil_div(largest, math.prod(block)), 1),)
+            x, y, z = instance.cluster
+            clusters = max(ceil_div(largest, math.prod(block) * x * y * z), 1)
+            grid = (clusters * x, y, z) if y * z > 1 else (clusters * x,)
         return cls(instance, grid, block, shared, arguments, said)
 
     def run(self, orders: int = 3) -> Outcome:

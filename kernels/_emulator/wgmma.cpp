@@ -39,7 +39,7 @@ void words_of_row(const Descriptor& matrix, int row, uint32_t (&words)[8]) {
 
 void read_row(const Descriptor& matrix, int row, int half, uint32_t group, const void* caller) {
   const uint32_t offset = matrix.at(row, half * 16);
-  const uint32_t agent = agents_of_warps[current->warp];
+  const uint32_t agent = agent_of_warp();
   // Beyond the arena there may be anything; access to it is refused all the same.
   read_by_agent(arena + offset, 16, agent, group, caller, "wgmma");
 }
@@ -78,7 +78,7 @@ void wgmma_multiply(MmaType type, float* d, int columns, uint64_t a_bits, uint64
   const void* caller = CALLER;
   AsyncState& state = async_state();
   wait_in_warpgroup("wgmma", place, caller);
-  uint32_t& agent = agents_of_warps[current->warp];
+  uint32_t& agent = agent_of_warp();
   if (agent == 0) agent = new_agent();
   if (!state.fenced) complain_of_accumulators(caller, "no wgmma.fence stands between it and what was done to the registers before", nullptr);
   const Descriptor a(a_bits), b(b_bits);
@@ -132,7 +132,7 @@ void wgmma_wait(int groups_left) {
     state.accumulators.erase(state.accumulators.begin() + i);
   }
   state.fenced = false;
-  if (const uint32_t agent = agents_of_warps[current->warp]) raise(current->seen.agents, agent, done);
+  if (const uint32_t agent = agent_of_warp()) raise(current->seen.agents, agent, done);
 }
 
 void touch_own(const void* place, size_t bytes, Access access, const void* caller) {

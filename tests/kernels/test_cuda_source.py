@@ -122,7 +122,11 @@ DECLARATIONS = {
     ),
     "cluster": (
         "__global__ __cluster_dims__(2, 1, 1) void __launch_bounds__(128) k(int n) {}",
-        Signature("k", (), (N,)),
+        Signature("k", (), (N,), ("2", "1", "1")),
+    ),
+    "cluster before global": (
+        "template <int SIDE> __cluster_dims__(SIDE, 2) __global__ void k(int n) {}",
+        Signature("k", ("SIDE",), (N,), ("SIDE", "2")),
     ),
     "words between template and global": (
         "template <class T> static __launch_bounds__(64) __global__ void k(T const* x, T*y) {}",

@@ -14,126 +14,38 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from _planted import ORDERS, PLANTED, Case, Gpu, check, gpu_under, line, name_of, planted
 
 from rawgrad.kernels import _launch
-from rawgrad.kernels._devices import Device, device_named
 from rawgrad.kernels._dispatch import BACKENDS
 from rawgrad.kernels._dispatch import backend as use_backend
 from rawgrad.kernels._emulator import build
-from rawgrad.kernels._emulator.findings import KINDS, ORDER_KIND, Finding
+from rawgrad.kernels._emulator.findings import KINDS, ORDER_KIND
 from rawgrad.kernels._emulator.host_code import device_code, shared_names
-from rawgrad.kernels._emulator.orders import BACKWARD, FORWARD, SHUFFLED, compare_orders
-from rawgrad.kernels._emulator.runtime import EmulatedRuntime, record_launches
+from rawgrad.kernels._emulator.orders import FORWARD, compare_orders
+from rawgrad.kernels._emulator.runtime import record_launches
 from rawgrad.kernels._errors import LaunchError
 from rawgrad.kernels._launch import Kernel
 from rawgrad.kernels._tensor_map import TensorMap
 
-PLANTED = Path(__file__).parent / "planted"
 PROBLEM = BACKENDS["emulated"].problem()
 pytestmark = pytest.mark.skipif(PROBLEM is not None, reason=f"backend 'emulated' cannot run here: {PROBLEM}")
-
-ORDERS = {"forward": FORWARD, "backward": BACKWARD, "shuffled": SHUFFLED, "shuffled otherwise": SHUFFLED + 1}
-
-
-@dataclass
-class Gpu:
-    """The simulated device, and its runtime under a fixed order of threads."""
-
-    device: Device
-    runtime: EmulatedRuntime
-
-    def array(self, values: Any, dtype: Any = None) -> Any:
-        return self.device.from_host(np.asarray(values, dtype))
-
-    def empty(self, shape: Any, dtype: Any = np.float32) -> Any:
-        return self.device.array_module.empty(shape, dtype)
-
-    def findings(self, file: str, name: str, grid: Any, block: Any, *arguments: Any, shared: int = 0) -> tuple:
-        """Launch a planted kernel; what is found."""
-        kernel = planted(file, name)
-        try:
-            kernel(grid, block, *arguments, shared=shared)
-        except LaunchError as error:
-            assert f"{name}, grid" in str(error)
-            assert error.findings, error
-            assert all(finding.text.replace("\n", "\n   ") in str(error) for finding in error.findings)
-            return error.findings
-        return ()
-
-
-_kernels: dict[tuple[str, str], Any] = {}
-
-
-def planted(file: str, name: str, **templates: Any) -> Any:
-    """The kernel ``name`` of planted/``file``.cu, kept out of the list of those that are shipped."""
-    path = PLANTED / f"{file}.cu"
-    if (file, name) not in _kernels:
-        _kernels[file, name] = Kernel(path, name, **templates)
-        del _launch.KERNELS[path, name]
-    return _kernels[file, name] if templates else _kernels[file, name][()]
 
 
 @pytest.fixture(params=ORDERS.values(), ids=ORDERS)
 def gpu(request: pytest.FixtureRequest) -> Iterator[Gpu]:
-    yield from _gpu(request.param)
+    yield from gpu_under(request.param)
 
 
 @pytest.fixture
 def one_order() -> Iterator[Gpu]:
     """For what has nothing to do with the order."""
-    yield from _gpu(FORWARD)
-
-
-def _gpu(order: int) -> Iterator[Gpu]:
-    with use_backend("emulated"):
-        device = device_named("cuda")
-        runtime = _launch.runtime_of(device.array_module.zeros(1))
-        assert isinstance(runtime, EmulatedRuntime)
-        before = runtime.order, runtime.patience
-        runtime.order = order
-        yield Gpu(device, runtime)
-        runtime.order, runtime.patience = before
-
-
-def line(file: str, marker: str) -> str:
-    """ "file:line" of the line of planted/``file``.cu that ends with the comment ``marker``."""
-    lines = (PLANTED / f"{file}.cu").read_text().splitlines()
-    found = [i for i, text in enumerate(lines, 1) if text.endswith(f"// {marker}")]
-    assert len(found) == 1, f"{marker} stands in {len(found)} lines"
-    return f"tests/kernels/planted/{file}.cu:{found[0]}"
-
-
-@dataclass(frozen=True)
-class Case:
-    """A planted kernel.  Its last parameter says whether the fault is mended.
-
-    Attributes:
-        arguments: of the device, the others.
-        result: of the mended kernel: the index of an argument, and what it must hold then.
-        kind: of what is found without mending, or None if only the mended kernel is of interest.
-        about: what the finding must name: an argument and element, a shared variable and byte.
-        parties: for each party, in any order: the marker of its line; the thread that it must be, or None for any;
-            and what it does.
-    """
-
-    file: str
-    name: str
-    arguments: Callable[[Gpu], Sequence[Any]]
-    result: tuple[int, Any]
-    kind: str | None
-    about: str
-    parties: Sequence[tuple[str, tuple[int, ...] | None, str]]
-    grid: Any = 1
-    block: Any = 32
-    shared: int = 0
-    blocks: Sequence[tuple[int, int, int]] | None = None
-    also: Sequence[str] = field(default=())  # kinds that may be found besides
+    yield from gpu_under(FORWARD)
 
 
 def ints(n: int) -> Callable[[Gpu], Sequence[Any]]:
@@ -154,6 +66,7 @@ LANES = np.arange(32)
 #: What planted/wgmma.cu gives: eight times the number of the column, from 1.
 TIMES_8 = np.tile(8.0 * np.arange(1, 65), (64, 1))
 RACE, GLOBAL_RACE = KINDS[0], KINDS[1]
+ABSENT_BLOCK = KINDS[22]  # test_emulator_clusters.py
 
 CASES = [
     Case(
@@ -503,50 +416,13 @@ CASES = [
 ]  # fmt: skip
 
 
-def name_of(case: Case) -> str:
-    return f"{case.file}-{case.name}"
-
-
 @pytest.mark.parametrize("case", CASES, ids=name_of)
 def test_a_fault_is_found_and_its_absence_too(gpu: Gpu, case: Case) -> None:
-    arguments = case.arguments(gpu)
-    found = gpu.findings(case.file, case.name, case.grid, case.block, *arguments, 0, shared=case.shared)
-    assert {finding.kind for finding in found} - set(case.also) == {case.kind}
-    mismatches = [why for finding in found if finding.kind == case.kind and (why := mismatch(case, finding))]
-    assert len(mismatches) < sum(finding.kind == case.kind for finding in found), "\n".join(mismatches)
-
-    arguments = case.arguments(gpu)
-    assert gpu.findings(case.file, case.name, case.grid, case.block, *arguments, 1, shared=case.shared) == ()
-    index, expected = case.result
-    np.testing.assert_array_equal(arguments[index].get(), expected)
-
-
-def mismatch(case: Case, finding: Finding) -> str:
-    """What of ``case`` the finding does not say; "" if it says all."""
-    if case.about not in finding.text:
-        return f"{case.about!r} is not in:\n{finding.text}"
-    blocks = case.blocks or [None] * len(case.parties)
-    for (marker, thread, does), block in zip(case.parties, blocks, strict=True):
-        where = line(case.file, marker)
-        for party in finding.parties:
-            said = where in (party.place, *party.through)
-            if said and does in ("", *([party.does, past(party.does)])) and thread in (None, party.thread):
-                if block not in (None, party.block):
-                    continue
-                assert where in finding.text
-                break
-        else:
-            return f"no party {marker}, {thread} of {block}, {does}, in:\n{finding.text}"
-    return ""
-
-
-def past(does: str) -> str:
-    """The other tense."""
-    return {"read": "reads", "wrote": "writes", "updated atomically": "updates atomically"}.get(does, does)
+    check(gpu, case)
 
 
 def test_every_kind_of_finding_is_planted() -> None:
-    elsewhere = {"more shared memory than there is", "thread that does not end"}
+    elsewhere = {"more shared memory than there is", "thread that does not end", ABSENT_BLOCK}
     assert {case.kind for case in CASES} | elsewhere == set(KINDS)
 
 
@@ -1106,6 +982,8 @@ def test_the_page_shows_each_kind_as_it_is_reported(one_order: Gpu) -> None:
     reported[endless.kind] = {endless.text.replace("10,000", f"{2**27:,}")}
     (large,) = one_order.findings("memory", "too_many_variables", 1, 32, one_order.empty(32))
     reported[large.kind] = {large.text}
+    (alone,) = one_order.findings("clusters", "ends_alone", 2, 32, one_order.empty(64, np.int32), 0)
+    reported[alone.kind] = {alone.text}
     with compare_orders():
         x, sums = one_order.array(random((64,), 0)), one_order.array([0, 0], np.float32)
         (order,) = one_order.findings("orders", "sums", 1, 64, x, sums, 0)

@@ -151,11 +151,12 @@ def test_a_spill_is_seen(library: Nvrtc, source: Path) -> None:
 PLANTED = Path(__file__).parent / "planted"
 
 
-@pytest.mark.parametrize("name", ["mbarriers", "bulk", "wgmma"])
+@pytest.mark.parametrize("name", ["mbarriers", "bulk", "wgmma", "clusters"])
 def test_what_hopper_added_compiles(library: Nvrtc, name: str) -> None:
     """The planted kernels, faults and all; what ptxas advises is about the faults."""
     path = PLANTED / f"{name}.cu"
-    made = library.compile(path, list(read_source(path).signatures), "sm_90a")
+    names = [f"{name}<8>" if of.templates else name for name, of in read_source(path).signatures.items()]
+    made = library.compile(path, names, "sm_90a")
     assert not any(resources.spills for resources in made.resources.values())
     assert all("without_begin" in text for text in made.warnings), made.warnings
 
