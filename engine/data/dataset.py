@@ -2,6 +2,8 @@
 
 A data set that can give many samples at once says so by a method ``batch(indices)``, which returns
 what collating ``[self[i] for i in indices]`` would; the loader then never goes sample by sample.
+One that can also put them where it is told has ``batch_into(indices, empty)`` instead, and makes its
+arrays by ``empty(shape, dtype)``: in buffers that are used again, shared with another process, or pinned.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import numpy as np
 
 from ...kernels._devices import device_of, is_array
 from ...kernels._errors import ArgumentError, IndexRangeError, ShapeError
+from .buffers import Empty
 
 #: The stream of :func:`random_order` that splits use; a loader uses its epoch's number.
 SPLIT_STREAM = 2**64 - 1
@@ -40,10 +43,22 @@ def raw_array(value: Any) -> Any:
     return array if is_array(array) else None
 
 
-def take(array: Any, indices: np.ndarray) -> Any:
-    """The rows ``indices`` of ``array``, copied, on the array's own device."""
+def take(array: Any, indices: Any, empty: Empty | None = None) -> Any:
+    """The rows ``indices`` of ``array``, copied, on the array's own device.
+
+    Args:
+        array: (N, …).
+        indices: (n,) integers, of the host or of the array's device.
+        empty: makes the result, where ``array`` lies on the host; the indices must then be valid.
+    """
     device = device_of(array)
-    return array[indices if device.name == "cpu" else device.from_host(indices)]
+    if device.name != "cpu":
+        return array[device.from_host(indices) if isinstance(indices, np.ndarray) else indices]
+    if empty is None or not array.flags.c_contiguous or array.dtype.hasobject:
+        return array[indices]  # np.take would first copy all of an array with gaps
+    out = empty((len(indices), *array.shape[1:]), array.dtype)
+    # "clip" since "raise" fills a copy of `out` first; nothing is clipped.
+    return np.take(array, indices, axis=0, out=out, mode="clip")
 
 
 class TensorDataset(Dataset):
@@ -84,6 +99,10 @@ class TensorDataset(Dataset):
         """The samples ``indices`` (integers, any order) as one array per tensor."""
         return tuple(take(array, indices) for array in self.arrays)
 
+    def batch_into(self, indices: np.ndarray, empty: Empty | None) -> tuple[Any, ...]:
+        """:meth:`batch` of valid indices, in arrays of the host that ``empty(shape, dtype)`` gives."""
+        return tuple(take(array, indices, empty) for array in self.arrays)
+
 
 class Subset(Dataset):
     """The samples ``indices`` of ``dataset``, in that order.
@@ -120,21 +139,31 @@ def checked_indices(operation: str, indices: Any, length: int) -> np.ndarray:
     return array.astype(np.int64)
 
 
-def batch_method(dataset: Any) -> Callable[[np.ndarray], Any] | None:
-    """A function that gives many samples of ``dataset`` at once, or None if it has none.
+def batch_method(dataset: Any) -> Callable[..., Any] | None:
+    """A function of (indices, empty=None) that gives many samples of ``dataset`` at once, or None if it has none.
 
     A subclass that changes ``__getitem__`` and inherits ``batch`` is asked sample by sample, since
     the inherited method knows nothing of the change.
     """
     if type(dataset) is Subset:
         parent = batch_method(dataset.dataset)
-        return None if parent is None else lambda indices: parent(dataset.indices[indices])
+        return None if parent is None else lambda indices, empty=None: parent(dataset.indices[indices], empty)
     for kind in type(dataset).__mro__:
+        if "batch_into" in vars(kind):
+            return lambda indices, empty=None: dataset.batch_into(indices, np.empty if empty is None else empty)
         if "batch" in vars(kind):
-            return dataset.batch
+            return lambda indices, empty=None: dataset.batch(indices)
         if "__getitem__" in vars(kind):
             return None
     return None
+
+
+def in_memory(dataset: Any) -> bool:
+    """Whether all samples are rows of arrays of the host."""
+    while type(dataset) is Subset:
+        dataset = dataset.dataset
+    arrays = getattr(dataset, "arrays", ())
+    return isinstance(dataset, TensorDataset) and all(type(array) is np.ndarray for array in arrays)
 
 
 def random_order(seed: int, stream: int, length: int) -> np.ndarray:

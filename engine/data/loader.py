@@ -1,15 +1,30 @@
-"""Batches from a data set, in an order that depends on nothing but (seed, epoch)."""
+"""Batches from a data set, in an order that depends on nothing but (seed, epoch), made ahead of time if asked."""
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Mapping
+from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 from ...kernels._devices import device_named, device_of
-from ...kernels._errors import ArgumentError, CheckpointError, DataError, DtypeError, ShapeError
-from .dataset import batch_method, checked_indices, random_order, raw_array
+from ...kernels._errors import ArgumentError, CheckpointError
+from .assemble import Assembler, collate, mapped
+from .buffers import Buffers, Empty
+from .dataset import batch_method, checked_indices, in_memory, random_order, raw_array
+from .prefetch import Make, Prefetcher, Synchronous, Ticket
+
+__all__ = ["DataLoader", "collate"]
+
+#: Batches of arrays in memory that take less to make than this many nanoseconds are made by training itself:
+#: to hand one over from another thread costs about as much, and the interpreter lock more at times.
+_HAND_OVER = 300_000
+#: So many batches are tried, after which readers are started if even the fastest took longer.
+_TRIED = 3
+#: Arrays of a batch for which buffers are kept.
+_MEMBERS = 4
 
 
 class DataLoader:
@@ -25,20 +40,28 @@ class DataLoader:
     arrays are stacked, numbers become int64, float32 or bool tensors, tuples, lists and dicts are
     collated member by member, strings stay a list.
 
+    With ``num_workers`` readers make batches ahead of time (``prefetch.py``); which batches come does not
+    depend on it.  They end with the loop: after its last batch, when it is left early, by an exception
+    too, with :meth:`close`, and at the end of a ``with`` block.
+
     Args:
         dataset: has ``__len__`` and ``__getitem__``.
         batch_size: samples in a batch; the last one has what is left.
         shuffle: a new random order each epoch, instead of the data set's own.
         sampler: an iterable of indices that gives the order instead; it must have a length, and
             its ``set_epoch``, if it has one, is called before each epoch.
-        num_workers: must be 0 for now: batches are made when they are asked for.
+        num_workers: how many readers make batches ahead of time; with 0 each is made when it is asked
+            for.  Arrays in memory whose batches are made in no time get no readers, whatever is said here.
         collate_fn: makes a batch from a list of samples; what it returns is passed on, its arrays
             turned into Tensors.
         drop_last: leave out a last batch that is not full.
-        prefetch: how many batches to have ready ahead of time; without workers it has no effect.
+        prefetch: how many batches may be made ahead of time at most; None: 2, or one more than there are
+            workers.  Without workers it has no effect.
         device: where the Tensors shall be; None leaves them where the data set has them.
         seed: of the shuffling; None takes that of the default generator (``rg.manual_seed``) as it
             is when the loader is made.
+
+        timeout: seconds after which waiting for one batch is an error; None: never, but it is told.
 
     Attributes:
         epoch: the epoch under way, or between two loops the next one; the first is 0.
@@ -57,28 +80,30 @@ class DataLoader:
         num_workers: int = 0,
         collate_fn: Callable[[list[Any]], Any] | None = None,
         drop_last: bool = False,
-        prefetch: int = 2,
+        prefetch: int | None = None,
         device: str | None = None,
         seed: int | None = None,
+        timeout: float | None = None,
     ) -> None:
         _check_integer("batch_size", batch_size, 1)
         _check_integer("num_workers", num_workers, 0)
+        if prefetch is None:
+            prefetch = max(2, num_workers + 1)
         _check_integer("prefetch", prefetch, 0)
-        if num_workers:
-            raise ArgumentError(
-                "DataLoader: num_workers must be 0 in this version, which reads data in the training process; "
-                f"got {num_workers}"
-            )
+        if timeout is not None and not timeout > 0:
+            raise ArgumentError(f"DataLoader: timeout must be seconds above 0, or None; got {timeout!r}")
         if sampler is not None and shuffle:
             raise ArgumentError("DataLoader: shuffle must be False when a sampler gives the order; got True")
         self.dataset, self.batch_size, self.shuffle, self.sampler = dataset, int(batch_size), bool(shuffle), sampler
-        self.num_workers, self.prefetch, self.drop_last = 0, int(prefetch), bool(drop_last)
-        self.collate_fn = collate_fn
+        self.num_workers, self.prefetch, self.drop_last = int(num_workers), int(prefetch), bool(drop_last)
+        self.collate_fn, self.timeout = collate_fn, timeout
         self.device = None if device is None else device_named(device)
         self.seed = _default_seed() if seed is None and shuffle else int(seed or 0)
         self.epoch = 0
         self._next_batch = 0
         self._resumed = False
+        self._passes: weakref.WeakSet[Pass] = weakref.WeakSet()
+        self._cheap: bool | None = None
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -90,26 +115,51 @@ class DataLoader:
         _check_integer("epoch", epoch, 0)
         self.epoch, self._next_batch, self._resumed = int(epoch), 0, False
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Pass:
         if not self._resumed and self._next_batch:  # the loop before this was left early
             self.epoch, self._next_batch = self.epoch + 1, 0
         self._resumed = False
-        return self._pass(self.epoch, self._next_batch)
+        begun = Pass(self, self.epoch, self._next_batch)
+        self._passes.add(begun)
+        return begun
 
-    def _pass(self, epoch: int, first: int) -> Iterator[Any]:
-        order = self._order(epoch)
-        whole = batch_method(self.dataset) if self.collate_fn is None else None
-        for number in range(first, len(self)):
-            indices = order[number * self.batch_size : (number + 1) * self.batch_size]
-            if whole is not None:
-                batch = whole(indices)
-            else:
-                samples = [self.dataset[int(index)] for index in indices]
-                batch = collate(samples) if self.collate_fn is None else self.collate_fn(samples)
-            # Counted before it is handed out: a state saved in the loop's body means "this one is done".
-            self.epoch, self._next_batch = epoch, number + 1
-            yield self._delivered(batch)
-        self.epoch, self._next_batch = epoch + 1, 0
+    def close(self) -> None:
+        """End every loop under way, with its readers; the loader can be used again."""
+        for begun in list(self._passes):
+            begun.close()
+
+    def __enter__(self) -> DataLoader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _is_cheap(self) -> bool | None:
+        """Whether training had better make the batches itself; None if that must be tried."""
+        if self._cheap is None and not (self._whole and in_memory(self.dataset)):
+            self._cheap = False
+        return self._cheap
+
+    @property
+    def _whole(self) -> bool:
+        return self.collate_fn is None and batch_method(self.dataset) is not None
+
+    def _source(self, orders: Iterator[tuple[int, np.ndarray]], tried: bool) -> Synchronous | Prefetcher:
+        """What makes the batches of a pass.
+
+        Args:
+            orders: the batches.
+            tried: whether a few were made without readers already, and took too long.
+        """
+        assembler = Assembler(self.dataset, self.collate_fn)
+        if not (self.num_workers and self.prefetch) or (not tried and self._is_cheap() is not False):
+            return Synchronous(orders, _maker(assembler, None))
+        # In use at most: those ahead, one per reader, the one taken, and the one before, not yet let go.
+        buffers = Buffers(_bytes, _MEMBERS * (self.prefetch + self.num_workers + 2))
+        make = _maker(assembler, buffers.empty)
+        return Prefetcher(orders, [make] * self.num_workers, self.prefetch, timeout=self.timeout)
 
     def _order(self, epoch: int) -> np.ndarray:
         if self.sampler is not None:
@@ -120,17 +170,9 @@ class DataLoader:
             return random_order(self.seed, epoch, len(self.dataset))
         return np.arange(len(self.dataset))
 
-    def _delivered(self, value: Any) -> Any:
-        """``value`` with each array as a Tensor on the loader's device."""
-        if isinstance(value, Mapping):
-            return {key: self._delivered(member) for key, member in value.items()}
-        if isinstance(value, tuple) and hasattr(value, "_fields"):
-            return type(value)(*map(self._delivered, value))
-        if isinstance(value, tuple | list):
-            return type(value)(self._delivered(member) for member in value)
-        array = raw_array(value)
-        if array is None:
-            return value
+    def _delivered(self, array: Any) -> Any:
+        """An array of a batch as a Tensor on the loader's device; a Tensor that is there already as it is."""
+        value, array = array, raw_array(array)
         here = device_of(array)
         if self.device is not None and here is not self.device:
             return _tensor(self.device.from_host(here.to_host(array)))
@@ -177,54 +219,70 @@ class DataLoader:
         self.epoch, self._next_batch, self.seed, self._resumed = epoch, batch, seed, True
 
 
-def collate(samples: list[Any]) -> Any:
-    """One batch from ``samples``, each of the same structure; see :class:`DataLoader`.
+class Pass:
+    """One epoch under way: what ``iter(loader)`` gives."""
 
-    Raises:
-        ShapeError, DtypeError: arrays of one place differ.
-        DataError: structures differ, or a sample holds something that cannot be put into a batch.
-    """
-    return _collate(samples, "")
+    def __init__(self, loader: DataLoader, epoch: int, first: int) -> None:
+        self._loader, self._epoch = loader, epoch
+        self._source = loader._source(_orders(loader._order(epoch), loader.batch_size, first, len(loader)), False)
+        self._steps = self._source.steps  # of all sources, one after the other
+        self._trying = bool(loader.num_workers and loader.prefetch and loader._cheap is None)
+        self._over = False
+
+    def __iter__(self) -> Pass:
+        return self
+
+    def __next__(self) -> Any:
+        if self._over:
+            raise StopIteration
+        loader = self._loader
+        try:
+            ticket, batch = self._source.take()
+            # Counted before it is handed out: a state saved in the loop's body means "this one is done".
+            loader.epoch, loader._next_batch = self._epoch, ticket.number + 1
+            batch = mapped(batch, loader._delivered)
+            if self._trying:
+                self._judge()
+            return batch
+        except StopIteration:
+            loader.epoch, loader._next_batch = self._epoch + 1, 0
+            self._over = True
+            self._source.finish()
+            raise
+        except BaseException:
+            self.close()
+            raise
+
+    def _judge(self) -> None:
+        """After a few batches made without readers: go on like this, or with readers."""
+        if len(self._steps) >= _TRIED:
+            self._trying = False
+            self._loader._cheap = min(step.ended - step.begun for step in self._steps) < _HAND_OVER
+            if not self._loader._cheap:
+                self._source = self._loader._source(self._source.orders, True)
+                self._source.steps = self._steps
+
+    def close(self) -> None:
+        """End the loop, with its readers; there are no more batches."""
+        self._over = True
+        self._source.close()
 
 
-def _collate(samples: list[Any], place: str) -> Any:
-    first = samples[0]
-    if isinstance(first, Mapping):
-        _same(samples, place, "keys", lambda sample: sorted(map(str, sample)) if isinstance(sample, Mapping) else None)
-        return {key: _collate([sample[key] for sample in samples], f"{place}[{key!r}]") for key in first}
-    if isinstance(first, tuple | list):
-        _same(samples, place, "length", lambda sample: len(sample) if isinstance(sample, tuple | list) else None)
-        members = [_collate(list(group), f"{place}[{i}]") for i, group in enumerate(zip(*samples, strict=True))]
-        return type(first)(*members) if hasattr(first, "_fields") else type(first)(members)
-    if isinstance(first, str):
-        return samples
-    if isinstance(first, bool | int | float) and not isinstance(first, np.generic):
-        _same(samples, place, "type", type)
-        dtype = "bool" if isinstance(first, bool) else "int64" if isinstance(first, int) else "float32"
-        return np.array(samples, dtype)
-    if isinstance(first, np.generic):
-        _same(samples, place, "type", type)
-        return np.array(samples)
-    arrays = [raw_array(sample) for sample in samples]
-    if any(array is None for array in arrays):
-        kind = next(type(s).__qualname__ for s, a in zip(samples, arrays, strict=True) if a is None)
-        raise DataError(f"DataLoader: sample{place} must be an array, a number, a string or made of these; got {kind}")
-    _same(arrays, place, "shape", lambda array: tuple(array.shape), ShapeError)
-    _same(arrays, place, "dtype", lambda array: array.dtype, DtypeError)
-    return device_of(arrays[0]).array_module.stack(arrays)
+def _orders(order: np.ndarray, size: int, first: int, end: int) -> Iterator[tuple[int, np.ndarray]]:
+    return ((number, order[number * size : (number + 1) * size]) for number in range(first, end))
 
 
-def _same(
-    samples: list[Any], place: str, what: str, value: Callable[[Any], Any], kind: type[Exception] = DataError
-) -> None:
-    """All of ``samples`` must have the ``value`` of the first."""
-    expected = value(samples[0])
-    for position, sample in enumerate(samples):
-        if (came := value(sample)) != expected:
-            raise kind(
-                f"DataLoader: sample{place} must have one {what} all through a batch; number 0 has {expected}, "
-                f"number {position} has {came}"
-            )
+def _maker(assembler: Assembler, empty: Empty | None) -> Make:
+    """What fills a ticket in this process."""
+
+    def make(ticket: Ticket, stopped: Callable[[], bool]) -> Any:
+        return assembler(ticket.indices, empty, stopped)
+
+    return make
+
+
+def _bytes(size: int) -> np.ndarray:
+    return np.empty(size, np.uint8)
 
 
 def _check_integer(name: str, value: Any, least: int) -> None:
