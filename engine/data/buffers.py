@@ -20,7 +20,7 @@ _COUNTED = not sysconfig.get_config_var("Py_GIL_DISABLED")
 _ROOMY = 4
 
 
-def _references(arrays: list[Any], position: int) -> int:
+def _references(arrays: Any, position: int) -> int:
     return sys.getrefcount(arrays[position])
 
 
@@ -28,8 +28,8 @@ def _references(arrays: list[Any], position: int) -> int:
 _ALONE = _references([np.empty(0)], 0)
 
 
-def is_alone(arrays: list[Any], position: int) -> bool:
-    """Whether nothing but the list refers to this array, so neither does a view of it."""
+def is_alone(arrays: Any, position: int) -> bool:
+    """Whether nothing but the list (or dict) refers to this array, so neither does a view of it."""
     return _COUNTED and _references(arrays, position) == _ALONE
 
 

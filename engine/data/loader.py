@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -15,6 +16,7 @@ from .assemble import Assembler, collate, mapped
 from .buffers import Buffers, Empty
 from .dataset import batch_method, checked_indices, in_memory, random_order, raw_array
 from .prefetch import Make, Prefetcher, Synchronous, Ticket
+from .processes import Remote, end, packed
 
 __all__ = ["DataLoader", "collate"]
 
@@ -63,6 +65,10 @@ class DataLoader:
 
         timeout: seconds after which waiting for one batch is an error; None: never, but it is told.
 
+        processes: the workers are processes instead of threads: for reading that is Python's own work and
+            so holds the interpreter lock.  They are spawned, get a pickled copy of the data set, and stay
+            for the next loop after one that came to its end.
+
     Attributes:
         epoch: the epoch under way, or between two loops the next one; the first is 0.
 
@@ -84,6 +90,7 @@ class DataLoader:
         device: str | None = None,
         seed: int | None = None,
         timeout: float | None = None,
+        processes: bool = False,
     ) -> None:
         _check_integer("batch_size", batch_size, 1)
         _check_integer("num_workers", num_workers, 0)
@@ -96,7 +103,7 @@ class DataLoader:
             raise ArgumentError("DataLoader: shuffle must be False when a sampler gives the order; got True")
         self.dataset, self.batch_size, self.shuffle, self.sampler = dataset, int(batch_size), bool(shuffle), sampler
         self.num_workers, self.prefetch, self.drop_last = int(num_workers), int(prefetch), bool(drop_last)
-        self.collate_fn, self.timeout = collate_fn, timeout
+        self.collate_fn, self.timeout, self.processes = collate_fn, timeout, bool(processes)
         self.device = None if device is None else device_named(device)
         self.seed = _default_seed() if seed is None and shuffle else int(seed or 0)
         self.epoch = 0
@@ -104,6 +111,8 @@ class DataLoader:
         self._resumed = False
         self._passes: weakref.WeakSet[Pass] = weakref.WeakSet()
         self._cheap: bool | None = None
+        self._idle: list[Remote] = []  # processes that wait for the next loop
+        weakref.finalize(self, end, self._idle)
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -124,9 +133,11 @@ class DataLoader:
         return begun
 
     def close(self) -> None:
-        """End every loop under way, with its readers; the loader can be used again."""
+        """End every loop under way, and all readers; the loader can be used again."""
         for begun in list(self._passes):
             begun.close()
+        end(self._idle)
+        self._idle.clear()
 
     def __enter__(self) -> DataLoader:
         return self
@@ -156,6 +167,13 @@ class DataLoader:
         assembler = Assembler(self.dataset, self.collate_fn)
         if not (self.num_workers and self.prefetch) or (not tried and self._is_cheap() is not False):
             return Synchronous(orders, _maker(assembler, None))
+        if self.processes:
+            assembler_bytes = packed(assembler) if len(self._idle) < self.num_workers else b""
+            remotes = [self._idle.pop() if self._idle else Remote(assembler_bytes) for _ in range(self.num_workers)]
+            return Prefetcher(
+                orders, remotes, self.prefetch, timeout=self.timeout, interrupt=partial(end, remotes),
+                describe=lambda reader: f"reader process {remotes[reader].pid}",
+            )  # fmt: skip
         # In use at most: those ahead, one per reader, the one taken, and the one before, not yet let go.
         buffers = Buffers(_bytes, _MEMBERS * (self.prefetch + self.num_workers + 2))
         make = _maker(assembler, buffers.empty)
@@ -246,8 +264,10 @@ class Pass:
             return batch
         except StopIteration:
             loader.epoch, loader._next_batch = self._epoch + 1, 0
-            self._over = True
-            self._source.finish()
+            if not self._over:
+                self._over = True
+                self._source.finish()
+                loader._idle += [make for make in self._source.makes if isinstance(make, Remote)]
             raise
         except BaseException:
             self.close()

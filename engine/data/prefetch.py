@@ -110,7 +110,8 @@ class Stopped(Exception):
     """Raised by what makes batches when they are no longer wanted; nobody sees it."""
 
 
-def _never() -> bool:
+def never() -> bool:
+    """For who cannot be stopped."""
     return False
 
 
@@ -118,15 +119,14 @@ class Synchronous:
     """The same interface without readers: a batch is made when it is taken."""
 
     def __init__(self, orders: Iterator[tuple[int, np.ndarray]], make: Make) -> None:
-        self.orders, self._make = orders, make
+        self.orders, self.makes = orders, [make]
         self.steps: list[Step] = []
-        self.readers = 0
 
     def take(self) -> tuple[Ticket, Any]:
         """The next ticket and its batch; raises StopIteration after the last."""
         asked = _now()
         ticket = Ticket(*next(self.orders))
-        ticket.fill(self._make, _never, 0)
+        ticket.fill(self.makes[0], never, 0)
         self.steps.append(ticket.step(asked, ticket.ended, 0))
         return ticket, ticket.opened()
 
@@ -163,7 +163,7 @@ class Prefetcher:
         timeout: float | None = None,
         describe: Callable[[int], str] | None = None,
     ) -> None:
-        self.orders, self.readers = orders, len(makes)
+        self.orders, self.makes = orders, makes
         self.steps: list[Step] = []
         self._ahead, self._timeout, self._describe = ahead, timeout, describe
         self._line: deque[Ticket] = deque()

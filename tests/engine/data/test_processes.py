@@ -1,0 +1,143 @@
+"""Readers that are processes: the same batches through shared memory, and nothing left of them."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rawgrad.engine.data import DataLoader
+from rawgrad.engine.data import processes as module
+from rawgrad.kernels._errors import ArgumentError, DataError
+
+sys.path.insert(0, str(Path(__file__).parent))  # the processes get it too
+from _reading import Reading, descriptors, total
+
+
+def bits(batches):
+    return [tuple(part.numpy().tobytes() for part in batch) for batch in batches]
+
+
+def processes():
+    return [child for child in multiprocessing.active_children() if "rawgrad" in child.name]
+
+
+@pytest.fixture
+def reading():
+    """A loader whose processes stay through the test."""
+    with DataLoader(Reading(), 3, shuffle=True, seed=4, num_workers=2, processes=True) as loader:
+        yield loader
+    assert not processes()
+
+
+def test_the_same_batches_as_without(reading):
+    plain = DataLoader(Reading(), 3, shuffle=True, seed=4)
+    for _ in range(2):  # the second with the same processes
+        kept = list(reading)
+        assert bits(kept) == bits(plain)
+        assert len(processes()) == 2
+
+
+def test_memory_is_shared_and_used_again(reading):
+    addresses = set()
+    for _ in range(4):
+        for x, _ in reading:
+            assert not x.array.flags.owndata
+            addresses.add(x.array.ctypes.data)
+    assert len(addresses) <= 2 * 6  # of 28: of each process, those ahead, under way, taken and the one before
+
+
+def test_whoever_keeps_many_batches_gets_copies(reading, monkeypatch):
+    monkeypatch.setattr(module, "_LENT", 2)
+    kept = list(reading)
+    assert sum(x.array.flags.owndata for x, _ in kept) >= 2
+    reading.set_epoch(reading.epoch - 1)
+    assert bits(kept) == bits(reading)
+
+
+def test_collate_fn_and_arrays_of_its_own():
+    plain = list(DataLoader(Reading(6), 3, collate_fn=total))
+    with DataLoader(Reading(6), 3, collate_fn=total, num_workers=1, processes=True) as loader:
+        for one, other in zip(loader, plain, strict=True):
+            assert one["names"] == other["names"]
+            np.testing.assert_array_equal(one["sum"].numpy(), other["sum"].numpy())
+
+
+def test_errors_come_at_their_place_with_the_trace_of_the_process():
+    for what, kind, words in (
+        ("fail", ZeroDivisionError, "in the reader"),
+        ("fail_oddly", DataError, "a reader raised Unhappy: one"),
+    ):
+        loader, seen = DataLoader(Reading(20, 5, what), 2, num_workers=1, processes=True), []
+        with pytest.raises(kind, match=words) as caught:
+            for _, y in loader:
+                seen.append(y.numpy().tolist())
+        assert seen == [[0, 1], [2, 3]]
+        assert "In reader process" in caught.value.__notes__[0] and f"in {what}\n" in caught.value.__notes__[0]
+        assert not processes()
+
+
+@pytest.mark.parametrize(("what", "words"), [("die", "died by SIGKILL"), ("leave", "died with exit code 3")])
+def test_a_dead_process_is_noticed_within_a_second(what, words):
+    loader = DataLoader(Reading(20, 3, what), 2, num_workers=1, processes=True)
+    iterator = iter(loader)
+    next(iterator)
+    begun = time.monotonic()
+    with pytest.raises(DataError, match=words + " at batch 1, samples 2, 3"):
+        next(iterator)
+    assert time.monotonic() - begun < 1
+    assert not processes()
+
+
+def test_left_early_nothing_is_left():
+    before = descriptors()
+    loader = DataLoader(Reading(2000, 9, "sleep"), 2, num_workers=2, processes=True)
+    for _, y in loader:
+        if y.numpy()[0] == 6:
+            begun = time.monotonic()
+            break
+    assert time.monotonic() - begun < 0.2 and not processes()
+    del y, _
+    gc.collect()
+    assert descriptors() <= before + 1  # multiprocessing keeps a pipe to a helper of its own
+
+
+def test_what_pickle_does_not_take_is_refused():
+    with pytest.raises(ArgumentError, match="pickle takes them"):
+        list(DataLoader(Reading(), 2, collate_fn=lambda samples: samples, num_workers=1, processes=True))
+
+
+def test_an_interrupt_of_the_terminal_and_exit_say_nothing(tmp_path):
+    """SIGINT goes to the whole group, as from a terminal; then the interpreter ends in the middle of a loop."""
+    import subprocess
+
+    program = tmp_path / "program.py"
+    program.write_text(
+        """
+import multiprocessing, os, signal, sys, threading, time
+sys.path.insert(0, sys.argv[1])
+from _reading import Reading
+from rawgrad.engine.data import DataLoader
+if __name__ == "__main__":
+    loader = DataLoader(Reading(2000, 9, "sleep"), 2, num_workers=2, processes=True)
+    threading.Timer(1.0, os.killpg, (os.getpgid(0), signal.SIGINT)).start()
+    try:
+        for _ in loader: pass
+    except KeyboardInterrupt:
+        print("interrupted", len(multiprocessing.active_children()))
+    iterator = iter(loader)
+    next(iterator)
+    print("left")
+"""
+    )
+    done = subprocess.run(
+        [sys.executable, str(program), str(Path(__file__).parent)],
+        capture_output=True, text=True, timeout=60, start_new_session=True, env={**os.environ},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "interrupted 0\nleft\n", "")
