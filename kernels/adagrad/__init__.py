@@ -38,6 +38,7 @@ def adagrad_step(
     lr_decay: float = 0.0,
     eps: float = 1e-10,
     weight_decay: float = 0.0,
+    version: str | None = None,
 ) -> None:
     """One step; ``params`` and ``sums`` are overwritten.
 
@@ -45,12 +46,12 @@ def adagrad_step(
         params, grads, sums: lists of arrays, all float32 or all float64, on one device.
         lr: one-element array on the device, float64 or the dtype of ``params``.
         step: one-element int64 array on the device, the number of this step, from 1.
+        version: the version of the kernel to run, by name.
 
     Raises:
         ShapeError, DtypeError, DeviceError, ArgumentError, BackendError.
     """
     device = check_lists("adagrad", lr, step, params=params, grads=grads, sums=sums)
     check_options("adagrad", lr_decay=lr_decay, eps=eps, weight_decay=weight_decay)
-    _operation.run(
-        "adagrad_step", device, params, grads, sums, lr, step, float(lr_decay), float(eps), float(weight_decay)
-    )
+    options = float(lr_decay), float(eps), float(weight_decay)
+    _operation.run("adagrad_step", device, params, grads, sums, lr, step, *options, version=version)

@@ -43,6 +43,7 @@ def adam_step(
     eps: float = 1e-8,
     weight_decay: float = 0.0,
     decoupled: bool = False,
+    version: str | None = None,
 ) -> None:
     """One step; ``params``, ``exp_avgs`` and ``exp_avg_sqs`` are overwritten.
 
@@ -53,6 +54,7 @@ def adam_step(
         step: one-element int64 array on the device, the number of this step, from 1.
         betas: shares of the past in the two averages, each in [0, 1).
         decoupled: whether the weight decay leaves the averages alone (AdamW).
+        version: the version of the kernel to run, by name.
 
     Raises:
         ShapeError, DtypeError, DeviceError, ArgumentError, BackendError.
@@ -78,4 +80,5 @@ def adam_step(
         float(eps),
         float(weight_decay),
         decoupled,
+        version=version,
     )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from .._errors import ArgumentError
 from .._launch import FLOATS, Kernel, fault_flag, watch
 from .._tensor_list import ROOMS, Arrays, launch, rate_pointers
 
-_STEP = Kernel(__file__, "adam_step_v1_tensor_list", MAX=ROOMS, T=FLOATS)
+_TENSOR_LIST = Kernel(__file__, "adam_step_v1_tensor_list", MAX=ROOMS, T=FLOATS)
+_LOADS_FIRST = Kernel(__file__, "adam_step_v2_loads_first", MAX=ROOMS, T=FLOATS)
 
 
 def adam_step(
@@ -23,6 +25,7 @@ def adam_step(
     eps: float,
     weight_decay: float,
     decoupled: bool,
+    kernel: Kernel = _LOADS_FIRST,
 ) -> None:
     """As the reference's; see the package's docstring.
 
@@ -31,5 +34,13 @@ def adam_step(
     """
     flag = fault_flag(lr)
     rest = (step, flag, beta1, beta2, eps, weight_decay, bool(decoupled))
-    launch(_STEP, (), [params, grads, exp_avgs, exp_avg_sqs], *rate_pointers(lr), *rest)
+    launch(kernel, (), [params, grads, exp_avgs, exp_avg_sqs], *rate_pointers(lr), *rest)
     watch(flag, lambda t: ArgumentError(f"adam: step must count from 1; got {t}"))
+
+
+VERSIONS = {
+    "adam_step": {
+        "v1_tensor_list": partial(adam_step, kernel=_TENSOR_LIST),
+        "v2_loads_first": adam_step,
+    }
+}

@@ -48,6 +48,7 @@ def rmsprop_step(
     eps: float = 1e-8,
     momentum: float = 0.0,
     weight_decay: float = 0.0,
+    version: str | None = None,
 ) -> None:
     """One step; ``params``, ``square_avgs``, ``momentum_buffers`` and ``grad_avgs`` are overwritten.
 
@@ -56,6 +57,7 @@ def rmsprop_step(
             float64, on one device. ``momentum_buffers`` is None exactly if ``momentum`` is 0;
             ``grad_avgs`` is None unless the averages are to be centered.
         lr: one-element array on the device, float64 or the dtype of ``params``.
+        version: the version of the kernel to run, by name.
 
     Raises:
         ShapeError, DtypeError, DeviceError, ArgumentError, BackendError.
@@ -87,4 +89,5 @@ def rmsprop_step(
         float(eps),
         float(momentum),
         float(weight_decay),
+        version=version,
     )

@@ -8,6 +8,7 @@
 //   theta <- theta - rate d,  with momentum theta - rate v
 //
 //   v1_tensor_list   one launch for a list of tensors; a block owns a chunk of one of them (tensor_list.cuh)
+//   v2_loads_first   the same, but each thread asks for its elements before thread 0 prepares what all share
 //
 // Each element of theta, g, s, v and m is read once, all but g written once.  MAX comes first among the template
 // parameters since instances with the same first argument are compiled together: lists of more than 64 tensors
@@ -54,4 +55,26 @@ rmsprop_step_v1_tensor_list(const __grid_constant__ TensorList<T, 3 + MOMENTUM +
   __syncthreads();  // the numbers are there before any thread uses them
   const RmspropUpdate<T, MOMENTUM, CENTERED> update = s.update;
   update_chunk(chunk_of_block(list), update);
+}
+
+// The same block and threads.  But each thread asks for its elements first, and thread 0 for the rate before that,
+// so that the block waits for memory once and not twice.
+template <int MAX, class T, bool MOMENTUM, bool CENTERED>
+__global__ void __launch_bounds__(TENSOR_LIST_THREADS)
+rmsprop_step_v2_loads_first(const __grid_constant__ TensorList<T, 3 + MOMENTUM + CENTERED, MAX> list,
+                            const T* __restrict__ lr, const double* __restrict__ lr_double, double alpha, double eps,
+                            double momentum, double weight_decay) {
+  constexpr int LISTS = 3 + MOMENTUM + CENTERED;
+  struct Shared {
+    RmspropUpdate<T, MOMENTUM, CENTERED> update;
+  };
+  Shared& s = block_shared<Shared>();
+  const bool prepares = threadIdx.x == 0;
+  const double rate = prepares ? rate_of(lr, lr_double) : 0;
+  const Chunk<T, LISTS> chunk = chunk_of_block(list);
+  Ahead<T, LISTS> ahead = load_ahead(chunk);
+  if (prepares) s.update = {T(rate), T(alpha), T(1 - alpha), T(eps), T(momentum), T(weight_decay)};
+  __syncthreads();  // the numbers are there before any thread uses them
+  const RmspropUpdate<T, MOMENTUM, CENTERED> update = s.update;
+  update_chunk_ahead(chunk, ahead, update);
 }

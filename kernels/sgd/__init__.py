@@ -47,6 +47,7 @@ def sgd_step(
     dampening: float = 0.0,
     nesterov: bool = False,
     weight_decay: float = 0.0,
+    version: str | None = None,
 ) -> None:
     """One step; ``params`` and ``momentum_buffers`` are overwritten.
 
@@ -55,6 +56,7 @@ def sgd_step(
             ``momentum_buffers`` is None exactly if ``momentum`` is 0.
         lr: one-element array on the device, float64 or the dtype of ``params``.
         step: one-element int64 array on the device, the number of this step, from 1.
+        version: the version of the kernel to run, by name.
 
     Raises:
         ShapeError, DtypeError, DeviceError, ArgumentError, BackendError.
@@ -78,4 +80,5 @@ def sgd_step(
         float(dampening),
         nesterov,
         float(weight_decay),
+        version=version,
     )

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from _layouts import LAYOUTS
 from _steps import put_lr, put_step
+from _versions import skip_unless_there
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -143,11 +144,41 @@ def _nesterov(p: Any, g: Any, m: Any, v: Any, lr: Any, step: Any) -> None:
     sgd.sgd_step(p, g, m, lr, step, momentum=0.9, nesterov=True)
 
 
+def _sgd_plain(p: Any, g: Any, m: Any, v: Any, lr: Any, step: Any) -> None:
+    sgd.sgd_step(p, g, None, lr, step)
+
+
 def _centered(p: Any, g: Any, m: Any, v: Any, lr: Any, step: Any) -> None:
     rmsprop.rmsprop_step(p, g, v, None, m, lr)
 
 
 every_step = pytest.mark.parametrize("run", [_sgd, _nesterov, _adagrad, _rmsprop, _centered, _adam, _adamw])
+
+
+def _rmsprop_centered(p: Any, g: Any, m: Any, v: Any, lr: Any, step: Any) -> None:
+    sums = [array + 1 for array in v]  # s - m^2 > 0
+    rmsprop.rmsprop_step(p, g, sums, m, v, lr, alpha=0.9, momentum=0.9)
+
+
+@pytest.mark.backends("emulated", "cuda")
+@pytest.mark.parametrize("run", [_sgd, _sgd_plain, _nesterov, _adagrad, _rmsprop_centered, _adamw])
+@long
+def test_versions_give_the_same_bits(backend: Any, run: Step, dtype: Any) -> None:
+    """Which loads are asked for early makes no difference; the arrays are those of check_long, and the first step."""
+    operation = next(name for name in ("sgd", "nesterov", "adagrad", "rmsprop", "adam") if name in run.__name__)
+    operation = "sgd" if operation == "nesterov" else operation
+    rng = np.random.default_rng(19)
+    arrays = [[np.asarray(rng.random(s), dtype) for s in AROUND_CHUNKS] for _ in "pgmv"]
+    for how, t in (("C", 1), ("off", 2)):
+        found = []
+        for version in ("v1_tensor_list", "v2_loads_first"):
+            skip_unless_there(backend.name, operation, f"{operation}_step", version)
+            given = [[put(backend, array, how) for array in of_list] for of_list in arrays]
+            with use_backend(backend.name, **{operation: version}):
+                run(*given, put_lr(backend), put_step(backend, t))
+            found.append([backend.get(array) for array in itertools.chain(*given)])
+        for one, other in zip(*found, strict=True):
+            np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.backends("numba")
