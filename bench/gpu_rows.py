@@ -277,7 +277,8 @@ def _rows() -> Iterator[GpuRow]:
         of = partial(kernels.softmax_cross_entropy_work, name, loss(N, C))
         function = "softmax_cross_entropy_forward"
         yield GpuRow(name, partial(_with_torch, of, "softmax_cross_entropy", function, compiled=True))
-    for program, batch in (("p5", 100), ("p5", 512), ("p9", 100), ("p10", 100)):
+    steps = ("p5", 100), ("p5", 512), ("p9", 100), ("p9_dropout", 100), ("p10", 100), ("p10_dropout", 100)
+    for program, batch in steps:
         name = f"train_step_{program}_batch{batch}"
         yield GpuRow(name, partial(_train_step, program, batch), by_events=False)
 

@@ -246,7 +246,8 @@ class TestRows:
         for arguments in captured.inputs[:5]:
             captured.call(*arguments)
         assert captured.call.graph.is_captured and captured.reset is None
-        assert {"train_step_p5_batch100", "train_step_p9_batch100", "train_step_p10_batch100"} <= set(gpu_rows.ROWS)
+        of = ("p5", "p9", "p9_dropout", "p10", "p10_dropout")
+        assert {f"train_step_{name}_batch100" for name in of} <= set(gpu_rows.ROWS)
 
     def test_rows_have_the_names_of_their_works(self) -> None:
         assert {"gemm_4096", "conv2d_p5_layer2", "train_step_p5_batch100"} <= set(gpu_rows.ROWS)

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import pytest
 
 import rawgrad
 from rawgrad.__main__ import main
+from rawgrad.engine import train as engine_train
 from rawgrad.engine.data import MNIST, Digits, Subset, TensorDataset
 from rawgrad.engine.weights import load_weights
 from rawgrad.kernels._errors import CheckpointError
@@ -101,11 +103,13 @@ class TestTraining:
         assert_same_losses(there, here)
 
 
-#: P5, P9 and P10, each in its full size: the last two with dropout, P9 with its schedule too.
+#: P5 (with each of its optimizers), all of P9 (sigmoid, ReLU, a decaying learning rate, dropout) and both sizes of
+#: P10, the larger one with dropout: the networks in their full sizes, on few and small batches.
 PROGRAMS = {
     "P5": mnist_cnn.TASK,
-    "P9": five_layer.LADDER["4 dropout"],
-    "P10": convnet.SIZES["6-12-24 channels, dropout"],
+    "P5 SGD": mnist_cnn.SGD,
+    **{f"P9 {name}": task for name, task in five_layer.LADDER.items()},
+    **{f"P10 {name}": task for name, task in convnet.SIZES.items()},
 }
 
 
@@ -114,7 +118,7 @@ class TestCapture:
     def data(self) -> dict[str, TensorDataset]:
         """Pictures of noise, as large as MNIST's; an odd one is left for the end of each epoch."""
         draw = np.random.default_rng(5)
-        sizes = {"train": 7, "validation": 1, "test": 1}
+        sizes = {"train": 5, "validation": 1, "test": 1}
         return {
             name: TensorDataset(draw.random((n, 1, 28, 28), dtype=np.float32), draw.integers(0, 10, n))
             for name, n in sizes.items()
@@ -127,14 +131,15 @@ class TestCapture:
         replays = []
         replay = rawgrad.cuda.Graph.replay
         monkeypatch.setattr(rawgrad.cuda.Graph, "replay", lambda graph: (replays.append(graph), replay(graph)))
+        monkeypatch.setattr(engine_train, "graphed", partial(engine_train.graphed, warmup=1))  # the emulator is slow
 
         def run(name: str, capture: bool, task: Task) -> list[float]:
-            options = quiet(tmp_path / name, backend.device.name, batch_size=2, steps=7, capture=capture)
+            options = quiet(tmp_path / name, backend.device.name, batch_size=2, steps=4, capture=capture)
             return losses(train(replace(task, epochs=2), options, data))
 
         there = run("captured", True, PROGRAMS[name])
-        assert len(replays) == 3 and len(set(replays)) == 1  # the fourth step of an epoch is odd
-        assert there == run("not captured", False, PROGRAMS[name]) and len(replays) == 3
+        assert len(replays) == 2 and len(set(replays)) == 1  # the second step and the fourth; the third batch is odd
+        assert there == run("not captured", False, PROGRAMS[name]) and len(replays) == 2
         first, second = (load_weights(tmp_path / n / "weights.safetensors")[0] for n in ("captured", "not captured"))
         assert {n: a.tobytes() for n, a in first.items()} == {n: a.tobytes() for n, a in second.items()}
 
