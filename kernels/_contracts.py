@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from ._devices import device_of
+from ._dtypes import FLOATS as FLOATS
+from ._dtypes import HALVES
 from ._errors import ArgumentError, DeviceError, DtypeError, ShapeError
 
 #: Kernels index with 32 bits.
 MAX_ELEMENTS = 2**31 - 1
-FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 INTEGERS = tuple(np.dtype(t) for t in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"))
 
 
@@ -42,14 +43,18 @@ def common_device(operation: str, **arrays: Any) -> str:
     return device.name
 
 
-def common_float(operation: str, **arrays: Any) -> np.dtype:
-    """The one floating dtype of all ``arrays`` (None is skipped); kernels refuse mixed dtypes."""
+def common_float(operation: str, *, halves: bool = False, **arrays: Any) -> np.dtype:
+    """The one floating dtype of all ``arrays`` (None is skipped); kernels refuse mixed dtypes.
+
+    Args:
+        halves: whether the operation takes float16 and bfloat16.
+    """
     dtype = first = None
     for argument, array in arrays.items():
         if array is None:
             continue
-        if array.dtype not in FLOATS:
-            raise DtypeError(f"{operation}: {argument} must be float32 or float64; got {array.dtype}")
+        if array.dtype not in FLOATS and not (halves and array.dtype in HALVES):
+            raise float_error(operation, argument, array.dtype, halves)
         if dtype is None:
             dtype, first = array.dtype, argument
         elif array.dtype != dtype:
@@ -59,6 +64,13 @@ def common_float(operation: str, **arrays: Any) -> np.dtype:
     if dtype is None:
         raise ArgumentError(f"{operation}: no array given")
     return dtype
+
+
+def float_error(operation: str, argument: str, dtype: np.dtype, halves: bool = False) -> DtypeError:
+    """What is raised for an argument that is of no floating dtype that the operation takes."""
+    known = "float32, float64, float16 or bfloat16" if halves else "float32 or float64"
+    advice = '; it has no kernels for halves: convert by .to("float32") first' if dtype in HALVES else ""
+    return DtypeError(f"{operation}: {argument} must be {known}; got {dtype}{advice}")
 
 
 def check_integer(operation: str, **arrays: Any) -> None:

@@ -29,10 +29,11 @@ import numpy as np
 from . import _graph
 from ._cuda.source import Parameter, Source, read_source
 from ._devices import device_of, is_array
+from ._dtypes import FLOATS as FLOATS
+from ._dtypes import HALVES, wide
 from ._errors import ArgumentError, BackendError, DeviceError, DtypeError, LaunchError, ShapeError
 from ._tensor_map import MAP_ALIGNMENT, MAP_BYTES, TensorMap
 
-FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 BOOLS = (False, True)
 #: sm_100 is Blackwell, sm_90 Hopper, sm_89 Ada, sm_86 and sm_80 Ampere.
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100")
@@ -51,6 +52,8 @@ _TYPES: dict[str, tuple[np.dtype, str]] = {
     for names, dtype, code in (
         (("float",), np.float32, "f"),
         (("double",), np.float64, "d"),
+        (("Fp16",), HALVES[0], "H"),
+        (("Bf16",), HALVES[1], "H"),
         (("bool",), np.bool_, "?"),
         (("signed char", "char", "int8_t"), np.int8, "b"),
         (("unsigned char", "uint8_t"), np.uint8, "B"),
@@ -63,6 +66,8 @@ _TYPES: dict[str, tuple[np.dtype, str]] = {
     )
     for name in names
 }
+#: A pointer to what numbers of a type are computed with in (_cuda/half.cuh).
+_WIDE = re.compile(r"Wide<(\w+)>")
 #: A pointer to one of CUDA's vector types takes an array of its components' dtype.
 _VECTOR = re.compile(r"(float|double|u?char|u?short|u?int|u?longlong)[1-4]")
 _COMPONENTS = {"uchar": np.uint8, "ushort": np.uint16, "uint": np.uint32, "longlong": np.int64, "ulonglong": np.uint64}
@@ -541,14 +546,19 @@ def runs_on(architecture: str, here: int) -> bool:
 
 
 def _slot(parameter: Parameter, bound: dict[str, Any], source: Source) -> _Slot:
+    within = _WIDE.fullmatch(parameter.type)
     if parameter.type in bound:
         dtype: np.dtype | None = np.dtype(bound[parameter.type])
+    elif within and within[1] in bound:
+        dtype = wide(np.dtype(bound[within[1]]))
     else:
         vector = _VECTOR.fullmatch(parameter.type) if parameter.pointer else None
         name = vector[1] if vector else parameter.type
         dtype = _TYPES[name][0] if name in _TYPES else np.dtype(_COMPONENTS[name]) if name in _COMPONENTS else None
     if dtype is not None and parameter.pointer:
         return _Slot(parameter, dtype, None, None, "P")
+    if dtype in HALVES:
+        raise LaunchError(f"{source.path}: {parameter.name} is a {parameter.type}; numbers are handed over as float")
     if dtype is not None:
         return _Slot(parameter, None, dtype, None, _TYPES[_C_NAMES[dtype]][1], _limits(dtype))
     if parameter.pointer:

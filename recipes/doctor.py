@@ -25,7 +25,18 @@ from ..kernels._emulator import build
 from ..kernels._errors import RawgradError
 from ..kernels.gemm import gemm
 
-_NEEDED = ("numpy", "scipy", "scikit-learn", "safetensors", "pillow", "matplotlib", "tqdm", "threadpoolctl", "numba")
+_NEEDED = (
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "ml_dtypes",
+    "safetensors",
+    "pillow",
+    "matplotlib",
+    "tqdm",
+    "threadpoolctl",
+    "numba",
+)
 _OPTIONAL = {
     "cupy": "NVIDIA GPUs",
     "numba_cuda": "NVIDIA GPUs by Numba",

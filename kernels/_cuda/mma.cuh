@@ -11,13 +11,11 @@
 // Two 16-bit numbers share a register, the first in its lower half.  Products are exact and summed in float32.
 // Source: PTX ISA, "Warp level matrix multiply-accumulate instructions".
 #pragma once
-#include "common.cuh"
+#include "half.cuh"
 
 struct Tf32 {};
-struct Bf16 {};
-struct Fp16 {};
 
-// ---- rounding float32 to what the tensor cores take
+// ---- rounding float32 to what the tensor cores take (to 16 bits: half.cuh)
 
 // To nearest, ties away from zero; the low 13 bits are then 0.
 __device__ __forceinline__ uint32_t to_tf32(float x) {
@@ -29,45 +27,6 @@ __device__ __forceinline__ uint32_t to_tf32(float x) {
   uint32_t bits;
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
   return bits;
-#endif
-}
-
-#ifdef RAWGRAD_EMULATED
-// The upper 16 bits, to nearest, ties to even.
-__device__ __forceinline__ uint32_t bf16_bits(float x) {
-  const uint32_t bits = __float_as_uint(x);
-  if (x != x) return 0x7fffu;
-  return (bits + 0x7fffu + (bits >> 16 & 1)) >> 16;
-}
-__device__ __forceinline__ uint32_t fp16_bits(float x) {
-  const uint32_t bits = __float_as_uint(x), sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
-  if (magnitude > 0x7f800000u) return 0x7fffu;
-  if (magnitude >= 0x477ff000u) return sign | 0x7c00u;  // 65520 and beyond round to infinity
-  if (magnitude < 0x38800000u) {                        // subnormal: a multiple of 2^-24
-    const float scaled = __uint_as_float(magnitude) * 16777216.0f;
-    return sign | static_cast<uint32_t>(rintf(scaled));
-  }
-  return sign | ((magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1)) >> 13);
-}
-#endif
-
-// Two numbers in one register.
-__device__ __forceinline__ uint32_t pack(Bf16, float low, float high) {
-#ifdef RAWGRAD_EMULATED
-  return bf16_bits(low) | bf16_bits(high) << 16;
-#else
-  uint32_t both;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
-  return both;
-#endif
-}
-__device__ __forceinline__ uint32_t pack(Fp16, float low, float high) {
-#ifdef RAWGRAD_EMULATED
-  return fp16_bits(low) | fp16_bits(high) << 16;
-#else
-  uint32_t both;
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
-  return both;
 #endif
 }
 

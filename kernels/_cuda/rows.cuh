@@ -5,8 +5,8 @@
 // All sizes and places are unsigned, as threadIdx is: a row may have nearly 2^31 elements, and the end of
 // its last tile may lie beyond.
 #pragma once
+#include "half.cuh"
 #include "math.cuh"
-#include "vector.cuh"
 #include "warp.cuh"
 
 // The smallest finite number.
@@ -135,14 +135,15 @@ __device__ __forceinline__ OnlineSoftmax<T> team_merged(OnlineSoftmax<T> own, Te
 //
 // The threads lie side by side along the row, each on STEP elements (VECTOR: 16 bytes, so the row must
 // start at a multiple of 16 bytes and have a multiple of STEP elements), and that ITEMS / STEP times.  A
-// thread of a large team holds 64 bytes.
+// thread of a large team holds 64 bytes.  S is what rows are made of in memory (half.cuh).
 //
 // A row of several tiles is first read from the last tile to the first, so that it is the first one that the
 // registers hold then; the way back begins with it, and the others are read again.
-template <class T, int TEAM, bool VECTOR>
+template <class S, int TEAM, bool VECTOR>
 struct RowTile {
-  static constexpr int STEP = VECTOR ? Vector<T>::SIZE : 1;
-  static constexpr int ITEMS = TEAM < WARP ? 4 : 64 / sizeof(T);
+  using T = Wide<S>;
+  static constexpr int STEP = VECTOR ? Vector<S>::SIZE : 1;
+  static constexpr int ITEMS = TEAM < WARP ? (sizeof(S) == 2 ? 8 : 4) : 64 / sizeof(T);
   static constexpr unsigned SIZE = TEAM * ITEMS;
 
   T of[ITEMS];
@@ -164,34 +165,34 @@ struct RowTile {
   }
 
   // Read the tile that begins at `base` from a row of `length` elements; what lies beyond its end stays.
-  __device__ __forceinline__ void load(const T* __restrict__ row, unsigned base, unsigned length) {
+  __device__ __forceinline__ void load(const S* __restrict__ row, unsigned base, unsigned length) {
 #pragma unroll
     for (int i = 0; i < ITEMS; i += STEP) {
       const unsigned c = place(base, i);
       if (c < length) {
         if constexpr (VECTOR) {
-          const Vector<T> v = load_vector(row + c);
+          const WideVector<S> v = load_wide(row + c);
 #pragma unroll
           for (int e = 0; e < STEP; ++e) of[i + e] = v.of[e];
         } else {
-          of[i] = row[c];
+          of[i] = widened(row[c]);
         }
       }
     }
   }
 
-  __device__ __forceinline__ void store(T* __restrict__ row, unsigned base, unsigned length) const {
+  __device__ __forceinline__ void store(S* __restrict__ row, unsigned base, unsigned length) const {
 #pragma unroll
     for (int i = 0; i < ITEMS; i += STEP) {
       const unsigned c = place(base, i);
       if (c < length) {
         if constexpr (VECTOR) {
-          Vector<T> v;
+          WideVector<S> v;
 #pragma unroll
           for (int e = 0; e < STEP; ++e) v.of[e] = of[i + e];
-          store_vector(row + c, v);
+          store_rounded(row + c, v);
         } else {
-          row[c] = of[i];
+          row[c] = rounded<S>(of[i]);
         }
       }
     }

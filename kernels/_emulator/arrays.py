@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from .._dtypes import kind_of
 from .._errors import CaptureError, LaunchError
 from .memory import POISON, allocator, first_unwritten, mark_written, pool, written_map
 from .streams import recording
@@ -131,7 +132,7 @@ def allocate(
         forgotten: nothing is going to be written at once.
     """
     dtype = np.dtype(dtype)
-    if dtype.kind not in "biufc":
+    if kind_of(dtype) not in "biufc":
         raise ValueError(f"Unsupported dtype {dtype}")  # as CuPy says it
     shape = (operator.index(shape),) if hasattr(shape, "__index__") else tuple(map(operator.index, shape))
     memory, start, block = allocator.allocate(math.prod(shape) * dtype.itemsize)

@@ -23,6 +23,9 @@ mean is 0/0 = NaN (and its gradient 0), as in torch.  Logits of any finite size 
 -inf has probability 0, one of +inf gives NaN; where a probability of 0 or a weight of 0 meets an
 infinite -log p, their product is NaN: all as in torch.
 
+float16 and bfloat16 are computed with in float32; the loss stays float32, and the gradient is rounded once.  A
+gradient below 6e-8 is 0 in float16, which a mean over thousands of examples reaches: scale the loss, or take bfloat16.
+
 Sources: Bridle, 1990 (softmax with cross-entropy); Szegedy et al., "Rethinking the Inception
 architecture", 2016 (label smoothing).
 
@@ -65,7 +68,7 @@ def softmax_cross_entropy_forward(
     """The loss and its gradient by the logits.
 
     Args:
-        logits: (N, C), float32 or float64, C at least 1.
+        logits: (N, C), float32, float64, float16 or bfloat16, C at least 1.
         target: (N,) labels of any integer dtype, or (N, C) probabilities of the dtype of ``logits``.
         weight: (C,) weights of the classes, the dtype of ``logits``; or None.
         ignore_index: label of the examples that do not count; with probabilities it must be negative.
@@ -74,8 +77,8 @@ def softmax_cross_entropy_forward(
         version: the version of the kernel to run, by name.
 
     Returns:
-        The loss, of shape () or with ``"none"`` (N,); and the gradient (N, C), whose row i is with
-        ``"none"`` that of loss[i].
+        The loss, of shape () or with ``"none"`` (N,), in float32 where logits are halves; and the gradient (N, C),
+        whose row i is with ``"none"`` that of loss[i].
 
     Raises:
         IndexRangeError: a label is out of range; the message names the first one and its position.
@@ -87,12 +90,12 @@ def softmax_cross_entropy_forward(
     if not C:
         raise ShapeError(f"{_NAME}: logits must have at least one class; got shape {tuple(logits.shape)}")
     if target.ndim == 2:
-        common_float(_NAME, logits=logits, target=target, weight=weight)
+        common_float(_NAME, halves=True, logits=logits, target=target, weight=weight)
         check_shape(_NAME, "target", target, (N, C), "N C")
         if ignore_index >= 0:
             raise ArgumentError(f"{_NAME}: ignore_index must be negative for probabilities; got {ignore_index}")
     else:
-        common_float(_NAME, logits=logits, weight=weight)
+        common_float(_NAME, halves=True, logits=logits, weight=weight)
         check_shape(_NAME, "target", target, (N,), "N")
         check_integer(_NAME, target=target)
     if weight is not None:

@@ -9,14 +9,16 @@ import numpy as np
 
 from .._contracts import INTEGERS
 from .._devices import device_of
+from .._dtypes import HALVES, wide
 from .._launch import BOOLS, FLOATS, Instance, Kernel, ceil_div, empty, fault_flag, runtime_of, watch
 from . import label_error
 
-_LABELS = Kernel(__file__, "softmax_cross_entropy_labels", T=FLOATS, LABEL=INTEGERS)
-_PLAIN = Kernel(__file__, "softmax_cross_entropy_forward_v1_plain", T=FLOATS)
-_SMEM_TILE = Kernel(__file__, "softmax_cross_entropy_forward_v2_smem_tile", T=FLOATS)
+_STORED = (*FLOATS, *HALVES)
+_LABELS = Kernel(__file__, "softmax_cross_entropy_labels", S=_STORED, LABEL=INTEGERS)
+_PLAIN = Kernel(__file__, "softmax_cross_entropy_forward_v1_plain", S=_STORED)
+_SMEM_TILE = Kernel(__file__, "softmax_cross_entropy_forward_v2_smem_tile", S=_STORED)
 _REGISTER_TILE = Kernel(
-    __file__, "softmax_cross_entropy_forward_v3_register_tile", T=FLOATS, TEAM=(4, 32, 256), VECTOR=BOOLS
+    __file__, "softmax_cross_entropy_forward_v3_register_tile", S=_STORED, TEAM=(4, 32, 256), VECTOR=BOOLS
 )
 _SUM = Kernel(__file__, "softmax_cross_entropy_sum", T=FLOATS)
 
@@ -39,7 +41,7 @@ def _smem_tile(dtype: np.dtype, N: int, C: int, vector: bool) -> tuple[Instance,
 
 def _register_tile(dtype: np.dtype, N: int, C: int, vector: bool) -> tuple[Instance, int, int]:
     """The smallest team whose tile holds a row; the largest one reads longer rows tile by tile."""
-    team = 4 if C <= 16 else 32 if C * dtype.itemsize <= 32 * 64 else 256
+    team = 4 if C <= (32 if dtype in HALVES else 16) else 32 if C * wide(dtype).itemsize <= 32 * 64 else 256
     threads = max(team, 128)
     return _REGISTER_TILE[dtype, team, vector], ceil_div(N, threads // team), threads
 
@@ -65,7 +67,7 @@ def _run(
     else:
         probabilities, classes, normaliser = target, None, None
         divisor = float(N) if mean else 1.0
-    losses, grad = empty(logits, N), empty(logits, (N, C))
+    losses, grad = empty(logits, N, wide(logits.dtype)), empty(logits, (N, C))
     runtime = runtime_of(logits)
     matrices = [a for a in (logits, probabilities, weight, grad) if a is not None]
     vector = C * logits.itemsize % 16 == 0 and all(runtime.address(a) % 16 == 0 for a in matrices)
@@ -84,7 +86,7 @@ def _classes(
     ignores = bool(limits.min <= ignore_index <= limits.max)
     blocks = max(1, ceil_div(N, _LABELS_PER_BLOCK))
     classes = empty(logits, N, np.uint32)
-    shares = empty(logits, blocks) if mean else None
+    shares = empty(logits, blocks, wide(logits.dtype)) if mean else None
     fault = fault_flag(logits)
     ignored = ignore_index if ignores else 0
     labels[logits.dtype, target.dtype](blocks, 256, target, weight, N, C, ignores, ignored, classes, shares, fault)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from .._dtypes import halves_in_float32
 from .._jit import in_parts, serial
 from .._simd import Pointer, Stage, Value, simd, vector_bytes
 from .._simd_math import log1p
@@ -152,6 +153,7 @@ def _ignored(dtype: np.dtype, ignore_index: int) -> tuple[bool, int]:
     return ignores, ignore_index - (1 << 64) * (ignore_index >= 1 << 63) if ignores else 0
 
 
+@halves_in_float32(slice(1, 2))  # the loss stays float32
 def softmax_cross_entropy_forward(
     logits: np.ndarray,
     target: np.ndarray,

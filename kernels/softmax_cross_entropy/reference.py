@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from .._dtypes import halves_in_float32
 from . import label_error
 
 
+@halves_in_float32(slice(1, 2))  # the loss stays float32
 def softmax_cross_entropy_forward(
     logits: np.ndarray,
     target: np.ndarray,

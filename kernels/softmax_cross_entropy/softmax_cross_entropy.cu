@@ -1,4 +1,6 @@
-// Cross-entropy of a softmax, loss and gradient together, float32 and float64.
+// Cross-entropy of a softmax, loss and gradient together.  S is what logits, t, w and the gradient are in memory:
+// float32, float64, bfloat16 or float16; T is what they are computed with, and what the losses are in: float for the last
+// two.
 //
 //   N examples   C classes   z (N, C) logits   p = softmax(z)   w (C,) class weights, null: all 1
 //   ε label smoothing        t (N, C) target probabilities, or null and y (N,) target labels
@@ -37,11 +39,12 @@ constexpr unsigned NO_CLASS = 0xffffffffu;  // of an example that does not count
 // Block: 1024 examples and their part of the normaliser.  Thread: every 256th of them.
 // A label out of range lowers `fault` to its position, and its example does not count.  `ignores` is false
 // when LABEL cannot hold the ignore_index.  `shares` (one per block) is null when no normaliser is wanted.
-template <class T, class LABEL>
+template <class S, class LABEL>
 __global__ void __launch_bounds__(256)
-softmax_cross_entropy_labels(const LABEL* __restrict__ labels, const T* __restrict__ w, unsigned N, unsigned C,
-                             bool ignores, LABEL ignore_index, unsigned* __restrict__ classes, T* __restrict__ shares,
-                             long long* __restrict__ fault) {
+softmax_cross_entropy_labels(const LABEL* __restrict__ labels, const S* __restrict__ w, unsigned N, unsigned C,
+                             bool ignores, LABEL ignore_index, unsigned* __restrict__ classes,
+                             Wide<S>* __restrict__ shares, long long* __restrict__ fault) {
+  using T = Wide<S>;
   constexpr int THREADS = 256, EXAMPLES = 1024;
   WarpValues<T, THREADS>& values = block_shared<WarpValues<T, THREADS>>();
   T share = 0;
@@ -53,7 +56,7 @@ softmax_cross_entropy_labels(const LABEL* __restrict__ labels, const T* __restri
     if (!ignores || label != ignore_index) {
       if (static_cast<unsigned long long>(label) < C) {  // a negative one becomes huge
         y = static_cast<unsigned>(label);
-        share += w == nullptr ? T(1) : w[y];
+        share += w == nullptr ? T(1) : widened(w[y]);
       } else {
         atomicMin(fault, static_cast<long long>(n));
       }
@@ -67,10 +70,11 @@ softmax_cross_entropy_labels(const LABEL* __restrict__ labels, const T* __restri
 
 // ---- what all versions of `forward` do with one row
 
-template <class T>
+template <class S>
 struct Example {
-  const T* t;  // its target probabilities, or null
-  const T* w;
+  using T = Wide<S>;
+  const S* t;  // its target probabilities, or null
+  const S* w;
   unsigned y;  // its class; with probabilities none
   bool counts;
   bool spread;        // whether there is a d[c]
@@ -79,7 +83,7 @@ struct Example {
   T scale;            // 1 / normaliser
   T max, log_sum, inverse, mass;  // m, log s, 1/s
 
-  __device__ __forceinline__ Example(unsigned n, const T* t_, const unsigned* classes, const T* w_, double smoothing,
+  __device__ __forceinline__ Example(unsigned n, const S* t_, const unsigned* classes, const S* w_, double smoothing,
                                      const T* normaliser, double divisor, unsigned C) {
     t = t_ == nullptr ? nullptr : t_ + n * C;
     w = w_;
@@ -88,14 +92,14 @@ struct Example {
     spread = t != nullptr || smoothing > 0;
     keep = T(1) - T(smoothing);
     share = T(smoothing) / T(C);
-    hit = y == NO_CLASS ? T(0) : w == nullptr ? keep : keep * w[y];
+    hit = y == NO_CLASS ? T(0) : w == nullptr ? keep : keep * widened(w[y]);
     scale = T(1) / (normaliser == nullptr ? T(divisor) : *normaliser);
   }
 
   // d[c], from t[c] and w[c].
   __device__ __forceinline__ T asked(T of_t, T of_w) const { return (t == nullptr ? share : of_t * keep + share) * of_w; }
   __device__ __forceinline__ T asked(unsigned c) const {
-    return asked(t == nullptr ? T(0) : t[c], w == nullptr ? T(1) : w[c]);
+    return asked(t == nullptr ? T(0) : widened(t[c]), w == nullptr ? T(1) : widened(w[c]));
   }
 
   // Once the row has been read: `all` of it, and the sum of d.
@@ -127,25 +131,26 @@ struct Example {
 // ---- v1
 
 // Block: 128 examples.  Thread: one of them.
-template <class T>
+template <class S>
 __global__ void __launch_bounds__(128, 2)
-softmax_cross_entropy_forward_v1_plain(const T* __restrict__ z, const T* __restrict__ t,
-                                       const unsigned* __restrict__ classes, const T* __restrict__ w, double smoothing,
-                                       const T* __restrict__ normaliser, double divisor, unsigned N, unsigned C,
-                                       T* __restrict__ losses, T* __restrict__ grad) {
+softmax_cross_entropy_forward_v1_plain(const S* __restrict__ z, const S* __restrict__ t,
+                                       const unsigned* __restrict__ classes, const S* __restrict__ w, double smoothing,
+                                       const Wide<S>* __restrict__ normaliser, double divisor, unsigned N, unsigned C,
+                                       Wide<S>* __restrict__ losses, S* __restrict__ grad) {
+  using T = Wide<S>;
   const unsigned n = blockIdx.x * 128 + threadIdx.x;
   if (n >= N) return;
-  Example<T> example(n, t, classes, w, smoothing, normaliser, divisor, C);
-  const T* row = z + n * C;
+  Example<S> example(n, t, classes, w, smoothing, normaliser, divisor, C);
+  const S* row = z + n * C;
 
-  const OnlineSoftmax<T> all = softmax_in_runs<T>(0, C, 1, [&](unsigned c) { return row[c]; });
+  const OnlineSoftmax<T> all = softmax_in_runs<T>(0, C, 1, [&](unsigned c) { return widened(row[c]); });
   T sum_of_d = 0;
   if (example.spread) sum_of_d = sum_in_runs<T>(0, C, 1, [&](unsigned c) { return example.asked(c); });
   example.finish(all, sum_of_d);
 
   const T loss = sum_in_runs<T>(0, C, 1, [&](unsigned c) {
     T part = 0;
-    grad[n * C + c] = example.gradient(c, row[c], example.spread ? example.asked(c) : T(0), part);
+    grad[n * C + c] = rounded<S>(example.gradient(c, widened(row[c]), example.spread ? example.asked(c) : T(0), part));
     return part;
   });
   losses[n] = example.counted(loss);
@@ -155,12 +160,14 @@ softmax_cross_entropy_forward_v1_plain(const T* __restrict__ z, const T* __restr
 
 // Block: one example, of which the first TILE logits and d[c] stay in shared memory.  Thread: every 128th
 // class.  It finds again what it put there itself, so no barrier stands between.
-template <class T>
+template <class S>
 __global__ void __launch_bounds__(128, 2)
-softmax_cross_entropy_forward_v2_smem_tile(const T* __restrict__ z, const T* __restrict__ t,
-                                           const unsigned* __restrict__ classes, const T* __restrict__ w,
-                                           double smoothing, const T* __restrict__ normaliser, double divisor,
-                                           unsigned N, unsigned C, T* __restrict__ losses, T* __restrict__ grad) {
+softmax_cross_entropy_forward_v2_smem_tile(const S* __restrict__ z, const S* __restrict__ t,
+                                           const unsigned* __restrict__ classes, const S* __restrict__ w,
+                                           double smoothing, const Wide<S>* __restrict__ normaliser, double divisor,
+                                           unsigned N, unsigned C, Wide<S>* __restrict__ losses,
+                                           S* __restrict__ grad) {
+  using T = Wide<S>;
   constexpr int THREADS = 128;
   constexpr unsigned TILE = 16 * 1024 / sizeof(T);
   struct Shared {
@@ -170,11 +177,11 @@ softmax_cross_entropy_forward_v2_smem_tile(const T* __restrict__ z, const T* __r
   };
   Shared& s = block_shared<Shared>();
   const unsigned n = blockIdx.x;
-  Example<T> example(n, t, classes, w, smoothing, normaliser, divisor, C);
-  const T* row = z + n * C;
+  Example<S> example(n, t, classes, w, smoothing, normaliser, divisor, C);
+  const S* row = z + n * C;
 
   const OnlineSoftmax<T> own = softmax_in_runs<T>(threadIdx.x, C, THREADS, [&](unsigned c) {
-    const T logit = row[c];
+    const T logit = widened(row[c]);
     if (c < TILE) s.z[c] = logit;
     return logit;
   });
@@ -191,10 +198,10 @@ softmax_cross_entropy_forward_v2_smem_tile(const T* __restrict__ z, const T* __r
   example.finish(all, sum_of_d);
 
   T loss = sum_in_runs<T>(threadIdx.x, C, THREADS, [&](unsigned c) {
-    const T logit = c < TILE ? s.z[c] : row[c];
+    const T logit = c < TILE ? s.z[c] : widened(row[c]);
     T d = 0, part = 0;
     if (example.spread) d = c < TILE ? s.d[c] : example.asked(c);
-    grad[n * C + c] = example.gradient(c, logit, d, part);
+    grad[n * C + c] = rounded<S>(example.gradient(c, logit, d, part));
     return part;
   });
   loss = team_sum<THREADS>(loss, s.values);
@@ -204,10 +211,11 @@ softmax_cross_entropy_forward_v2_smem_tile(const T* __restrict__ z, const T* __r
 // ---- v3
 
 // d[c] of the tile that begins at `base`.
-template <class T, int TEAM, bool VECTOR>
-__device__ __forceinline__ void load_asked(RowTile<T, TEAM, VECTOR>& d, const Example<T>& example, unsigned base,
+template <class S, int TEAM, bool VECTOR>
+__device__ __forceinline__ void load_asked(RowTile<S, TEAM, VECTOR>& d, const Example<S>& example, unsigned base,
                                            unsigned length) {
-  RowTile<T, TEAM, VECTOR> of_w;
+  using T = Wide<S>;
+  RowTile<S, TEAM, VECTOR> of_w;
   if (example.t != nullptr) d.load(example.t, base, length);
   if (example.w != nullptr) of_w.load(example.w, base, length);
   d.each(base, length, [&](int i, unsigned) {
@@ -217,20 +225,22 @@ __device__ __forceinline__ void load_asked(RowTile<T, TEAM, VECTOR>& d, const Ex
 
 // Block: THREADS_OF<TEAM> threads in teams, each with one example.  Thread: its part of the team's tile.
 // VECTOR: z, t, w and grad start at multiples of 16 bytes, and so does each of their rows.
-template <class T, int TEAM, bool VECTOR>
+template <class S, int TEAM, bool VECTOR>
 __global__ void __launch_bounds__(THREADS_OF<TEAM>, 2)
-softmax_cross_entropy_forward_v3_register_tile(const T* __restrict__ z, const T* __restrict__ t,
-                                               const unsigned* __restrict__ classes, const T* __restrict__ w,
-                                               double smoothing, const T* __restrict__ normaliser, double divisor,
-                                               unsigned N, unsigned C, T* __restrict__ losses, T* __restrict__ grad) {
-  using Tile = RowTile<T, TEAM, VECTOR>;
+softmax_cross_entropy_forward_v3_register_tile(const S* __restrict__ z, const S* __restrict__ t,
+                                               const unsigned* __restrict__ classes, const S* __restrict__ w,
+                                               double smoothing, const Wide<S>* __restrict__ normaliser, double divisor,
+                                               unsigned N, unsigned C, Wide<S>* __restrict__ losses,
+                                               S* __restrict__ grad) {
+  using T = Wide<S>;
+  using Tile = RowTile<S, TEAM, VECTOR>;
   TeamValues<T, TEAM>& values = block_shared<TeamValues<T, TEAM>>();
   const unsigned n = blockIdx.x * (THREADS_OF<TEAM> / TEAM) + threadIdx.x / TEAM;
   // A team without an example shuffles along with the others of its warp: it takes the last one, and no class.
   const bool exists = n < N;
   const unsigned length = exists ? C : 0;
-  Example<T> example(exists ? n : N - 1, t, classes, w, smoothing, normaliser, divisor, C);
-  const T* row = z + (exists ? n : 0) * C;
+  Example<S> example(exists ? n : N - 1, t, classes, w, smoothing, normaliser, divisor, C);
+  const S* row = z + (exists ? n : 0) * C;
 
   Tile logits, d;
   OnlineSoftmax<T> own;

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from rawgrad.kernels._devices import device_of
+from rawgrad.kernels._dtypes import kind_of
 
 
 def _contiguous(array: Any) -> Any:
@@ -34,7 +35,7 @@ def _negative(array: Any) -> Any:
 
 def _step(array: Any) -> Any:
     """Every second element of a larger array, whose other elements are NaN (or -1)."""
-    filler = np.nan if array.dtype.kind == "f" else array.dtype.type(-1 if array.dtype.kind == "i" else 1)
+    filler = np.nan if kind_of(array.dtype) == "f" else array.dtype.type(-1 if array.dtype.kind == "i" else 1)
     larger = device_of(array).array_module.full(tuple(2 * n + 1 for n in array.shape), filler, array.dtype)
     view = larger[(..., *(slice(1, None, 2) for _ in range(array.ndim)))]
     view[...] = array

@@ -7,6 +7,9 @@ order passes, one that loses digits does not, and nobody chooses a tolerance.
 The naive error is always measured in float32 and scaled to float64 by the ratio of their
 epsilons, since nothing more exact than float64 is at hand on every machine.
 
+A half (float16, bfloat16) is computed in float32 and rounded once: each element may be off by half a unit in its last
+place, on top of what float32 may.
+
 Source: the tests of quack and flash-attention hold their kernels to a multiple of a naive error.
 """
 
@@ -16,6 +19,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
+from rawgrad.kernels._dtypes import FLOAT16, HALVES, kind_of, wide
 
 FACTOR = 4.0
 FLOOR_ULPS = 4.0
@@ -31,7 +36,7 @@ def assert_accurate(
     """``actual`` must be ``definition(*arguments)`` within the budget of its dtype.
 
     Args:
-        actual: the result of a kernel, float32 or float64, on the host.
+        actual: the result of a kernel, of any floating dtype, on the host.
         definition: computes the expected value in the dtype of its arguments, independently of
             the kernel.  It is called with float64 and with float32 copies of ``arguments``.
         arguments: arrays (the floating ones are converted) and anything else (passed as it is).
@@ -50,10 +55,17 @@ def assert_accurate(
 
     naive_error = _largest(naive - naive_exact) / np.finfo(np.float32).eps
     floor = FLOOR_ULPS * (_largest(exact) if scale is None else _largest(np.asarray(scale)))
-    assert_within(actual, exact, (factor * naive_error + floor) * float(np.finfo(actual.dtype).eps))
+    budget = (factor * naive_error + floor) * float(np.finfo(wide(actual.dtype)).eps)
+    if actual.dtype in HALVES:
+        with np.errstate(over="ignore", invalid="ignore"):
+            exact = np.where(np.isinf(exact.astype(actual.dtype)), exact.astype(actual.dtype).astype(np.float64), exact)
+        digits, smallest = (11, -24) if actual.dtype == FLOAT16 else (8, -133)
+        last_place = np.exp2(np.maximum(np.frexp(exact)[1] - digits, smallest))
+        budget = budget + np.where(np.isfinite(exact), last_place / 2, 0.0)
+    assert_within(actual, exact, budget)
 
 
-def assert_within(actual: Any, exact: Any, budget: float) -> None:
+def assert_within(actual: Any, exact: Any, budget: Any) -> None:
     """``|actual - exact| <= budget`` everywhere; NaNs and infinities must be at the same places."""
     actual, exact = np.asarray(actual), np.asarray(exact)
     assert actual.shape == exact.shape, f"shape {actual.shape}, expected {exact.shape}"
@@ -62,18 +74,21 @@ def assert_within(actual: Any, exact: Any, budget: float) -> None:
     with np.errstate(invalid="ignore", over="ignore"):
         error = np.where(finite, np.abs(actual.astype(np.float64) - exact), np.where(same, 0.0, np.inf))
     error = np.where(np.isnan(error), np.inf, error)
-    if error.size == 0 or error.max() <= budget:
+    if (error <= budget).all():
         return
-    worst = np.unravel_index(np.argmax(error), error.shape)
-    share = error[worst] / budget if budget else np.inf
+    budgets = np.broadcast_to(budget, error.shape)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shares = np.where(error <= budgets, 0.0, error / budgets)
+    worst = np.unravel_index(np.argmax(shares), error.shape)
     raise AssertionError(
         f"worst at {tuple(map(int, worst))}: {actual[worst]!r}, expected {exact[worst]!r}; error {error[worst]:.3g} is "
-        f"{share:.3g} times the budget {budget:.3g}; {int((error > budget).sum())} of {error.size} elements exceed it"
+        f"{shares[worst]:.3g} times the budget {budgets[worst]:.3g}; {int((error > budget).sum())} of {error.size} "
+        "elements exceed it"
     )
 
 
 def _cast(argument: Any, dtype: Any) -> Any:
-    floating = isinstance(argument, np.ndarray | np.floating) and np.issubdtype(argument.dtype, np.floating)
+    floating = isinstance(argument, np.ndarray | np.generic) and kind_of(argument.dtype) == "f"
     return argument.astype(dtype) if floating else argument
 
 

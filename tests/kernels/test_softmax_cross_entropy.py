@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rawgrad.kernels import softmax_cross_entropy as ops
-from rawgrad.kernels._errors import ArgumentError, DeviceError, DtypeError, IndexRangeError, ShapeError
+from rawgrad.kernels._dtypes import BFLOAT16, HALVES, kind_of
+from rawgrad.kernels._errors import ArgumentError, BackendError, DeviceError, DtypeError, IndexRangeError, ShapeError
 
 cross_entropy = ops.softmax_cross_entropy_forward
 VERSIONS = every_version("softmax_cross_entropy", "softmax_cross_entropy_forward")
@@ -133,6 +134,52 @@ def test_rows_of_every_length(backend, version, kind, dtype, aligned):
         arguments = (z, target, weight, smoothing)
         assert_accurate(backend.get(loss), lambda *a: whole_rows(*a)[0], *arguments, scale=2 * np.log(C) + 4)
         assert_accurate(backend.get(grad), lambda *a: whole_rows(*a)[1], *arguments, scale=2.0)
+
+
+# A vector holds eight halves, and a team of four a row of 32: at and beyond that; at and beyond a warp's tile; three
+# tiles of a block.  Multiples of 8 classes are read by 16 bytes, unless they begin elsewhere (a negative number).
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("kind", ["labels", "probabilities", "labels, smoothed, weighted"])
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_halves_are_rounded_once(backend, version, kind, dtype):
+    rng = np.random.default_rng(12)
+    smoothing = 0.1 if "smoothed" in kind else 0.0
+    for signed in (1, 32, -32, 33, 512, -520, 8201, 8208):
+        C, aligned = abs(signed), signed > 0
+        z = rng.uniform(-4, 4, (3, C)).astype(dtype)
+        target = make_target(rng, kind if kind == "probabilities" else "labels", 3, C, dtype)
+        weight = rng.uniform(0.5, 2, C).astype(dtype) if "weighted" in kind else None
+        put = [None if a is None else backend.put(a) for a in (z, target, weight)]
+        if not aligned:
+            put[0] = backend.put(np.append(dtype.type(0), z))[1:].reshape(3, C)
+        options = {"weight": put[2], "label_smoothing": smoothing, "version": version}
+        if backend.name == "numba_cuda":
+            with pytest.raises(BackendError, match=f"in Numba it is for float32 and float64; got {dtype}"):
+                cross_entropy(*put[:2], **options)
+            return
+        with untouched(*put):
+            loss, grad = cross_entropy(*put[:2], reduction="none", **options)
+            mean, _ = cross_entropy(*put[:2], **options)
+        assert loss.dtype == mean.dtype == np.float32 and grad.dtype == dtype
+        arguments = (z, target, weight, smoothing)
+        scale = 2 * np.log(C) + 4
+        floats = [a.astype(np.float32) if kind_of(a.dtype) == "f" else a for a in (z, target)]
+        of_mean = (*floats, None if weight is None else weight.astype(np.float32), -100, smoothing, "mean")
+        assert_accurate(backend.get(loss), lambda *a: whole_rows(*a)[0], *arguments, scale=scale)
+        assert_accurate(backend.get(mean), reduced, *of_mean, scale=scale)
+        assert_accurate(backend.get(grad), lambda *a: whole_rows(*a)[1], *arguments, scale=2.0)
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_a_bad_half_spoils_its_row_alone(backend, dtype):
+    if backend.name == "numba_cuda":
+        pytest.skip("in Numba it is for float32 and float64")
+    z = np.zeros((4, 10), dtype)
+    z[1, 3], z[2, 9], z[3] = np.nan, np.inf, dtype.type(60000)  # e^z would overflow
+    loss, grad = cross_entropy(backend.put(z), backend.put(np.zeros(4, int)), reduction="none")
+    assert_within(backend.get(loss), np.array([math.log(10), np.nan, np.nan, math.log(10)]), 1e-6)
+    grad = backend.get(grad).astype(np.float32)
+    assert np.isnan(grad[[1, 2]]).all() and np.isfinite(grad[[0, 3]]).all()
 
 
 # Blocks own 32 or 128 examples of few classes, or 1: at and above each.
@@ -255,13 +302,14 @@ def test_one_bad_logit_spoils_its_row_alone(backend, version, C, bad):
 # Readings of a row: version 1 makes two; the others hold up to 4096 float32 of it and read the rest again.
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("C", [10, 1000, 4096, 5000])
-def test_traffic_is_what_each_version_promises(backend, version, C):
+@pytest.mark.parametrize("dtype", [np.float32, BFLOAT16], ids=["float32", "bfloat16"])
+def test_traffic_is_what_each_version_promises(backend, version, C, dtype):
     if backend.name != "emulated":
         pytest.skip("only the emulator counts bytes")
     from rawgrad.kernels._emulator.runtime import record_launches
 
     rng = np.random.default_rng(15)
-    z, t = (backend.put(a.astype(np.float32)) for a in rng.random((2, 3, C)))
+    z, t = (backend.put(a.astype(dtype)) for a in rng.random((2, 3, C)))
     with record_launches() as launches:
         loss, grad = cross_entropy(z, t, reduction="none", version=version)
     (launch,) = launches
@@ -461,7 +509,7 @@ def test_refusals(backend):
         cross_entropy(z, labels, weight=put(np.ones(3)))
     with pytest.raises(DtypeError, match="target must have an integer dtype; got float64"):
         cross_entropy(z, put(np.zeros(3)))
-    with pytest.raises(DtypeError, match="target must be float32 or float64; got int64"):
+    with pytest.raises(DtypeError, match="target must be float32, float64, float16 or bfloat16; got int64"):
         cross_entropy(z, put(np.ones((3, 4), np.int64)))
     with pytest.raises(DtypeError, match="one dtype; logits is float64, weight is float32"):
         cross_entropy(z, labels, weight=put(np.ones(4, np.float32)))
