@@ -103,31 +103,23 @@ __device__ __forceinline__ S rounded(Wide<S> x) {
 // ---- 16 bytes of them
 
 template <class S>
-struct WideVector {
-  static constexpr int SIZE = Vector<S>::SIZE;
-  Wide<S> of[SIZE];
-};
-
-template <class S>
-__device__ __forceinline__ WideVector<S> load_wide(const S* from) {
+__device__ __forceinline__ void load_wide(Wide<S>* to, const S* from) {
   const Vector<S> stored = load_vector(from);
-  WideVector<S> wide;
 #pragma unroll
-  for (int e = 0; e < Vector<S>::SIZE; ++e) wide.of[e] = widened(stored.of[e]);
-  return wide;
+  for (int e = 0; e < Vector<S>::SIZE; ++e) to[e] = widened(stored.of[e]);
 }
 
 template <class S>
-__device__ __forceinline__ void store_rounded(S* to, const WideVector<S>& wide) {
+__device__ __forceinline__ void store_rounded(S* to, const Wide<S>* from) {
   if constexpr (sizeof(S) == 2) {
     Vector<uint32_t> pairs;
 #pragma unroll
-    for (int e = 0; e < 4; ++e) pairs.of[e] = pack(S(), wide.of[2 * e], wide.of[2 * e + 1]);
+    for (int e = 0; e < 4; ++e) pairs.of[e] = pack(S(), from[2 * e], from[2 * e + 1]);
     store_vector(reinterpret_cast<uint32_t*>(to), pairs);
   } else {
     Vector<S> stored;
 #pragma unroll
-    for (int e = 0; e < Vector<S>::SIZE; ++e) stored.of[e] = wide.of[e];
+    for (int e = 0; e < Vector<S>::SIZE; ++e) stored.of[e] = from[e];
     store_vector(to, stored);
   }
 }

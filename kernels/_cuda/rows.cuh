@@ -171,9 +171,7 @@ struct RowTile {
       const unsigned c = place(base, i);
       if (c < length) {
         if constexpr (VECTOR) {
-          const WideVector<S> v = load_wide(row + c);
-#pragma unroll
-          for (int e = 0; e < STEP; ++e) of[i + e] = v.of[e];
+          load_wide(of + i, row + c);
         } else {
           of[i] = widened(row[c]);
         }
@@ -187,10 +185,7 @@ struct RowTile {
       const unsigned c = place(base, i);
       if (c < length) {
         if constexpr (VECTOR) {
-          WideVector<S> v;
-#pragma unroll
-          for (int e = 0; e < STEP; ++e) v.of[e] = of[i + e];
-          store_rounded(row + c, v);
+          store_rounded(row + c, of + i);
         } else {
           row[c] = rounded<S>(of[i]);
         }

@@ -5,8 +5,9 @@ template <class S>
 __global__ void widen(const S* stored, Wide<S>* one, Wide<S>* eight) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   one[i] = widened(stored[i]);
-  const WideVector<S> all = load_wide(&stored[i / 8 * 8]);
-  eight[i] = all.of[i % 8];
+  Wide<S> all[8];
+  load_wide(all, &stored[i / 8 * 8]);
+  eight[i] = all[i % 8];
 }
 
 template <class S>
@@ -14,8 +15,8 @@ __global__ void narrow(const Wide<S>* wide, S* one, S* eight) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   one[i] = rounded<S>(wide[i]);
   if (i % 8 == 0) {
-    WideVector<S> all;
-    for (int e = 0; e < 8; ++e) all.of[e] = wide[i + e];
+    Wide<S> all[8];
+    for (int e = 0; e < 8; ++e) all[e] = wide[i + e];
     store_rounded(&eight[i], all);
   }
 }
