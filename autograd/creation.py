@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..kernels._devices import Device, device_named, device_of, is_array
+from ..kernels._dtypes import kind_of
 from ..kernels._errors import ArgumentError, DeviceError, DtypeError
 from .random import Generator, default_generator
 from .tensor import DEFAULT_FLOAT, Tensor, as_dtype
@@ -171,7 +172,7 @@ def _drawn(values: np.ndarray, dtype: Any, device: str | None, requires_grad: bo
 
 def _draw_dtype(operation: str, dtype: Any) -> np.dtype:
     result = DEFAULT_FLOAT if dtype is None else as_dtype(dtype)
-    if result.kind != "f":
+    if kind_of(result) != "f":
         raise DtypeError(f"{operation}: dtype must be floating; got {result}")
     return result
 

@@ -28,6 +28,7 @@ from typing import Any
 
 from ..kernels import _graph
 from ..kernels._devices import device_of, is_array
+from ..kernels._dtypes import kind_of
 from ..kernels._errors import DtypeError, GradientError
 from . import graph
 from .graph import Node, Version, current_mode, enter_forward, leave_forward
@@ -116,7 +117,7 @@ def _record(node: Node, args: tuple[Any, ...], results: tuple[Any, ...], outputs
     node.record(edges, outputs)
     constant = node._not_differentiable
     for index, output in enumerate(outputs):
-        if output.array.dtype.kind == "f" and not (constant and any(results[index] is other for other in constant)):
+        if kind_of(output.array.dtype) == "f" and not (constant and any(results[index] is other for other in constant)):
             output._attach(node, index)
     if node._to_save:
         node._saved = tuple([None if thing is None else _save(thing, results, outputs) for thing in node._to_save])

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from ..kernels import _graph
 from ..kernels._devices import device_named
 from ..kernels._dispatch import Choice, current_choice, reset_choice, set_choice
+from ..kernels._dtypes import kind_of
 from ..kernels._errors import GradientError, NonFiniteError, RawgradError
 
 if TYPE_CHECKING:
@@ -271,7 +272,7 @@ def trace_forward(node: Node, outputs: Iterable[Tensor]) -> None:
 def _check_finite(node: Node, name: str, what: str, tensors: Iterable[Tensor | None]) -> None:
     """Raise :class:`NonFiniteError` if one of ``tensors`` (None is skipped) holds NaN or infinity."""
     for number, tensor in enumerate(tensors):
-        if tensor is None or tensor.array.dtype.kind != "f":
+        if tensor is None or kind_of(tensor.array.dtype) != "f":
             continue
         finite = tensor.array_module.isfinite(tensor.array)
         if bool(finite.all()):

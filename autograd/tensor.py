@@ -15,6 +15,7 @@ import numpy as np
 
 from ..kernels import _graph
 from ..kernels._devices import device_named, device_of, is_array, known_arrays
+from ..kernels._dtypes import BFLOAT16, FLOAT16, kind_of
 from ..kernels._errors import ArgumentError, DeviceError, DtypeError, GradientError, ShapeError
 from .graph import Node, Version, is_grad_enabled
 
@@ -32,12 +33,12 @@ def zeros_of(shape: tuple[int, ...], dtype: Any, device: str) -> Tensor:
 
 
 def as_dtype(dtype: Any) -> np.dtype:
-    """``dtype`` (``np.float32``, ``"float32"``, ``float``, …) as a NumPy dtype; bool, integer or float."""
+    """``dtype`` (``np.float32``, ``"bfloat16"``, ``float``, …) as a NumPy dtype; bool, integer or float."""
     try:
         result = np.dtype(dtype)
     except TypeError:
         raise DtypeError(f"{dtype!r} is not a dtype") from None
-    if result.kind not in "biuf":
+    if kind_of(result) not in "biuf":
         raise DtypeError(f"tensors hold booleans, integers or floats; got dtype {result}")
     return result
 
@@ -137,7 +138,10 @@ class Tensor:
         return self.shape[0]
 
     def __repr__(self) -> str:
-        text = np.array2string(self._host(), separator=", ", prefix="tensor(", threshold=1000)
+        values = self._host()
+        if values.dtype == BFLOAT16:  # NumPy would leave the points out
+            values = values.astype(np.float32)
+        text = np.array2string(values, separator=", ", prefix="tensor(", threshold=1000)
         parts = [text]
         if self.dtype not in (DEFAULT_FLOAT, np.dtype(np.int64), np.dtype(np.bool_)):
             parts.append(f"dtype={self.dtype}")
@@ -164,7 +168,7 @@ class Tensor:
             if not value:
                 raise GradientError("requires_grad of a computed tensor cannot be switched off; use detach()")
             return
-        if value and self.dtype.kind != "f":
+        if value and kind_of(self.dtype) != "f":
             raise DtypeError(f"only floating tensors can require gradients; this one is {self.dtype}")
         self._requires_grad = bool(value)
 
@@ -397,6 +401,14 @@ class Tensor:
     def double(self) -> Tensor:
         """This tensor as float64."""
         return self.to(dtype=np.float64)
+
+    def half(self) -> Tensor:
+        """This tensor as float16."""
+        return self.to(dtype=FLOAT16)
+
+    def bfloat16(self) -> Tensor:
+        """This tensor as bfloat16, the upper half of a float32."""
+        return self.to(dtype=BFLOAT16)
 
     def long(self) -> Tensor:
         """This tensor as int64."""
@@ -907,7 +919,7 @@ def _is_device(name: str) -> bool:
 def _may_hold(target: np.dtype, source: np.dtype) -> bool:
     """Whether in-place results of ``source`` may be kept in ``target``: never floats in integers."""
     order = "biuf".replace("u", "i")
-    return order.index(target.kind.replace("u", "i")) >= order.index(source.kind.replace("u", "i"))
+    return order.index(kind_of(target).replace("u", "i")) >= order.index(kind_of(source).replace("u", "i"))
 
 
 def _axis(operation: str, dim: Any, ndim: Any) -> Any:

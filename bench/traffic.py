@@ -264,12 +264,10 @@ def cases() -> list[Case]:
 
 def measure(case: Case) -> list[Row]:
     """The rows of a case: the default, and each version."""
-    import importlib
-
+    from ..kernels._cuda.table import versions_of
     from ..kernels._emulator.runtime import record_launches
 
-    module = importlib.import_module(f"rawgrad.kernels.{case.operation}.cuda")
-    versions = [name for name in getattr(module, "VERSIONS", {}).get(case.function, {}) if not _same_as_another(name)]
+    versions = [name for name in versions_of(case.operation, case.function) if not _same_as_another(name)]
     rows = []
     for version in (None, *versions):
         pins = {case.operation: version} if version else {}

@@ -18,6 +18,7 @@ import numpy as np
 from ..autograd import Tensor
 from ..autograd.random import Generator, default_generator
 from ..kernels._devices import device_of
+from ..kernels._dtypes import kind_of
 from ..kernels._errors import ArgumentError, DtypeError, ShapeError
 
 _LINEAR = (
@@ -39,7 +40,7 @@ def _stream(generator: Generator | None) -> np.random.Generator:
 def _fill(operation: str, tensor: Tensor, values: Any) -> Tensor:
     """Write host ``values`` into ``tensor``, outside any graph."""
     array = tensor.array
-    if array.dtype.kind != "f":
+    if kind_of(array.dtype) != "f":
         raise DtypeError(f"{operation}: tensor must be of a floating dtype; got {array.dtype}")
     values = np.broadcast_to(np.asarray(values, array.dtype), array.shape)
     array[...] = device_of(array).from_host(values)

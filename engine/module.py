@@ -19,6 +19,7 @@ import numpy as np
 
 from ..autograd import Function, Tensor, graph
 from ..kernels._devices import device_named, device_of
+from ..kernels._dtypes import FLOATS, HALVES, kind_of
 from ..kernels._errors import ArgumentError, CheckpointError, NonFiniteError, RawgradError
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def _add_hook(hooks: dict[int, Any], hook: Any) -> RemovableHandle:
 
 # ---------------------------------------------------------------- which layer is running
 
+_DTYPES = (*FLOATS, *HALVES)
 _running: ContextVar[tuple[Module, ...]] = ContextVar("rawgrad_running", default=())
 
 
@@ -421,21 +423,21 @@ class Module:
     def to(self, *target: Any, device: str | None = None, dtype: Any = None) -> Self:
         """Move to a device and/or convert floating parameters and buffers to a dtype, in place.
 
-        ``to("cuda")``, ``to(np.float64)``, ``to("cpu", np.float32)``, ``to(device=…, dtype=…)``.
+        ``to("cuda")``, ``to(np.float64)``, ``to("cpu", "bfloat16")``, ``to(device=…, dtype=…)``.
         Parameters stay the same objects, so an optimizer that knows them goes on working, if it has
         no state yet.
         """
         for value in target:
-            if isinstance(value, str) and value not in ("float32", "float64"):
+            if isinstance(value, str) and value not in map(str, _DTYPES):
                 device = value
             else:
                 dtype = value
         place = None if device is None else device_named(device)
-        if dtype is not None and np.dtype(dtype) not in (np.dtype(np.float32), np.dtype(np.float64)):
-            raise ArgumentError(f"Module.to: dtype must be float32 or float64; got {np.dtype(dtype)}")
+        if dtype is not None and np.dtype(dtype) not in _DTYPES:
+            raise ArgumentError(f"Module.to: dtype must be {', '.join(map(str, _DTYPES))}; got {np.dtype(dtype)}")
 
         def moved(array: Any) -> Any:
-            if dtype is not None and array.dtype.kind == "f":
+            if dtype is not None and kind_of(array.dtype) == "f":
                 array = array.astype(dtype, copy=False)
             if place is not None and device_of(array) is not place:
                 array = place.from_host(device_of(array).to_host(array))

@@ -22,12 +22,18 @@ FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 def kind_of(dtype: np.dtype) -> str:
     """NumPy's letter for the kind of a dtype; ``"f"`` for bfloat16 too, of which NumPy only knows the size."""
-    return "f" if dtype == BFLOAT16 else dtype.kind
+    kind = dtype.kind
+    return "f" if kind == "V" and dtype == BFLOAT16 else kind
+
+
+def is_half(dtype: np.dtype) -> bool:
+    """Whether ``dtype`` is one of the halves."""
+    return dtype.itemsize == 2 and dtype in HALVES
 
 
 def wide(dtype: np.dtype) -> np.dtype:
     """The dtype in which numbers of ``dtype`` are computed with: float32 for the halves, else itself."""
-    return FLOATS[0] if dtype in HALVES else dtype
+    return FLOATS[0] if is_half(dtype) else dtype
 
 
 def halves_in_float32(rounded: slice = slice(None)) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -44,7 +50,7 @@ def halves_in_float32(rounded: slice = slice(None)) -> Callable[[Callable[..., A
         @functools.wraps(function)
         def call(*arguments: Any) -> Any:
             dtype = arguments[0].dtype
-            if dtype not in HALVES:
+            if not is_half(dtype):
                 return function(*arguments)
             widened = [
                 None if i == place else a.astype(np.float32) if getattr(a, "dtype", None) == dtype else a

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from ...kernels._devices import device_of, is_array
+from ...kernels._dtypes import is_half, kind_of
 from ...kernels._errors import ArgumentError, DeviceError, IndexRangeError, ShapeError
 from ..tensor import DEFAULT_FLOAT, Tensor
 
@@ -47,20 +50,35 @@ def promote(a: Any, b: Any) -> np.dtype:
     tensor with dimensions is widened neither by a scalar nor by a tensor without dimensions of its
     own category or a lower one.
     """
-    ranks = [_CATEGORY[x.dtype.kind] for x in (a, b)]
+    ranks = [_CATEGORY[kind_of(x.dtype)] for x in (a, b)]
     if (a.ndim == 0) != (b.ndim == 0):
         scalar = 0 if a.ndim == 0 else 1
         if ranks[scalar] <= ranks[1 - scalar]:
             return (a, b)[1 - scalar].dtype
     if ranks[0] != ranks[1]:
         return (a if ranks[0] > ranks[1] else b).dtype
+    if a.dtype != b.dtype and is_half(a.dtype) and is_half(b.dtype):
+        return DEFAULT_FLOAT  # the smallest that holds both
     return np.promote_types(a.dtype, b.dtype)
+
+
+def in_float32(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A decorator for functions of a tensor: halves are computed with in float32, and the result is rounded once."""
+
+    @functools.wraps(function)
+    def call(x: Tensor, *args: Any, **options: Any) -> Tensor:
+        dtype = x.array.dtype
+        if not is_half(dtype):
+            return function(x, *args, **options)
+        return function(x.to(dtype=DEFAULT_FLOAT), *args, **options).to(dtype=dtype)
+
+    return call
 
 
 def scalar_dtype(tensor: Tensor, scalar: bool | int | float) -> np.dtype:
     """The dtype of ``tensor`` combined with a Python scalar: only a higher category changes it."""
     dtype: np.dtype = tensor.array.dtype
-    if dtype.kind == "f" or isinstance(scalar, bool):
+    if kind_of(dtype) == "f" or isinstance(scalar, bool):
         return dtype
     if isinstance(scalar, int):
         return np.dtype(np.int64) if dtype.kind == "b" else dtype

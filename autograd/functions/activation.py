@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from ...kernels._dtypes import kind_of
 from ...kernels.activation import activation_backward, activation_forward, saves
 from ..function import Function
 from ..graph import is_grad_enabled
@@ -37,7 +38,7 @@ class Activation(Function):
 
 def activation(x: Tensor, kind: str, **options: Any) -> Tensor:
     """The activation ``kind`` of ``x``; integers become float32 first."""
-    if x.dtype.kind != "f":
+    if kind_of(x.dtype) != "f":
         x = x.to(dtype=DEFAULT_FLOAT)
     return Activation.apply(x, kind, options)
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from ...kernels import _graph
 from ...kernels._devices import device_named, device_of
+from ...kernels._dtypes import kind_of
 from ...kernels._errors import ArgumentError, DtypeError
 from ..function import Function
 from ..tensor import DEFAULT_FLOAT, Tensor
@@ -57,7 +58,7 @@ def _cast(x: Tensor, dtype: np.dtype) -> Tensor:
 
 
 def _floating(x: Any) -> Any:
-    return x.to(dtype=DEFAULT_FLOAT) if isinstance(x, Tensor) and x.array.dtype.kind != "f" else x
+    return x.to(dtype=DEFAULT_FLOAT) if isinstance(x, Tensor) and kind_of(x.array.dtype) != "f" else x
 
 
 def unify(name: str, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

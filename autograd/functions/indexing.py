@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from ...kernels import _graph
-from ...kernels._contracts import FLOATS
 from ...kernels._devices import is_array
+from ...kernels._dtypes import FLOATS, kind_of, wide
 from ...kernels._errors import DtypeError, IndexRangeError, ShapeError
 from ...kernels.embedding import embedding_backward
 from ..function import Function
@@ -35,7 +35,7 @@ def _take_apart(x: Tensor, index: Any) -> tuple[Any, list[Tensor]]:
         elif is_array(part):
             part = Tensor(part)
         if isinstance(part, Tensor):
-            if part.dtype.kind == "f":
+            if kind_of(part.dtype) == "f":
                 raise DtypeError(f"indexing: index tensors must be integers or booleans; got {part.dtype}")
             same_device("indexing", x, part)
             arrays.append(part)
@@ -116,7 +116,7 @@ class Scatter(Function):
             result = xp.zeros(shape, x.dtype)
             result[_put_together(index, arrays)] = x.array
             return result
-        if x.dtype not in FLOATS:
+        if wide(x.dtype) not in FLOATS:
             result = xp.zeros(shape, x.dtype)
             xp.add.at(result, _put_together(index, arrays), x.array)
             return result
@@ -128,7 +128,8 @@ class Scatter(Function):
             count = math.prod(shape)
             places = xp.arange(count).reshape(shape)[_put_together(index, arrays)]
         columns = math.prod(shape) // max(count, 1)
-        return embedding_backward(x.array.reshape(*places.shape, columns), places, count).reshape(shape)
+        values = x.array.astype(wide(x.dtype), copy=False).reshape(*places.shape, columns)
+        return embedding_backward(values, places, count).reshape(shape).astype(x.dtype, copy=False)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
@@ -167,11 +168,11 @@ def put(x: Tensor, index: Any, value: Any) -> None:
     if operand is None:
         operand = Tensor(value)
     if isinstance(operand, Tensor):
-        if operand.dtype.kind == "f" and x.dtype.kind != "f":
+        if kind_of(operand.dtype) == "f" and kind_of(x.dtype) != "f":
             raise DtypeError(f"indexing: values of {operand.dtype} cannot be written into a tensor of {x.dtype}")
         same_device("indexing", x, operand)
         operand = operand.to(dtype=x.dtype)
-    elif isinstance(operand, float) and x.dtype.kind != "f":
+    elif isinstance(operand, float) and kind_of(x.dtype) != "f":
         raise DtypeError(f"indexing: a float cannot be written into a tensor of {x.dtype}")
     parts, arrays = _take_apart(x, index)
     on_tape = x.requires_grad or (isinstance(operand, Tensor) and operand.requires_grad)

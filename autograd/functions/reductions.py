@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from ...kernels import _graph
+from ...kernels._dtypes import kind_of, wide
 from ...kernels._errors import ArgumentError, DtypeError, ShapeError
 from ..function import Function
 from ..tensor import Tensor
-from ._operands import axes, axis, quiet
+from ._operands import axes, axis, in_float32, quiet
 from .elementwise import where
 from .shape import expand, reshape
 
@@ -22,7 +23,7 @@ def _kept(shape: tuple[int, ...], dims: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _require_float(operation: str, x: Tensor) -> None:
-    if x.dtype.kind != "f":
+    if kind_of(x.dtype) != "f":
         raise DtypeError(f"{operation}: takes floating tensors; got {x.dtype}; use .float() first")
 
 
@@ -46,11 +47,13 @@ class Sum(Function):
         return expand(reshape(grad, ctx.kept), ctx.shape), None, None
 
 
+@in_float32
 def sum(x: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
     """The sum over ``dim`` (all dimensions by default); integers and booleans add up as int64."""
     return Sum.apply(x, axes("sum", dim, x.ndim), keepdim)
 
 
+@in_float32
 def mean(x: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
     """The arithmetic mean over ``dim``; NaN over nothing."""
     _require_float("mean", x)
@@ -58,6 +61,7 @@ def mean(x: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
     return sum(x, dim, keepdim) / (count if count else math.nan)
 
 
+@in_float32
 def var(x: Tensor, dim: Any = None, correction: float = 1, keepdim: bool = False) -> Tensor:
     """The mean squared distance from the mean, over (count - ``correction``)."""
     _require_float("var", x)
@@ -66,6 +70,7 @@ def var(x: Tensor, dim: Any = None, correction: float = 1, keepdim: bool = False
     return sum(centred * centred, dim, keepdim) / (count if count > 0 else 0.0)
 
 
+@in_float32
 def std(x: Tensor, dim: Any = None, correction: float = 1, keepdim: bool = False) -> Tensor:
     """The square root of :func:`var`; where all elements are equal its gradient is 0, as in torch."""
     variance = var(x, dim, correction, keepdim)
@@ -96,6 +101,7 @@ class Prod(Function):
         return reshape(grad, _kept(x.shape, ctx.dims)) * slope, None, None
 
 
+@in_float32
 def prod(x: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
     """The product over ``dim`` (all dimensions by default)."""
     return Prod.apply(x, axes("prod", dim, x.ndim), keepdim)
@@ -121,6 +127,7 @@ class Extremum(Function):
         return share * reshape(grad, kept), None, None, None
 
 
+@in_float32
 def extremum(x: Tensor, kind: str, dim: Any = None, keepdim: bool = False) -> Tensor:
     """``kind`` ("max", "min") over ``dim``; NaN wins."""
     dims = axes(f"a{kind}", dim, x.ndim)
@@ -132,15 +139,16 @@ def arg(name: str, x: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
     """``argmax`` or ``argmin``: the position of the first extremum, as int64; in the flat tensor without ``dim``."""
     if _graph.under_way:
         _graph.observe((x,))
+    array = x.array.astype(wide(x.dtype), copy=False)
     if dim is None:
         _require_elements(name, x, tuple(range(x.ndim)))
-        position = x.array_module.asarray(getattr(x.array, name)())
+        position = x.array_module.asarray(getattr(array, name)())
         return Tensor(position.reshape((1,) * x.ndim) if keepdim else position)
     where_ = axis(name, dim, x.ndim)
     if x.ndim == 0:
         return Tensor(x.array_module.zeros((), np.int64))
     _require_elements(name, x, (where_,))
-    return Tensor(x.array_module.asarray(getattr(x.array, name)(axis=where_, keepdims=keepdim)))
+    return Tensor(x.array_module.asarray(getattr(array, name)(axis=where_, keepdims=keepdim)))
 
 
 def logical(name: str, x: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
@@ -150,6 +158,7 @@ def logical(name: str, x: Tensor, dim: Any = None, keepdim: bool = False) -> Ten
     return Tensor(x.array_module.asarray(getattr(x.array, name)(axis=axes(name, dim, x.ndim), keepdims=keepdim)))
 
 
+@in_float32
 def logsumexp(x: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
     """m + log(sum(exp(x - m))) with m the largest element, so that nothing overflows."""
     _require_float("logsumexp", x)
@@ -178,6 +187,7 @@ class CumSum(Function):
         return cumsum(grad.flip(ctx.dim), ctx.dim).flip(ctx.dim), None
 
 
+@in_float32
 def cumsum(x: Tensor, dim: int) -> Tensor:
     """Running sums along ``dim``."""
     return CumSum.apply(x, axis("cumsum", dim, x.ndim))
@@ -208,6 +218,7 @@ def _root(x: Tensor, p: float) -> Tensor:
     return where(is_zero, 0.0, where(is_zero, 1.0, x) ** p)
 
 
+@in_float32
 def norm(x: Tensor, p: float = 2, dim: Any = None, keepdim: bool = False) -> Tensor:
     """The vector p-norm over ``dim``; ``inf`` and ``-inf`` give the largest and smallest |x|, 0 counts nonzeros."""
     _require_float("norm", x)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...kernels import _graph
+from ...kernels._dtypes import wide
 from ...kernels._errors import ArgumentError, ShapeError
 from ..function import Function
 from ..tensor import Tensor
@@ -157,7 +158,8 @@ class SumTo(Function):
         ctx.shape = x.shape
         new = x.ndim - len(shape)
         repeated = tuple(d for d, size in enumerate(shape, start=new) if size == 1 and x.shape[d] != 1)
-        return x.array.sum(axis=(*range(new), *repeated), keepdims=True).reshape(shape)
+        values = x.array.astype(wide(x.dtype), copy=False)
+        return values.sum(axis=(*range(new), *repeated), keepdims=True).reshape(shape).astype(x.dtype, copy=False)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:

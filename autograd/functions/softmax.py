@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...kernels._dtypes import kind_of
 from ...kernels.softmax import log_softmax_backward, log_softmax_forward, softmax_backward, softmax_forward
 from ..function import Function
 from ..graph import is_grad_enabled
@@ -49,7 +50,7 @@ class LogSoftmax(Function):
 
 def _apply(function: type[Function], name: str, x: Tensor, dim: int) -> Tensor:
     where = axis(name, dim, x.ndim)
-    if x.dtype.kind != "f":
+    if kind_of(x.dtype) != "f":
         x = x.to(dtype=DEFAULT_FLOAT)
     if x.ndim == 0:
         return function.apply(x.reshape(1), 0).reshape(())

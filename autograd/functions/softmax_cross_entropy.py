@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from ...kernels._dtypes import is_half, kind_of, wide
 from ...kernels._errors import ShapeError
 from ...kernels.softmax_cross_entropy import softmax_cross_entropy_forward
 from ..function import Function, differentiate_again
 from ..graph import is_grad_enabled
-from ..tensor import Tensor
+from ..tensor import DEFAULT_FLOAT, Tensor
 from .elementwise import where
 from .softmax import log_softmax
 
@@ -35,7 +36,8 @@ class SoftmaxCrossEntropy(Function):
             return *composed, None, None
         if ctx.unit_gradient:  # ready as it is; a copy if the graph is used again
             return gradient.clone() if ctx.graph_retained else gradient, None, None, None
-        return gradient * grad.reshape(*grad.shape, *(1,) * (2 - grad.ndim)), None, None, None
+        scaled = gradient * grad.reshape(*grad.shape, *(1,) * (2 - grad.ndim))  # of halves in float32, as the loss is
+        return scaled.to(dtype=gradient.dtype), None, None, None
 
 
 def _unfused(
@@ -47,10 +49,15 @@ def _unfused(
     label_smoothing: float = 0.0,
     reduction: str = "mean",
 ) -> Tensor:
-    """The same loss in operations that can be differentiated any number of times."""
+    """The same loss in operations that can be differentiated any number of times; of halves in float32."""
+    logits = logits.to(dtype=wide(logits.dtype))
+    if is_half(target.dtype):
+        target = target.to(dtype=DEFAULT_FLOAT)
+    if weight is not None:
+        weight = weight.to(dtype=wide(weight.dtype))
     logp = log_softmax(logits, 1)  # (N, C)
     xp, classes = logits.array_module, logits.shape[1]
-    if target.dtype.kind == "f":
+    if kind_of(target.dtype) == "f":
         probabilities, rows = target, None
     else:
         labels = target.array.astype(np.int64, copy=False)  # the labels' own dtype need not hold ignore_index

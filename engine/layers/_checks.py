@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ...kernels._contracts import FLOATS
 from ...kernels._devices import device_named
+from ...kernels._dtypes import FLOATS, HALVES
 from ...kernels._errors import ArgumentError, DtypeError
 from ..module import Parameter
 
@@ -47,6 +47,6 @@ def parameter(shape: tuple[int, ...], device: str | None, dtype: Any) -> Paramet
 def array_of_zeros(shape: tuple[int, ...], device: str | None, dtype: Any) -> Any:
     """An array of zeros on ``device`` (the CPU if None) of a floating ``dtype`` (float32 if None)."""
     kind = np.dtype(np.float32 if dtype is None else dtype)
-    if kind not in FLOATS:
-        raise DtypeError(f"parameter: dtype must be float32 or float64; got {kind}")
+    if kind not in (*FLOATS, *HALVES):
+        raise DtypeError(f"parameter: dtype must be float32, float64, float16 or bfloat16; got {kind}")
     return device_named(device or "cpu").array_module.zeros(shape, kind)

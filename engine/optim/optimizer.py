@@ -17,6 +17,7 @@ import numpy as np
 from ...autograd import Tensor, enable_grad
 from ...kernels import _graph
 from ...kernels._devices import Device, device_of
+from ...kernels._dtypes import kind_of
 from ...kernels._errors import ArgumentError, CaptureError, CheckpointError
 from ..module import clear_gradients
 
@@ -122,7 +123,7 @@ class Optimizer:
                     f"{self._name}: params[{number}] of shape {tuple(param.shape)} must be a leaf; it was computed "
                     "from others (give those, or detach it)"
                 )
-            if param.dtype.kind != "f":
+            if kind_of(param.dtype) != "f":
                 raise ArgumentError(f"{self._name}: params[{number}] must be of a floating dtype; got {param.dtype}")
             if id(param) in known:
                 raise ArgumentError(f"{self._name}: params[{number}] of shape {tuple(param.shape)} is given twice")

@@ -99,11 +99,16 @@ def shipped_kernels() -> list[Kernel]:
     return sorted(ours, key=lambda kernel: (kernel.path, kernel.name))
 
 
-def versions_of(operation: str, function: str, here: int | None = None) -> list[str]:
-    """The names of the versions of a launcher's function, if it has several; those that run on sm_``here`` if given."""
+def versions_of(operation: str, function: str, here: int | None = None, halves: bool = False) -> list[str]:
+    """The names of the versions of a launcher's function, if it has several; those that run on sm_``here`` if given.
+
+    Args:
+        halves: those that take nothing but float16 and bfloat16 too.
+    """
     launcher = importlib.import_module(f"{__package__.rpartition('.')[0]}.{operation}.cuda")
     only = getattr(launcher, "ARCHITECTURES", {})
-    names = getattr(launcher, "VERSIONS", {}).get(function, {})
+    other = {} if halves else getattr(launcher, "DTYPES", {})
+    names = [n for n in getattr(launcher, "VERSIONS", {}).get(function, {}) if n not in other]
     return [n for n in names if here is None or n not in only or any(runs_on(one, here) for one in only[n])]
 
 

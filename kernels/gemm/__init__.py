@@ -17,6 +17,9 @@ which are this operation again: for y = a b they are ``gemm(g, b, transpose_b=Tr
 ``gemm(a, g, transpose_a=True)``, summed over the dimensions that were broadcast.
 :func:`linear_backward` gives all three for y = activation(a bᵀ + bias) of matrices, in one call.
 
+float16 and bfloat16 are multiplied exactly, summed in float32, and y is rounded once, after the activation.  So is each
+gradient; g, where there is an activation, is rounded before it is multiplied.
+
 Backends: ``numpy`` (reference.py); ``numba`` (numba_cpu.py); ``cuda`` and ``emulated`` (cuda.py, gemm.cu);
 ``numba_cuda`` (numba_cuda.py, twins of some versions).
 """
@@ -100,7 +103,7 @@ def gemm(
     """The matrix product of ``a`` and ``b``, plus ``bias``, through ``activation``.
 
     Args:
-        a: (..., M, K), or (..., K, M) with ``transpose_a``; float32 or float64, any strides.
+        a: (..., M, K), or (..., K, M) with ``transpose_a``; float32, float64, float16 or bfloat16, any strides.
         b: (..., K, N), or (..., N, K) with ``transpose_b``; the dtype of ``a``.
         bias: (N,) or None.
         activation: one of :data:`ACTIVATIONS` or None.
@@ -118,7 +121,7 @@ def gemm(
     if out is None and (kernel := _operation.passed("gemm", arrays, *options)) is not None:
         return kernel(a, b, bias, transpose_a, transpose_b, activation, None)
     device = common_device("gemm", a=a, b=b, bias=bias)
-    dtype = common_float("gemm", a=a, b=b, bias=bias)
+    dtype = common_float("gemm", halves=True, a=a, b=b, bias=bias)
     g = geometry(a.shape, b.shape, transpose_a, transpose_b)
     if bias is not None:
         check_shape("gemm", "bias", bias, (g.N,), "N")
@@ -166,7 +169,7 @@ def linear_backward(
     if len(wanted) != 3:
         raise ArgumentError(f"linear_backward: wanted must be three booleans; got {wanted!r}")
     device = common_device("linear_backward", grad=grad, a=a, b=b, y=y)
-    common_float("linear_backward", grad=grad, a=a, b=b, y=y)
+    common_float("linear_backward", halves=True, grad=grad, a=a, b=b, y=y)
     check_rank("linear_backward", "a", a, "M K")
     check_rank("linear_backward", "b", b, "N K")
     check_shape("linear_backward", "b", b, (b.shape[0], a.shape[1]), "N K")

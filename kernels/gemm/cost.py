@@ -36,8 +36,8 @@ class Way(NamedTuple):
     Attributes:
         rows, columns: of a tile of y, in float32.
         scales: whether float64 halves both.
-        share: of the SM's peak that it reaches when enough blocks are there: multiplications among all instructions,
-            less where shared memory is the narrower way.
+        share: of the SM's peak outside the tensor cores that it reaches when enough blocks are there: multiplications
+            among all instructions, less where shared memory is the narrower way; on the tensor cores a multiple of it.
         resident: blocks that an SM holds at once, in float32 (docs/compile-table.md).
         wait: nanoseconds that a lone block waits for each k: the way to memory, 500, over the k under way.
         cuts: whether K may be cut into slices.
@@ -62,6 +62,13 @@ WAYS = {
     "v5_warp_tile_narrow": Way(128, 64, True, 0.8, 3, 500 / 16, True),
     "v5_warp_tile_wide": Way(128, 128, True, 0.9, 2, 500 / 16, True),
 }
+#: Of float16 and bfloat16.  Shared memory is the narrowest way: for each k of a tile of 128 x 128 it moves 2048 bytes,
+#: for one of 64 x 64 768, at 128 bytes a cycle; so an SM multiplies 1024 or 683 pairs in a cycle.  `_PEAK` counts 256.
+HALF_WAYS = {
+    "v14_half_cp_async_128": Way(128, 128, False, 4.0, 1, 500 / 64, True),
+    "v14_half_cp_async_64": Way(64, 64, False, 2.7, 3, 500 / 64, True),
+}
+_EVERY = {**WAYS, **HALF_WAYS}
 
 
 def slices(K: int, wanted: int) -> tuple[int, int]:
@@ -80,14 +87,15 @@ def predicted(way: Way, M: int, N: int, K: int, batch: int, itemsize: int, proce
     multiplying = busiest * rows * columns * k / (_PEAK * 4 / itemsize * way.share)
     waiting = ceil_div(busiest, way.resident) * k * way.wait
     fetching = blocks * (rows + columns) * k * itemsize / _L2
-    after = _LAUNCH + (2 * splits + 1) * batch * M * N * itemsize / _L2 if splits > 1 else 0.0
+    moved = 2 * splits * max(itemsize, 4) + itemsize  # bytes for each result: slices of halves are in float32
+    after = _LAUNCH + moved * batch * M * N / _L2 if splits > 1 else 0.0
     return _LAUNCH + max(multiplying, waiting, fetching) + after
 
 
 def _fits(way: Way, M: int, N: int, batch: int, itemsize: int, splits: int) -> bool:
     """Whether the grid and the workspace may be as large."""
     size = batch * M * N * splits
-    workspace = splits == 1 or (size <= _ELEMENTS and size * itemsize <= _WORKSPACE)
+    workspace = splits == 1 or (size <= _ELEMENTS and size * max(itemsize, 4) <= _WORKSPACE)
     return workspace and ceil_div(N, way.tile(itemsize)[1]) <= _GRID_Y
 
 
@@ -101,7 +109,7 @@ def choose(
     """
     best, least = (among[-1], 1), float("inf")
     for name in among:
-        way = WAYS[name]
+        way = _EVERY[name]
         most = max(1, K // _SHORTEST) if way.cuts else 1
         counts = dict.fromkeys(slices(K, wanted)[0] for wanted in _COUNTS if wanted <= most)
         for splits in counts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from .._devices import device_of
 from .._dispatch import current_choice
+from .._dtypes import HALVES, wide
 from .._errors import BackendError
 from .._launch import (
     BOOLS,
@@ -27,7 +29,7 @@ from .._launch import (
 from ..activation import activation_backward
 from ..activation.cuda import kind_number
 from . import Geometry, geometry
-from .cost import WAYS, choose, slices
+from .cost import HALF_WAYS, WAYS, choose, slices
 from .hopper import WGMMA_TMA, WGMMA_TWO, wgmma
 
 _TEMPLATES: dict[str, Any] = {"T": FLOATS, "TRANSPOSE_A": BOOLS, "TRANSPOSE_B": BOOLS}
@@ -36,8 +38,8 @@ _SMEM_TILE = Kernel(__file__, "gemm_v2_smem_tile", **_TEMPLATES)
 _REGISTER_TILE = Kernel(__file__, "gemm_v3_register_tile", **_TEMPLATES, VECTOR=BOOLS)
 _WARP_TILE = Kernel(__file__, "gemm_v5_warp_tile", **_TEMPLATES, VECTOR=BOOLS, WIDE=BOOLS)
 _WARPS_SHARE_K = Kernel(__file__, "gemm_v6_warps_share_k", **_TEMPLATES)
-_SUM_SPLITS = Kernel(__file__, "gemm_sum_splits", T=FLOATS)
-_COLUMN_SUMS = Kernel(__file__, "gemm_column_sums", T=FLOATS)
+_SUM_SPLITS = Kernel(__file__, "gemm_sum_splits", S=(*FLOATS, *HALVES))
+_COLUMN_SUMS = Kernel(__file__, "gemm_column_sums", S=(*FLOATS, *HALVES))
 _TENSOR_CORES = Path(__file__).with_name("gemm_tensor_core.cu")
 #: The template argument PRECISION of gemm_tensor_core.cu.
 _PRECISIONS = {"tf32": 0, "bf16": 1, "fp16": 2}
@@ -49,6 +51,7 @@ _PIPELINED = Kernel(
     _TENSOR_CORES, "gemm_v8_tensor_core_pipelined", PRECISION=_PRECISIONS.values(), TILE=_SIDES, **_TRANSPOSES
 )
 _SPLIT = Kernel(_TENSOR_CORES, "gemm_v9_bf16_split", TILE=_SIDES, **_TRANSPOSES)
+_HALF = Kernel(_TENSOR_CORES, "gemm_v14_half_cp_async", S=HALVES, TILE=_SIDES, **_TRANSPOSES)
 #: So many blocks keep a GPU busy: the multiprocessors of an A100.
 _ENOUGH_BLOCKS = 108
 #: Where six products of bf16 parts should take less time than one of float32: the tensor cores of these do 16 and 15
@@ -158,6 +161,10 @@ def _run(
     activation: str | None,
     out: Any,
 ) -> Any:
+    if a.dtype in HALVES:
+        if version is not None:
+            raise BackendError(f"gemm: {', '.join(HALF_WAYS)} take {a.dtype}; the other versions do not")
+        return _run_halves(None, a, b, bias, transpose_a, transpose_b, activation, out)
     g = geometry(a.shape, b.shape, transpose_a, transpose_b)
     y = result(out, a, g.y_shape)
     a, a_step = _batched(a, g.batch)
@@ -186,6 +193,31 @@ def _run_slices(
     partials = empty(y, (batch, splits, M, N))
     plan.kernel(grid, plan.block, a, b, None, partials, *sizes, kind_number(None), splits, length)
     _SUM_SPLITS[y.dtype](ceil_div(y.size, 256), 256, partials, bias, y, M * N, N, y.size, splits, kind)
+
+
+def _run_halves(
+    side: int | None, a: Any, b: Any, bias: Any, transpose_a: bool, transpose_b: bool, activation: str | None, out: Any
+) -> Any:
+    """float16 and bfloat16: by blocks of ``side`` x ``side``, or as the model says."""
+    if a.dtype not in HALVES:
+        raise BackendError(f"gemm: this version takes float16 and bfloat16; got {a.dtype}")
+    g = geometry(a.shape, b.shape, transpose_a, transpose_b)
+    y = result(out, a, g.y_shape)
+    a, a_step = _batched(a, g.batch)
+    b, b_step = _batched(b, g.batch)
+    name, splits = (f"v14_half_cp_async_{side}", 1) if side else _chosen(g, a, tuple(HALF_WAYS))
+    side = HALF_WAYS[name].rows
+    splits, length = slices(g.K, splits)
+    batch, kind = math.prod(g.batch), kind_number(activation)
+    grid = ceil_div(g.M, side), ceil_div(g.N, side), min(batch * splits, _MAX_Z)
+    partials = empty(y, (batch, splits, g.M, g.N), np.float32) if splits > 1 else None
+    sizes = g.M, g.N, g.K, batch, a_step, b_step
+    kernel = _HALF[a.dtype, side, transpose_a, transpose_b]
+    kernel(grid, 2 * side, a, b, bias, y, partials, *sizes, kind, splits, length)
+    if partials is not None:
+        blocks = ceil_div(y.size, 256)
+        _SUM_SPLITS[y.dtype](blocks, 256, partials, bias, y, g.M * g.N, g.N, y.size, splits, kind)
+    return y
 
 
 def _batched(matrix: Any, batch: tuple[int, ...]) -> tuple[Any, int]:
@@ -244,7 +276,8 @@ def linear_backward(
     if wanted[2]:
         h, sums = _column_sums(grad, y, activation, activation is not None and (wanted[0] or wanted[1]))
     elif activation is not None:
-        h = activation_backward(grad, y, activation)
+        halves = grad.dtype in HALVES  # for which activation_backward has no kernel
+        h = _column_sums(grad, y, activation, True)[0] if halves else activation_backward(grad, y, activation)
     return (
         gemm(h, b, None, False, False, None, None) if wanted[0] else None,
         gemm(h, a, None, True, False, None, None) if wanted[1] else None,
@@ -264,12 +297,13 @@ def _column_sums(grad: Any, y: Any, activation: str | None, keep: bool) -> tuple
     length = max(1, ceil_div(M, count))
     count = max(1, ceil_div(M, length))
     kernel, kind = _COLUMN_SUMS[grad.dtype], kind_number(activation)
-    sums = empty(grad, (N,))
-    partials = sums if count == 1 else empty(grad, (count, N))
+    summed = wide(grad.dtype)
+    sums = empty(grad, (N,), summed)
+    partials = sums if count == 1 else empty(grad, (count, N), summed)
     kernel((across, count), (32, 32), grad, y, h, partials, M, N, length, kind)
     if count > 1:
-        kernel((across, 1), (32, 32), partials, None, None, sums, count, N, count, kind_number(None))
-    return (h if keep else grad), sums
+        _COLUMN_SUMS[summed]((across, 1), (32, 32), partials, None, None, sums, count, N, count, kind_number(None))
+    return (h if keep else grad), sums.astype(grad.dtype, copy=False)
 
 
 def _pinned(version: Callable[..., _Plan]) -> Callable[..., Any]:
@@ -294,6 +328,7 @@ VERSIONS = {
             for side in _SIDES
         },
         **{f"v9_bf16_split_{side}": _pinned(_split(side)) for side in _SIDES},
+        **{f"v14_half_cp_async_{side}": partial(_run_halves, side) for side in _SIDES},
         "v10_wgmma_tma": lambda *arguments: wgmma(WGMMA_TMA, _MAX_Z, *arguments),
         "v11_wgmma_two": lambda *arguments: wgmma(WGMMA_TWO, _MAX_Z, *arguments),
     }
@@ -301,3 +336,5 @@ VERSIONS = {
 
 #: Versions that are for some GPUs alone.
 ARCHITECTURES = {"v10_wgmma_tma": ("sm_90a",), "v11_wgmma_two": ("sm_90a",)}
+#: Versions that are for some dtypes alone, other than float32 and float64.
+DTYPES = dict.fromkeys(HALF_WAYS, HALVES)

@@ -26,6 +26,7 @@
 
 #include "activation.cuh"
 #include "async.cuh"
+#include "half.cuh"
 #include "reduce.cuh"
 #include "vector.cuh"
 
@@ -387,29 +388,32 @@ gemm_v6_warps_share_k(const T* __restrict__ a, const T* __restrict__ b, const T*
 
 // y = activation(sum of the slices, in their order, + bias).  `partials` is (batch, splits, M, N), MN the elements of
 // one product.  Block: 256 elements of y.  Thread: one.
-template <class T>
+template <class S>
 __global__ void __launch_bounds__(256)
-gemm_sum_splits(const T* __restrict__ partials, const T* __restrict__ bias, T* __restrict__ y, int MN, int N,
+gemm_sum_splits(const Wide<S>* __restrict__ partials, const S* __restrict__ bias, S* __restrict__ y, int MN, int N,
                 int size, int splits, int activation) {
+  using T = Wide<S>;
   const unsigned i = blockIdx.x * 256u + threadIdx.x;  // may pass 2^31 in the last block
   if (i >= unsigned(size)) return;
   const T* from = partials + i / MN * (splits * MN) + i % MN;
   T sum = from[0];
 #pragma unroll 4
   for (int slice = 1; slice < splits; ++slice) sum += from[slice * MN];
-  if (bias != nullptr) sum += bias[i % N];
-  y[i] = activate(activation, sum);
+  if (bias != nullptr) sum += widened(bias[i % N]);
+  y[i] = rounded<S>(activate(activation, sum));
 }
 
 // ---- for linear_backward
 
 // h = grad times the activation's slope at its result y, and partial sums of h's columns: sums[slice][n] over the
-// slice's `length` rows.  Without y, h is grad; without a place for h it is not written.
+// slice's `length` rows.  Without y, h is grad; without a place for h it is not written.  Of halves it is h as it is
+// rounded that is added up, in float.
 // Block: 32 columns of a slice.  Thread: every 32nd row of one column; one thread of each column adds what they have.
-template <class T>
+template <class S>
 __global__ void __launch_bounds__(1024)
-gemm_column_sums(const T* __restrict__ grad, const T* __restrict__ y, T* __restrict__ h, T* __restrict__ sums, int M,
-                 int N, int length, int activation) {
+gemm_column_sums(const S* __restrict__ grad, const S* __restrict__ y, S* __restrict__ h, Wide<S>* __restrict__ sums,
+                 int M, int N, int length, int activation) {
+  using T = Wide<S>;
   struct Shared {
     ColumnValues<T> values;
   };
@@ -418,10 +422,10 @@ gemm_column_sums(const T* __restrict__ grad, const T* __restrict__ y, T* __restr
   const int first = blockIdx.y * length, end = n < N ? min(first + length, M) : first;
   const T sum = column_sum<T>(first, end, [&](int row) {
     const int at = row * N + n;
-    T value = grad[at];
-    if (y != nullptr) value = gradient_by_output(activation, value, y[at]);
+    S value = grad[at];
+    if (y != nullptr) value = rounded<S>(gradient_by_output(activation, widened(value), widened(y[at])));
     if (h != nullptr) h[at] = value;
-    return value;
+    return widened(value);
   }, s.values);
   if (threadIdx.y == 0 && n < N) sums[blockIdx.y * N + n] = sum;
 }

@@ -1,4 +1,5 @@
-// General matrix multiplication on the tensor cores (sm_80 and newer): y = activation(op(a) op(b) + bias), float32.
+// General matrix multiplication on the tensor cores (sm_80 and newer): y = activation(op(a) op(b) + bias), float32;
+// v14 of bfloat16 or float16.
 //
 // Sizes, layouts and arguments are those of gemm.cu.  VECTOR, or is_vector_aligned: a matrix starts at a multiple of
 // 16 bytes and so does each of its rows.
@@ -13,6 +14,9 @@
 //   v9_bf16_split             float32's own accuracy: each number is a sum of three in bf16, and of their nine products
 //                             the six that count are added up; where a tile holds what cannot be split (infinity, NaN,
 //                             2^128 - 2^119 and more) its products are made outside of the tensor cores
+//   v14_half_cp_async         all matrices are bf16 or fp16 in memory: nothing is rounded on the way in, so tiles go from
+//                             global to shared memory by cp.async, three of them under way, and no register is needed
+//                             for them; y is rounded once, from float32; K may be cut into slices
 //
 // The tensor cores sum 8 (tf32) or 16 products in an order of their own, then k ascends.
 //
@@ -368,5 +372,121 @@ gemm_v9_bf16_split(const float* __restrict__ a, const float* __restrict__ b, con
       splits = __syncthreads_and(next_splits);  // as in v8
     }
     finish(sum, bias, y, i, m0 + row, n0 + column, M, N, lane, activation);
+  }
+}
+
+// ---- v14
+
+// Begin to copy the tile at (row0, k0) of a matrix of `rows` x K, of which k counts below k_end, to its place in shared
+// memory; zeros beyond the edges.  Where 16 bytes cannot be moved at once, numbers are read one by one and put there.
+template <int THREADS, class S, class TILE>
+__device__ __forceinline__ void start_half_tile(TILE& tile, const S* __restrict__ matrix, int rows, int K, int k_end,
+                                                int row0, int k0, bool vector) {
+  constexpr int CHUNKS = TILE::CHUNKS, COUNT = TILE::SLOW * CHUNKS / THREADS;
+  static_assert(TILE::OF_CHUNK == 8 && TILE::SLOW * CHUNKS % THREADS == 0, "every thread has as many");
+  const int pitch = TILE::ALONG_K ? K : rows;
+  const int fast_end = TILE::ALONG_K ? k_end : rows, slow_end = TILE::ALONG_K ? rows : k_end;
+  const int fast0 = TILE::ALONG_K ? k0 : row0, slow0 = TILE::ALONG_K ? row0 : k0;
+#pragma unroll
+  for (int i = 0; i < COUNT; ++i) {
+    const int place = threadIdx.x + i * THREADS, of_fast = place % CHUNKS * 8, of_slow = place / CHUNKS;
+    const int fast = fast0 + of_fast, slow = slow0 + of_slow;
+    uint32_t* to = &tile.words[TILE::word_of(of_slow, of_fast)];
+    const bool inside = slow < slow_end && fast < fast_end;
+    if (vector) {  // inside as a whole or not at all
+      copy_async<16>(to, matrix + (inside ? slow * pitch + fast : 0), inside);
+    } else {
+      Vector<uint32_t> eight = {};
+#pragma unroll
+      for (int e = 0; e < 8; ++e)
+        if (inside && fast + e < fast_end)
+          eight.of[e / 2] |= static_cast<uint32_t>(matrix[slow * pitch + fast + e].bits) << e % 2 * 16;
+      store_vector(to, eight);
+    }
+  }
+}
+
+// As `finish`, to halves, of which a lane's two neighbours go out together where they can.
+template <class S, int R, int C>
+__device__ __forceinline__ void finish_halves(const float (&sum)[R][C][4], const S* __restrict__ bias,
+                                              S* __restrict__ y, int i, int m0, int n0, int M, int N, int lane,
+                                              int activation) {
+  const int g = lane / 4, t = lane % 4;
+  const bool pairs = N % 2 == 0 && reinterpret_cast<uint64_t>(y) % 4 == 0;
+#pragma unroll
+  for (int r = 0; r < R; ++r)
+#pragma unroll
+    for (int c = 0; c < C; ++c)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int m = m0 + r * 16 + g + half * 8, n = n0 + c * 8 + 2 * t;
+        if (m < M && n < N) {
+          float first = sum[r][c][half * 2], second = sum[r][c][half * 2 + 1];
+          if (bias != nullptr) {
+            first += widened(bias[n]);
+            if (n + 1 < N) second += widened(bias[n + 1]);
+          }
+          const uint32_t both = pack(S(), activate_one_of_many(activation, first),
+                                     activate_one_of_many(activation, second));
+          S* to = &y[(i * M + m) * N + n];
+          if (pairs) {
+            *reinterpret_cast<uint32_t*>(to) = both;
+          } else {
+            to[0] = S{static_cast<uint16_t>(both)};
+            if (n + 1 < N) to[1] = S{static_cast<uint16_t>(both >> 16)};
+          }
+        }
+      }
+}
+
+// Block: TILE x TILE of y (64 or 128), 2 TILE threads.  Warp: TILE / 2 x 32 of it.  S: Bf16 or Fp16.
+// K is cut into `splits` slices of `length`, a multiple of 8; of several, each gives a matrix of its own in float32,
+// partials[product][slice], without bias and activation.
+template <class S, int TILE, bool TRANSPOSE_A, bool TRANSPOSE_B>
+__global__ void __launch_bounds__(2 * TILE, TILE == 128 ? 1 : 3)
+gemm_v14_half_cp_async(const S* __restrict__ a, const S* __restrict__ b, const S* __restrict__ bias,
+                       S* __restrict__ y, float* __restrict__ partials, int M, int N, int K, int batch, int a_step,
+                       int b_step, int activation, int splits, int length) {
+  constexpr int DEPTH = 32, STAGES = 3, THREADS = 2 * TILE, R = TILE / 32, C = 4;
+  using TileA = MmaTile<S, TILE, DEPTH, !TRANSPOSE_A>;
+  using TileB = MmaTile<S, TILE, DEPTH, TRANSPOSE_B>;
+  struct Shared {
+    TileA a[STAGES];
+    TileB b[STAGES];
+  };
+  Shared& s = block_shared<Shared>();
+  const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+  const int row = warp % 2 * (TILE / 2), column = warp / 2 * 32;  // of the warp's part
+  const BlockOfY block = block_in_bands();
+  const int m0 = block.m * TILE, n0 = block.n * TILE;
+
+  for (int z = blockIdx.z; z < batch * splits; z += gridDim.z) {
+    const S* ai = a + z / splits * a_step;
+    const S* bi = b + z / splits * b_step;
+    const bool vector_a = is_vector_aligned(ai) && (TRANSPOSE_A ? M : K) % 8 == 0;
+    const bool vector_b = is_vector_aligned(bi) && (TRANSPOSE_B ? K : N) % 8 == 0;
+    const int first = z % splits * length, end = min(first + length, K);
+    const auto start = [&](int stage, int k0) {  // an empty group where the slice has ended: groups are counted
+      if (k0 < end) {
+        start_half_tile<THREADS>(s.a[stage], ai, M, K, end, m0, k0, vector_a);
+        start_half_tile<THREADS>(s.b[stage], bi, N, K, end, n0, k0, vector_b);
+      }
+      commit_copies();
+    };
+    float sum[R][C][4] = {};
+#pragma unroll
+    for (int ahead = 0; ahead < STAGES - 1; ++ahead) start(ahead, first + ahead * DEPTH);
+    for (int k0 = first, stage = 0; k0 < end; k0 += DEPTH) {
+      wait_copies<STAGES - 2>();
+      __syncthreads();  // everyone's copies into this stage have arrived; nobody reads the stage before it any more
+      start(stage == 0 ? STAGES - 1 : stage - 1, k0 + (STAGES - 1) * DEPTH);
+      multiply_tiles<S>(sum, s.a[stage], s.b[stage], row, column, lane);
+      stage = stage == STAGES - 1 ? 0 : stage + 1;
+    }
+    __syncthreads();  // everyone has multiplied before the next product's copies overwrite the first stages
+    if (partials == nullptr)
+      finish_halves(sum, bias, y, z, m0 + row, n0 + column, M, N, lane, activation);
+    else
+      finish(sum, nullptr, partials, z, m0 + row, n0 + column, M, N, lane, IDENTITY);
   }
 }

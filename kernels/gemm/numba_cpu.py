@@ -24,11 +24,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .._contracts import deliver
+from .._dtypes import HALVES, halves_in_float32
 from .._jit import in_parts, serial, thread_slots, workspace
 from .._simd import Pointer, Stage, Value, simd, vector_bytes
 from .._simd_tile import Tile, pack_columns, pack_rows, registers_fit, totals
 from .._threads import get_num_threads
-from ..activation import activation_forward
+from ..activation import activation_backward, activation_forward
 from ..activation.numba_cpu import BACKWARD
 from . import geometry
 
@@ -347,6 +348,7 @@ def _product(
     return y
 
 
+@halves_in_float32()
 def gemm(
     a: np.ndarray,
     b: np.ndarray,
@@ -363,6 +365,20 @@ def gemm(
 
 
 def linear_backward(
+    grad: np.ndarray,
+    a: np.ndarray,
+    b: np.ndarray,
+    y: np.ndarray | None,
+    activation: str | None,
+    wanted: tuple[bool, bool, bool],
+) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
+    if grad.dtype in HALVES and activation is not None:  # h is rounded before it is multiplied
+        grad, y, activation = halves_in_float32()(activation_backward)(grad, y, activation), None, None
+    return _linear_backward(grad, a, b, y, activation, wanted)
+
+
+@halves_in_float32()
+def _linear_backward(
     grad: np.ndarray,
     a: np.ndarray,
     b: np.ndarray,

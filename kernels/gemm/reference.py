@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from .._contracts import deliver
+from .._dtypes import halves_in_float32
 from ..activation import activation_backward, activation_forward
 
 
+@halves_in_float32()
 @np.errstate(invalid="ignore", over="ignore")  # NaN and infinity travel silently
 def gemm(
     a: np.ndarray,
@@ -35,5 +37,17 @@ def linear_backward(
     activation: str | None,
     wanted: tuple[bool, bool, bool],
 ) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
-    h = grad if activation is None else activation_backward(grad, y, activation)
-    return h @ b if wanted[0] else None, h.T @ a if wanted[1] else None, h.sum(axis=0) if wanted[2] else None
+    h = grad if activation is None else _slope(grad, y, activation)
+    return (
+        gemm(h, b, None, False, False, None, None) if wanted[0] else None,
+        gemm(h, a, None, True, False, None, None) if wanted[1] else None,
+        _sum(h) if wanted[2] else None,
+    )
+
+
+_slope = halves_in_float32()(activation_backward)
+
+
+@halves_in_float32()
+def _sum(h: np.ndarray) -> np.ndarray:
+    return h.sum(axis=0)
