@@ -24,7 +24,7 @@ _PEAK = 128 * 1.7
 _L2, _LAUNCH = 5500.0, 3000.0
 #: Blocks along the second axis of a grid, elements of a workspace, and bytes.
 _GRID_Y, _ELEMENTS, _WORKSPACE = 65535, 2**31 - 1, 2**28
-#: Slices of K are multiples of this, the depth of the tiles of v5 and v6; none is shorter than 32 unless K is.
+#: Slices of K are multiples of the depth of a version's tiles, this of v5 and v6; none is shorter than 32 unless K is.
 DEPTH, _SHORTEST = 8, 32
 #: Numbers of slices that are tried.
 _COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
@@ -41,6 +41,7 @@ class Way(NamedTuple):
         resident: blocks that an SM holds at once, in float32 (docs/compile-table.md).
         wait: nanoseconds that a lone block waits for each k: the way to memory, 500, over the k under way.
         cuts: whether K may be cut into slices.
+        depth: of its tiles.
     """
 
     rows: int
@@ -50,6 +51,7 @@ class Way(NamedTuple):
     resident: int
     wait: float
     cuts: bool
+    depth: int = DEPTH
 
     def tile(self, itemsize: int) -> tuple[int, int]:
         """Rows and columns of a tile of y."""
@@ -62,25 +64,37 @@ WAYS = {
     "v5_warp_tile_narrow": Way(128, 64, True, 0.8, 3, 500 / 16, True),
     "v5_warp_tile_wide": Way(128, 128, True, 0.9, 2, 500 / 16, True),
 }
+#: Those on the tensor cores, which multiply 16 (bf16) and 8 times (tf32) as many numbers in a cycle; mma.sync reaches
+#: 63 % of that (docs/kernels/gemm.md), small tiles less.  v9 has six products for one.
+TENSOR_CORES = {
+    f"{name}_{side}{suffix}": Way(side, side, False, share, 1 if side == 128 else 3, 500 / depth, True, depth)
+    for name, suffix, share_of_128, depth in (
+        ("v8_tensor_core_pipelined", "_tf32", 5.0, 16),
+        ("v8_tensor_core_pipelined", "_bf16", 10.0, 32),
+        ("v8_tensor_core_pipelined", "_fp16", 10.0, 32),
+        ("v9_bf16_split", "", 1.6, 16),
+    )
+    for side, share in ((64, 0.75 * share_of_128), (128, share_of_128))
+}
 #: Of float16 and bfloat16.  Shared memory is the narrowest way: for each k of a tile of 128 x 128 it moves 2048 bytes,
 #: for one of 64 x 64 768, at 128 bytes a cycle; so an SM multiplies 1024 or 683 pairs in a cycle.  `_PEAK` counts 256.
 HALF_WAYS = {
     "v14_half_cp_async_128": Way(128, 128, False, 4.0, 1, 500 / 64, True),
     "v14_half_cp_async_64": Way(64, 64, False, 2.7, 3, 500 / 64, True),
 }
-_EVERY = {**WAYS, **HALF_WAYS}
+_EVERY = WAYS | TENSOR_CORES | HALF_WAYS
 
 
-def slices(K: int, wanted: int) -> tuple[int, int]:
+def slices(K: int, wanted: int, depth: int = DEPTH) -> tuple[int, int]:
     """How many slices of K there are when about ``wanted`` are, and the length of each but the last."""
-    length = max(1, ceil_div(ceil_div(K, max(1, wanted)), DEPTH)) * DEPTH
+    length = max(1, ceil_div(ceil_div(K, max(1, wanted)), depth)) * depth
     return max(1, ceil_div(K, length)), length
 
 
 def predicted(way: Way, M: int, N: int, K: int, batch: int, itemsize: int, processors: int, splits: int) -> float:
     """Nanoseconds that the product takes by the model."""
     rows, columns = way.tile(itemsize)
-    splits, length = slices(K, splits)
+    splits, length = slices(K, splits, way.depth)
     k = min(K, length)
     blocks = ceil_div(M, rows) * ceil_div(N, columns) * batch * splits
     busiest = ceil_div(blocks, processors)
@@ -111,7 +125,7 @@ def choose(
     for name in among:
         way = _EVERY[name]
         most = max(1, K // _SHORTEST) if way.cuts else 1
-        counts = dict.fromkeys(slices(K, wanted)[0] for wanted in _COUNTS if wanted <= most)
+        counts = dict.fromkeys(slices(K, wanted, way.depth)[0] for wanted in _COUNTS if wanted <= most)
         for splits in counts:
             if _fits(way, M, N, batch, itemsize, splits):
                 time = predicted(way, M, N, K, batch, itemsize, processors, splits)

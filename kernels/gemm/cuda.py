@@ -29,7 +29,7 @@ from .._launch import (
 from ..activation import activation_backward
 from ..activation.cuda import kind_number
 from . import Geometry, geometry
-from .cost import HALF_WAYS, WAYS, choose, slices
+from .cost import DEPTH, HALF_WAYS, TENSOR_CORES, WAYS, choose, slices
 from .hopper import WGMMA_TMA, WGMMA_TWO, wgmma
 
 _TEMPLATES: dict[str, Any] = {"T": FLOATS, "TRANSPOSE_A": BOOLS, "TRANSPOSE_B": BOOLS}
@@ -52,8 +52,6 @@ _PIPELINED = Kernel(
 )
 _SPLIT = Kernel(_TENSOR_CORES, "gemm_v9_bf16_split", TILE=_SIDES, **_TRANSPOSES)
 _HALF = Kernel(_TENSOR_CORES, "gemm_v14_half_cp_async", S=HALVES, TILE=_SIDES, **_TRANSPOSES)
-#: So many blocks keep a GPU busy: the multiprocessors of an A100.
-_ENOUGH_BLOCKS = 108
 #: Where six products of bf16 parts should take less time than one of float32: the tensor cores of these do 16 and 15
 #: times as many operations a second as the rest of the processor, those of sm_86 and sm_89 at most 4 times.  By data
 #: sheets, not by measurement; nothing is known yet of mma.sync on sm_100.
@@ -66,7 +64,8 @@ _MAX_Z = 65535
 class _Plan(NamedTuple):
     """A version for one product: the kernel, the side of its tile of y, and its block.
 
-    ``columns`` where the tile is no square.  ``splits`` where the kernel takes slices of K: how many there are.
+    ``columns`` where the tile is no square.  ``splits`` where the kernel takes slices of K: how many there are, each
+    but the last a multiple of ``depth``.
     """
 
     kernel: Instance
@@ -74,6 +73,7 @@ class _Plan(NamedTuple):
     block: int | tuple[int, int]
     columns: int = 0
     splits: int = 0
+    depth: int = DEPTH
 
 
 def _plain(a: Any, b: Any, transposes: tuple[bool, bool]) -> _Plan:
@@ -126,20 +126,42 @@ def _tensor_core(precision: str) -> Callable[..., _Plan]:
     return plan
 
 
-def _pipelined(precision: str, side: int) -> Callable[..., _Plan]:
+def _pipelined(precision: str, side: int, splits: int = 1) -> Callable[..., _Plan]:
     def plan(a: Any, b: Any, transposes: tuple[bool, bool]) -> _Plan:
         if a.dtype != np.float32:
             raise BackendError(f"gemm: the tensor cores' {precision} takes float32; got {a.dtype}")
-        return _Plan(_PIPELINED[_PRECISIONS[precision], side, *transposes], side, 2 * side)
+        depth = TENSOR_CORES[f"v8_tensor_core_pipelined_{side}_{precision}"].depth
+        return _Plan(_PIPELINED[_PRECISIONS[precision], side, *transposes], side, 2 * side, 0, splits, depth)
 
     return plan
 
 
-def _split(side: int) -> Callable[..., _Plan]:
+def _split(side: int, splits: int = 1) -> Callable[..., _Plan]:
     def plan(a: Any, b: Any, transposes: tuple[bool, bool]) -> _Plan:
         if a.dtype != np.float32:
             raise BackendError(f"gemm: the split into bf16 takes float32; got {a.dtype}")
-        return _Plan(_SPLIT[side, *transposes], side, 2 * side)
+        depth = TENSOR_CORES[f"v9_bf16_split_{side}"].depth
+        return _Plan(_SPLIT[side, *transposes], side, 2 * side, 0, splits, depth)
+
+    return plan
+
+
+def _on_tensor_cores(g: Geometry, like: Any, precision: str, least: int = 1) -> Callable[..., _Plan]:
+    """v8, or for ``float32_split`` v9, with the tile and at least as many slices of K as the model says."""
+    name, suffix = ("v9_bf16_split", "") if precision == "float32_split" else ("v8_tensor_core_pipelined", precision)
+    names = {f"{name}_{side}{suffix and '_'}{suffix}": side for side in _SIDES}
+    chosen, splits = _chosen(g, like, tuple(names))
+    side, splits = names[chosen], max(splits, least)
+    return _split(side, splits) if precision == "float32_split" else _pipelined(precision, side, splits)
+
+
+def _tensor_core_split_k(precision: str) -> Callable[..., _Plan]:
+    """At least two slices, if K has them and two results have less than 2³¹ elements."""
+
+    def plan(a: Any, b: Any, transposes: tuple[bool, bool]) -> _Plan:
+        g = geometry(a.shape, b.shape, *transposes)
+        least = 2 if 2 * math.prod(g.y_shape) < 2**31 else 1
+        return _on_tensor_cores(g, a, precision, least)(a, b, transposes)
 
     return plan
 
@@ -185,7 +207,7 @@ def _run_slices(
 ) -> None:
     """Launch a kernel that takes slices of K; of several, add the results in a launch of its own."""
     M, N, K, batch, *_ = sizes
-    splits, length = slices(K, plan.splits)
+    splits, length = slices(K, plan.splits, plan.depth)
     grid = (*blocks, min(batch * splits, _MAX_Z))
     if splits == 1:
         plan.kernel(grid, plan.block, a, b, bias, y, *sizes, kind, 1, length)
@@ -236,19 +258,12 @@ def _batched(matrix: Any, batch: tuple[int, ...]) -> tuple[Any, int]:
 
 
 def _default(g: Geometry, a: Any) -> Callable[..., _Plan]:
-    """The version for a product, by a model (:mod:`.cost`), or by bytes and operations; nothing here was measured.
-
-    On the tensor cores a block of 128 x 128 reads half as much as four of 64 x 64, but needs a result that makes
-    enough of them.
-    """
+    """The version for a product, by a model (:mod:`.cost`); nothing here was measured."""
     precision, thin = current_choice().precision, min(g.M, g.N) <= 16
     if precision != "float32" and a.dtype == np.float32:
-        blocks = ceil_div(g.M, 128) * ceil_div(g.N, 128) * math.prod(g.batch)
-        side = 128 if blocks >= _ENOUGH_BLOCKS else 64
-        if precision in _PRECISIONS:
-            return _pipelined(precision, side)
-        if not thin and architecture(a) in _SPLIT_PAYS:  # float32_split
-            return _split(side)
+        pays = not thin and architecture(a) in _SPLIT_PAYS  # for float32_split
+        if precision in _PRECISIONS or pays:
+            return _on_tensor_cores(g, a, precision)
     name, splits = _chosen(g, a)
     if name == "v3_register_tile":
         return _register_tile
@@ -329,6 +344,8 @@ VERSIONS = {
         },
         **{f"v9_bf16_split_{side}": _pinned(_split(side)) for side in _SIDES},
         **{f"v14_half_cp_async_{side}": partial(_run_halves, side) for side in _SIDES},
+        **{f"v12_tensor_core_split_k_{name}": _pinned(_tensor_core_split_k(name)) for name in _PRECISIONS},
+        "v12_float32_split_k": _pinned(_tensor_core_split_k("float32_split")),
         "v10_wgmma_tma": lambda *arguments: wgmma(WGMMA_TMA, _MAX_Z, *arguments),
         "v11_wgmma_two": lambda *arguments: wgmma(WGMMA_TWO, _MAX_Z, *arguments),
     }

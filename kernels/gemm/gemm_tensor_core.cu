@@ -14,6 +14,8 @@
 //   v9_bf16_split             float32's own accuracy: each number is a sum of three in bf16, and of their nine products
 //                             the six that count are added up; where a tile holds what cannot be split (infinity, NaN,
 //                             2^128 - 2^119 and more) its products are made outside of the tensor cores
+//   v12_split_k               v8 and v9 for results of few tiles: K is cut into slices, with blocks for each;
+//                             gemm_sum_splits of gemm.cu adds the slices in their order
 //   v14_half_cp_async         all matrices are bf16 or fp16 in memory: nothing is rounded on the way in, so tiles go from
 //                             global to shared memory by cp.async, three of them under way, and no register is needed
 //                             for them; y is rounded once, from float32; K may be cut into slices
@@ -234,11 +236,12 @@ struct InFlight {
 
 // Block: TILE x TILE of y (64 or 128), 2 TILE threads.  Warp: TILE / 2 x 32 of it.  PRECISION: 0 tf32, 1 bf16, 2 fp16.
 // A large block fills the registers of an SM alone.
+// K is cut into `splits` slices of `length`, a multiple of DEPTH; each gives a matrix of its own, y[product][slice].
 template <int PRECISION, int TILE, bool TRANSPOSE_A, bool TRANSPOSE_B>
 __global__ void __launch_bounds__(2 * TILE, TILE == 128 ? 1 : 3)
 gemm_v8_tensor_core_pipelined(const float* __restrict__ a, const float* __restrict__ b, const float* __restrict__ bias,
                               float* __restrict__ y, int M, int N, int K, int batch, int a_step, int b_step,
-                              int activation) {
+                              int activation, int splits, int length) {
   using Number = typename TypeOf<PRECISION>::type;
   constexpr int DEPTH = 64 / BytesOf<Number>::VALUE, THREADS = 2 * TILE, R = TILE / 32, C = 4;
   using TileA = MmaTile<Number, TILE, DEPTH, !TRANSPOSE_A>;
@@ -253,23 +256,24 @@ gemm_v8_tensor_core_pipelined(const float* __restrict__ a, const float* __restri
   const BlockOfY block = block_in_bands();
   const int m0 = block.m * TILE, n0 = block.n * TILE;
 
-  for (int i = blockIdx.z; i < batch; i += gridDim.z) {
-    const float* ai = a + i * a_step;
-    const float* bi = b + i * b_step;
+  for (int z = blockIdx.z; z < batch * splits; z += gridDim.z) {
+    const float* ai = a + z / splits * a_step;
+    const float* bi = b + z / splits * b_step;
+    const int first = z % splits * length, end = min(first + length, K);
     const bool vector_a = is_vector_aligned(ai) && (TRANSPOSE_A ? M : K) % 4 == 0;
     const bool vector_b = is_vector_aligned(bi) && (TRANSPOSE_B ? K : N) % 4 == 0;
     InFlight<TileA, THREADS> next_a;
     InFlight<TileB, THREADS> next_b;
     float sum[R][C][4] = {};
-    if (K > 0) {
-      next_a.fetch(ai, M, K, m0, 0, vector_a);
-      next_b.fetch(bi, N, K, n0, 0, vector_b);
+    if (first < end) {
+      next_a.fetch(ai, M, K, m0, first, vector_a);
+      next_b.fetch(bi, N, K, n0, first, vector_b);
       next_a.store(s.a[0]);
       next_b.store(s.b[0]);
       __syncthreads();  // the first tiles are complete before anyone multiplies
     }
-    for (int k0 = 0, stage = 0; k0 < K; k0 += DEPTH, stage ^= 1) {
-      const bool more = k0 + DEPTH < K;
+    for (int k0 = first, stage = 0; k0 < end; k0 += DEPTH, stage ^= 1) {
+      const bool more = k0 + DEPTH < end;
       if (more) {
         next_a.fetch(ai, M, K, m0, k0 + DEPTH, vector_a);
         next_b.fetch(bi, N, K, n0, k0 + DEPTH, vector_b);
@@ -283,7 +287,7 @@ gemm_v8_tensor_core_pipelined(const float* __restrict__ a, const float* __restri
       // overwritten, by the tiles after next or by the next product's first.
       __syncthreads();
     }
-    finish(sum, bias, y, i, m0 + row, n0 + column, M, N, lane, activation);
+    finish(sum, bias, y, z, m0 + row, n0 + column, M, N, lane, activation);
   }
 }
 
@@ -318,11 +322,12 @@ __device__ __forceinline__ void multiply_plainly(float (&sum)[R][C][4], const fl
   }
 }
 
-// Block, warp: as in v8.  The tiles of all three parts are half as deep, so that two stages of them fit.
+// Block, warp, slices: as in v8.  The tiles of all three parts are half as deep, so that two stages of them fit.
 template <int TILE, bool TRANSPOSE_A, bool TRANSPOSE_B>
 __global__ void __launch_bounds__(2 * TILE, TILE == 128 ? 1 : 3)
 gemm_v9_bf16_split(const float* __restrict__ a, const float* __restrict__ b, const float* __restrict__ bias,
-                   float* __restrict__ y, int M, int N, int K, int batch, int a_step, int b_step, int activation) {
+                   float* __restrict__ y, int M, int N, int K, int batch, int a_step, int b_step, int activation,
+                   int splits, int length) {
   constexpr int DEPTH = 16, THREADS = 2 * TILE, R = TILE / 32, C = 4;
   using TileA = SplitTile<TILE, DEPTH, !TRANSPOSE_A>;
   using TileB = SplitTile<TILE, DEPTH, TRANSPOSE_B>;
@@ -336,24 +341,25 @@ gemm_v9_bf16_split(const float* __restrict__ a, const float* __restrict__ b, con
   const BlockOfY block = block_in_bands();
   const int m0 = block.m * TILE, n0 = block.n * TILE;
 
-  for (int i = blockIdx.z; i < batch; i += gridDim.z) {
-    const float* ai = a + i * a_step;
-    const float* bi = b + i * b_step;
+  for (int z = blockIdx.z; z < batch * splits; z += gridDim.z) {
+    const float* ai = a + z / splits * a_step;
+    const float* bi = b + z / splits * b_step;
+    const int first = z % splits * length, end = min(first + length, K);
     const bool vector_a = is_vector_aligned(ai) && (TRANSPOSE_A ? M : K) % 4 == 0;
     const bool vector_b = is_vector_aligned(bi) && (TRANSPOSE_B ? K : N) % 4 == 0;
     InFlight<TileA, THREADS> next_a;
     InFlight<TileB, THREADS> next_b;
     float sum[R][C][4] = {};
     int splits = 1;  // whether all that the block multiplies now can be split
-    if (K > 0) {
-      next_a.fetch(ai, M, K, m0, 0, vector_a);
-      next_b.fetch(bi, N, K, n0, 0, vector_b);
+    if (first < end) {
+      next_a.fetch(ai, M, K, m0, first, vector_a);
+      next_b.fetch(bi, N, K, n0, first, vector_b);
       next_a.store(s.a[0]);
       next_b.store(s.b[0]);
       splits = __syncthreads_and(next_a.can_be_split() && next_b.can_be_split());  // as in v8
     }
-    for (int k0 = 0, stage = 0; k0 < K; k0 += DEPTH, stage ^= 1) {
-      const bool more = k0 + DEPTH < K;
+    for (int k0 = first, stage = 0; k0 < end; k0 += DEPTH, stage ^= 1) {
+      const bool more = k0 + DEPTH < end;
       if (more) {
         next_a.fetch(ai, M, K, m0, k0 + DEPTH, vector_a);
         next_b.fetch(bi, N, K, n0, k0 + DEPTH, vector_b);
@@ -361,7 +367,7 @@ gemm_v9_bf16_split(const float* __restrict__ a, const float* __restrict__ b, con
       if (splits)
         multiply_split_tiles(sum, s.a[stage], s.b[stage], row, column, lane);
       else
-        multiply_plainly<TRANSPOSE_A, TRANSPOSE_B>(sum, ai, bi, m0 + row, n0 + column, k0, min(k0 + DEPTH, K), M, N, K,
+        multiply_plainly<TRANSPOSE_A, TRANSPOSE_B>(sum, ai, bi, m0 + row, n0 + column, k0, min(k0 + DEPTH, end), M, N, K,
                                                    lane);
       int next_splits = 1;
       if (more) {
@@ -371,7 +377,7 @@ gemm_v9_bf16_split(const float* __restrict__ a, const float* __restrict__ b, con
       }
       splits = __syncthreads_and(next_splits);  // as in v8
     }
-    finish(sum, bias, y, i, m0 + row, n0 + column, M, N, lane, activation);
+    finish(sum, bias, y, z, m0 + row, n0 + column, M, N, lane, activation);
   }
 }
 

@@ -14,7 +14,7 @@ from rawgrad.kernels._dispatch import Operation, precision
 from rawgrad.kernels._dtypes import BFLOAT16, HALVES
 from rawgrad.kernels._errors import ArgumentError, BackendError, DeviceError, DtypeError, ShapeError
 from rawgrad.kernels.gemm import ACTIVATIONS, BY_OUTPUT, gemm, geometry, linear_backward
-from rawgrad.kernels.gemm.cost import DEPTH, HALF_WAYS, WAYS, choose, predicted, slices
+from rawgrad.kernels.gemm.cost import DEPTH, HALF_WAYS, TENSOR_CORES, WAYS, choose, predicted, slices
 
 DTYPES = [np.float32, np.float64]
 
@@ -278,8 +278,14 @@ def rounded(x, bits):
 #: Precisions of the tensor cores, with the bits of fraction that they keep.
 BITS = {"tf32": 10, "bf16": 7, "fp16": 10}
 #: The versions that round to one of them, without its name, and None for the default.
-ROUNDING = [None, "v4_tensor_core", "v8_tensor_core_pipelined_64", "v8_tensor_core_pipelined_128"]
-SPLITS = ["v9_bf16_split_64", "v9_bf16_split_128"]
+ROUNDING = [
+    None,
+    "v4_tensor_core",
+    "v8_tensor_core_pipelined_64",
+    "v8_tensor_core_pipelined_128",
+    "v12_tensor_core_split_k",
+]
+SPLITS = ["v9_bf16_split_64", "v9_bf16_split_128", "v12_float32_split_k"]
 FLAGS = [(False, False), (True, False), (False, True), (True, True)]
 
 
@@ -330,23 +336,48 @@ def test_a_matrix_that_starts_between_vectors(backend, version):
         np.testing.assert_array_equal(backend.get(y), a[part_a].reshape(M, K) @ b[part_b].reshape(K, N))
 
 
-def test_a_large_result_has_large_blocks(backend, monkeypatch):
-    """The default takes blocks of 128 x 128 where they are enough to keep a GPU busy, and of 64 x 64 elsewhere."""
+@pytest.mark.parametrize("name", [*BITS, "float32_split"])
+# Slices of equal length and not, of one tile (16 or 32 deep), and more of them than there are tiles.
+@pytest.mark.parametrize(("K", "splits"), [(128, 4), (70, 2), (40, 5)])
+def test_slices_of_K_on_tensor_cores(backend, name, K, splits, monkeypatch):
     skip_unless_there(backend.name, "gemm", "gemm", SPLITS[0])
     from rawgrad.kernels.gemm import cuda
 
-    a, b = (backend.put(random(shape)) for shape in ((130, 17), (17, 40)))
-    for least, side in ((3, 64), (2, 128)):  # it makes two blocks of 128 x 128
-        monkeypatch.setattr(cuda, "_ENOUGH_BLOCKS", least)
-        for name, version in (
-            ("tf32", f"v8_tensor_core_pipelined_{side}_tf32"),
-            ("float32_split", f"v9_bf16_split_{side}"),
-        ):
-            with precision(name):
-                plan = cuda._default(geometry(a.shape, b.shape), a)(a, b, (False, False))
-                y = backend.get(gemm(a, b))
-            assert (plan.tile, plan.kernel.values.count(side)) == (side, 1)
-            np.testing.assert_array_equal(y, backend.get(gemm(a, b, version=version)))
+    version = SPLITS[0] if name == "float32_split" else f"v8_tensor_core_pipelined_64_{name}"
+    monkeypatch.setattr(cuda, "_MAX_Z", 3)
+    monkeypatch.setattr(cuda, "choose", lambda *arguments: (version, splits))
+    a, b = np.rint(2 * random((2, 18, K))), np.rint(2 * random((2, K, 20), seed=1))  # small integers: exact everywhere
+    bias = np.rint(random((20,), seed=2))
+    launched = []
+    empty = cuda.empty
+    monkeypatch.setattr(cuda, "empty", lambda like, shape: launched.append(shape) or empty(like, shape))
+    with precision(name):
+        y = gemm(*(backend.put(host) for host in (a, b, bias)), activation="relu")
+    np.testing.assert_array_equal(backend.get(y), np.maximum(a @ b + bias, 0))
+    assert launched == [(2, slices(K, splits, TENSOR_CORES[version].depth)[0], 18, 20)]
+
+
+# Why each: large tiles fill the grid; small ones would not fill it either, so K is cut; there is too little K to cut.
+@pytest.mark.parametrize(
+    ("sizes", "side", "cut"),
+    [
+        ((4096, 4096, 4096), 128, False),
+        ((256, 256, 16384), 128, True),
+        ((100, 10, 980), 64, True),
+        ((100, 980, 10), 64, False),
+    ],
+)
+def test_what_the_model_chooses_on_tensor_cores(backend, sizes, side, cut, monkeypatch):
+    skip_unless_there(backend.name, "gemm", "gemm", SPLITS[0])
+    from rawgrad.kernels.gemm import cuda
+
+    monkeypatch.setattr(cuda, "multiprocessors", lambda _: 132)
+    M, N, K = sizes
+    a, b = backend.device.array_module.empty((1, 1), np.float32), geometry((M, K), (K, N), False, False)
+    for name in BITS:
+        with precision(name):
+            plan = cuda._default(b, a)(a, a, (False, False))
+        assert (plan.tile, plan.kernel.values.count(side), plan.splits > 1) == (side, 1, cut)
 
 
 def untied(shape, seed=0):
@@ -401,7 +432,14 @@ def test_precision_is_a_permission(backend):
 
 
 @pytest.mark.parametrize(
-    "version", ["v4_tensor_core_tf32", "v8_tensor_core_pipelined_64_tf32", SPLITS[0], "v10_wgmma_tma"]
+    "version",
+    [
+        "v4_tensor_core_tf32",
+        "v8_tensor_core_pipelined_64_tf32",
+        SPLITS[0],
+        "v10_wgmma_tma",
+        "v12_tensor_core_split_k_tf32",
+    ],
 )
 def test_tensor_cores_refuse_float64(backend, version):
     skip_unless_there(backend.name, "gemm", "gemm", version)
