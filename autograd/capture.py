@@ -20,7 +20,7 @@ import numpy as np
 from ..kernels import _graph
 from ..kernels._devices import device_named
 from ..kernels._errors import ArgumentError, CaptureError
-from ..kernels._launch import watch_again
+from ..kernels._faults import watch_again
 from .graph import Version, is_anomaly_enabled
 from .random import Generator
 from .tensor import Tensor

@@ -64,7 +64,7 @@ class DeviceGraph:
 
     Attributes:
         outer_stream: the stream that was current when warm-up or capture began.
-        watches: the fault flags of its kernels; see ``_launch.watch``.
+        watches: the fault flags of its kernels; see ``_faults.watch``.
     """
 
     def __init__(self, device: Device) -> None:

@@ -15,8 +15,8 @@ import numpy as np
 
 from .._devices import TO_HOST, WAITING, Device, register_device
 from .._errors import DeviceError, OutOfMemoryError
+from .._faults import check_faults
 from .._graph import refuse
-from .._launch import check_faults
 from .faults import faults_named
 
 _OTHERWISE = 'rawgrad.backend("emulated") or RAWGRAD_BACKEND=emulated runs the same kernels on a simulated GPU'

@@ -6,7 +6,8 @@ from functools import partial
 from typing import Any
 
 from .._errors import ArgumentError
-from .._launch import FLOATS, Kernel, fault_flag, watch
+from .._faults import fault_flag, watch
+from .._launch import FLOATS, Kernel
 from .._tensor_list import ROOMS, Arrays, launch, rate_pointers
 
 _TENSOR_LIST = Kernel(__file__, "adam_step_v1_tensor_list", MAX=ROOMS, T=FLOATS)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .._errors import ArgumentError
-from .._launch import fault_flag, watch
+from .._faults import fault_flag, watch
 from .._numba_cuda import cuda, device, fma_of, kernel, launch_each, sqrt_of
 from .._tensor_list import CHUNK, Arrays, rate_pointers
 

@@ -9,7 +9,8 @@ import numpy as np
 from .._contracts import INTEGERS, MAX_ELEMENTS
 from .._devices import device_of
 from .._errors import ShapeError
-from .._launch import BOOLS, FLOATS, Kernel, ceil_div, empty, fault_flag, runtime_of, watch
+from .._faults import fault_flag, watch
+from .._launch import BOOLS, FLOATS, Kernel, ceil_div, empty, runtime_of
 from . import range_error
 
 _FORWARD = Kernel(__file__, "embedding_forward", T=FLOATS, INDEX=INTEGERS, VECTOR=BOOLS)

@@ -10,7 +10,8 @@ import numpy as np
 from .._contracts import INTEGERS
 from .._devices import device_of
 from .._dtypes import HALVES, wide
-from .._launch import BOOLS, FLOATS, Instance, Kernel, ceil_div, empty, fault_flag, runtime_of, watch
+from .._faults import fault_flag, watch
+from .._launch import BOOLS, FLOATS, Instance, Kernel, ceil_div, empty, runtime_of
 from . import label_error
 
 _STORED = (*FLOATS, *HALVES)

@@ -24,12 +24,13 @@ import numpy as np
 import pytest
 
 import rawgrad as rg
-from rawgrad.kernels import _devices, _launch
+from rawgrad.kernels import _devices, _faults, _launch
 from rawgrad.kernels._cuda import device as cuda_device
 from rawgrad.kernels._cuda import faults, nvrtc
 from rawgrad.kernels._devices import device_of
 from rawgrad.kernels._errors import BackendError, DeviceError, IndexRangeError, LaunchError
-from rawgrad.kernels._launch import FLOATS, NO_FAULT, Kernel, Packed, fault_flag, watch
+from rawgrad.kernels._faults import NO_FAULT, fault_flag, watch
+from rawgrad.kernels._launch import FLOATS, Kernel, Packed
 
 SOURCE = """
 #include "common.cuh"
@@ -219,10 +220,10 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     )
 
     def forget() -> None:
-        for table in (_devices._by_type, _launch._runtimes, _launch._free_flags):
+        for table in (_devices._by_type, _launch._runtimes, _faults._free_flags):
             table.pop(StandIn, None)  # type: ignore[attr-defined]
-        for key in [key for key in _launch._watched if key[0] is StandIn]:
-            del _launch._watched[key]
+        for key in [key for key in _faults._watched if key[0] is StandIn]:
+            del _faults._watched[key]
         cuda_device.problem.cache_clear()
         cuda_device._device.cache_clear()
         faults.recent.clear()
@@ -430,13 +431,13 @@ class TestWatch:
 
     def test_the_oldest_speaks_and_many_are_not_kept(self, world: World) -> None:
         like = StandIn(np.zeros(2, np.float32))
-        flags = [fault_flag(like) for _ in range(_launch._MAX_WATCHED + 1)]
+        flags = [fault_flag(like) for _ in range(_faults._MAX_WATCHED + 1)]
         for flag in flags[3:]:
             self.lower(flag, 1)
         with pytest.raises(IndexRangeError, match="number 3"):
             for i, flag in enumerate(flags):
                 watch(flag, lambda position, i=i: IndexRangeError(f"number {i}"))  # type: ignore[misc]
-        assert not any(kind is StandIn for kind, _ in _launch._watched)
+        assert not any(kind is StandIn for kind, _ in _faults._watched)
 
 
 def test_a_gpu_for_which_a_kernel_is_not_made_is_named(world: World, source: Path) -> None:

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rawgrad.kernels import _devices, _launch
+from rawgrad.kernels import _devices, _faults, _launch
 from rawgrad.kernels._cuda.source import HEADERS, Parameter, Signature, read_source
 from rawgrad.kernels._devices import Device
 from rawgrad.kernels._errors import ArgumentError, BackendError, DeviceError, DtypeError, LaunchError, ShapeError
-from rawgrad.kernels._launch import BOOLS, FLOATS, NO_FAULT, Kernel, Packed, check_faults, fault_flag, watch
+from rawgrad.kernels._faults import NO_FAULT, check_faults, fault_flag, watch
+from rawgrad.kernels._launch import BOOLS, FLOATS, Kernel, Packed
 
 # ---- the stand-in
 
@@ -83,9 +84,9 @@ def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRuntime]:
     monkeypatch.setitem(_devices._by_type, FakeArray, Device("cuda", FakeArray, module))
     monkeypatch.setitem(_launch._runtimes, FakeArray, fake)
     yield fake
-    _launch._free_flags.pop(FakeArray, None)
-    for key in [key for key in _launch._watched if key[0] is FakeArray]:
-        del _launch._watched[key]
+    _faults._free_flags.pop(FakeArray, None)
+    for key in [key for key in _faults._watched if key[0] is FakeArray]:
+        del _faults._watched[key]
 
 
 @pytest.fixture
@@ -871,7 +872,7 @@ def test_unchecked_launches_do_not_pile_up(runtime: FakeRuntime) -> None:
     bad = fault_flag(like)
     bad[0] = 5
     watch(bad, told("first"))
-    for _ in range(_launch._MAX_WATCHED - 1):
+    for _ in range(_faults._MAX_WATCHED - 1):
         watch(fault_flag(like), told("later"))
     assert runtime.waits == 0
     with pytest.raises(Told, match="first at 5"):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rawgrad.kernels import _graph, _launch
+from rawgrad.kernels import _faults, _graph
 from rawgrad.kernels._devices import device_named
 from rawgrad.kernels._dispatch import BACKENDS, backend
 from rawgrad.kernels._emulator import streams
@@ -18,8 +18,8 @@ from rawgrad.kernels._emulator.memory import pool
 from rawgrad.kernels._emulator.module import MODULE as xp
 from rawgrad.kernels._emulator.runtime import record_launches
 from rawgrad.kernels._errors import CaptureError, LaunchError
+from rawgrad.kernels._faults import NO_FAULT, fault_flag, watch, watch_again
 from rawgrad.kernels._graph import DeviceGraph
-from rawgrad.kernels._launch import NO_FAULT, fault_flag, watch, watch_again
 from rawgrad.kernels.activation import activation_forward
 
 
@@ -223,7 +223,7 @@ def test_an_allocator_is_for_its_block_alone() -> None:
 def test_a_fault_flag_outlasts_the_next_replay_and_is_the_graph_s_alone(
     graph: DeviceGraph, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_launch, "_free_flags", {})
+    monkeypatch.setattr(_faults, "_free_flags", {})
     lowered, a = array(7), array(0)
     with pytest.raises(ZeroDivisionError), graph.recording():
         watch(fault_flag(a), IndexError)
