@@ -458,6 +458,14 @@ class Module:
         """Convert to float64."""
         return self.to(dtype=np.float64)
 
+    def half(self) -> Self:
+        """Convert to float16."""
+        return self.to(dtype="float16")
+
+    def bfloat16(self) -> Self:
+        """Convert to bfloat16."""
+        return self.to(dtype="bfloat16")
+
     # ------------------------------------------------------------ hooks
 
     def register_forward_pre_hook(self, hook: Callable[[Module, tuple[Any, ...]], Any]) -> RemovableHandle:

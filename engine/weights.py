@@ -25,12 +25,16 @@ import numpy as np
 
 from ..autograd import Tensor
 from ..kernels._devices import device_of, is_array
+from ..kernels._dtypes import BFLOAT16
 from ..kernels._errors import ArgumentError, CheckpointError
 from .module import Module
 
 #: The version of what we keep in a file's metadata.
 FORMAT = 1
 _KEY = "rawgrad"
+#: The dtypes of the format, as it calls them (safetensors.numpy does not read bfloat16).
+_DTYPES = {n: np.dtype(f"{n[0]}{int(n[1:]) // 8}".lower()) for n in "F16 F32 F64 I8 I16 I32 I64 U8 U16 U32 U64".split()}
+_DTYPES |= {"BF16": BFLOAT16, "BOOL": np.dtype(np.bool_)}
 
 
 @dataclass
@@ -228,8 +232,7 @@ def write_atomically(path: str | Path, content: bytes) -> None:
 
 def _read(path: str | Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The arrays and the description of a file of ours, both verified."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
+    from safetensors import SafetensorError, deserialize
 
     try:
         content = Path(path).read_bytes()
@@ -255,7 +258,10 @@ def _read(path: str | Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str,
     if found_kind != kind:
         raise CheckpointError(f"{path}: holds {found_kind!r}; expected {kind!r}")
     try:
-        arrays = {name: np.array(array) for name, array in sorted(load(content).items())}  # writable
+        arrays = {
+            name: np.frombuffer(entry["data"], _DTYPES[entry["dtype"]]).reshape(entry["shape"]).copy()
+            for name, entry in sorted(deserialize(content))
+        }
     except (SafetensorError, KeyError, ValueError, TypeError, MemoryError) as error:
         raise CheckpointError(f"{path}: damaged: {error}") from None
     if _digest(arrays, metadata["description"]) != digest:

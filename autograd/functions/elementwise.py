@@ -7,13 +7,14 @@ with once, in :func:`binary` and :func:`unary`.
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from ...kernels import _graph
 from ...kernels._devices import device_named, device_of
-from ...kernels._dtypes import kind_of
+from ...kernels._dtypes import is_half, kind_of
 from ...kernels._errors import ArgumentError, DtypeError
 from ..function import Function
 from ..tensor import DEFAULT_FLOAT, Tensor
@@ -88,6 +89,8 @@ def without_gradient(name: str, *operands: Any) -> Any:
     xp = tensor.array_module
     try:
         result = Tensor(xp.asarray(getattr(xp, name)(*map(raw, operands))))
+        if name == "floor_divide" and is_half(tensor.dtype):  # beside a scalar NumPy gives float32
+            result = result.to(dtype=next(x.dtype for x in operands if isinstance(x, Tensor)))
         if _graph.under_way:
             _graph.observe(operands, (result,))
         return result
@@ -108,6 +111,17 @@ def _shapes(ctx: Any, a: Any, b: Any) -> tuple[Any, Any]:
     return a, b
 
 
+def _value(function: Callable[[Any, Any], Any], ctx: Any, a: Any, b: Any) -> Any:
+    """``function`` of the arrays, with a Python scalar as it is: beside halves NumPy would round it, or widen them."""
+    a, b = _shapes(ctx, a, b)
+    shape_a, shape_b = ctx.shapes
+    if shape_a is None and is_half(b.dtype):
+        return function(np.float32(a), b).astype(b.dtype)
+    if shape_b is None and is_half(a.dtype):
+        return function(a, np.float32(b)).astype(a.dtype)
+    return function(a, b)
+
+
 def _back(ctx: Any, index: int, gradient: Tensor) -> Tensor:
     return sum_to(gradient, ctx.shapes[index])
 
@@ -118,7 +132,7 @@ class Add(Function):
     @staticmethod
     @quiet
     def forward(ctx: Any, a: Any, b: Any) -> Any:
-        return operator.add(*_shapes(ctx, a, b))
+        return _value(operator.add, ctx, a, b)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
@@ -132,10 +146,9 @@ class Sub(Function):
     @staticmethod
     @quiet
     def forward(ctx: Any, a: Any, b: Any) -> Any:
-        a, b = _shapes(ctx, a, b)
         if getattr(a, "dtype", None) == np.bool_ or getattr(b, "dtype", None) == np.bool_:
             raise DtypeError("sub: booleans cannot be subtracted; use ^ or ~")
-        return a - b
+        return _value(operator.sub, ctx, a, b)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
@@ -151,7 +164,7 @@ class Mul(Function):
     def forward(ctx: Any, a: Any, b: Any) -> Any:
         wanted = ctx.needs_input_grad
         _keep_others(ctx, a if wanted[1] else None, b if wanted[0] else None)
-        return operator.mul(*_shapes(ctx, a, b))
+        return _value(operator.mul, ctx, a, b)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
@@ -178,7 +191,7 @@ class Div(Function):
     @quiet
     def forward(ctx: Any, a: Any, b: Any) -> Any:
         _keep_others(ctx, a if ctx.needs_input_grad[1] else None, b)
-        return operator.truediv(*_shapes(ctx, a, b))
+        return _value(operator.truediv, ctx, a, b)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
@@ -196,7 +209,7 @@ class Remainder(Function):
     def forward(ctx: Any, a: Any, b: Any) -> Any:
         if ctx.needs_input_grad[1]:
             raise ArgumentError("remainder: the divisor cannot require gradients; use detach()")
-        return operator.mod(*_shapes(ctx, a, b))
+        return _value(operator.mod, ctx, a, b)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
@@ -217,7 +230,7 @@ class Pow(Function):
     @quiet
     def forward(ctx: Any, a: Any, b: Any) -> Any:
         _keep_others(ctx, a, b)
-        return operator.pow(*_shapes(ctx, a, b))
+        return _value(operator.pow, ctx, a, b)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
@@ -247,7 +260,7 @@ class Maximum(Function):
     def forward(cls, ctx: Any, a: Any, b: Any) -> Any:
         _keep_others(ctx, a, b)
         xp = (a if isinstance(a, Tensor) else b).array_module
-        return getattr(xp, cls.NAME)(*_shapes(ctx, a, b))
+        return _value(getattr(xp, cls.NAME), ctx, a, b)
 
     @classmethod
     def backward(cls, ctx: Any, grad: Tensor) -> Any:
@@ -457,7 +470,7 @@ class Clamp(Function):
     def forward(ctx: Any, x: Tensor, low: Any, high: Any) -> Any:
         ctx.bounds = low, high
         ctx.save_for_backward(x)
-        return x.array_module.clip(x.array, low, high)
+        return x.array_module.clip(x.array, low, high).astype(x.dtype, copy=False)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:

@@ -256,7 +256,7 @@ def test_bad_arguments_are_refused_at_construction(message):
 def test_wrong_ranks_dtypes_and_devices():
     with pytest.raises(ShapeError, match=r"BatchNorm2d: input must have shape \(N, C, H, W\); got \(2, 3\)"):
         nn.BatchNorm2d(3)(rg.tensor(np.zeros((2, 3), np.float32)))
-    with pytest.raises(DtypeError, match="dtype must be float32 or float64; got int32"):
+    with pytest.raises(DtypeError, match="dtype must be float32, float64, float16 or bfloat16; got int32"):
         nn.Linear(1, 1, dtype=np.int32)
     with pytest.raises(RawgradError, match="device 'tpu' is not available"):
         nn.Linear(1, 1, device="tpu")

@@ -148,7 +148,7 @@ class TestTree:
         assert net.to("cpu", np.float64).scale.dtype == np.float64
         with pytest.raises(RawgradError, match="device 'tpu' is not available"):
             net.to("tpu")
-        with pytest.raises(ArgumentError, match="dtype must be float32 or float64; got int64"):
+        with pytest.raises(ArgumentError, match="dtype must be float32, float64, float16, bfloat16; got int64"):
             net.to(np.int64)
 
     def test_deepcopy_and_pickle_are_independent(self):

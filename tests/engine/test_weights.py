@@ -60,6 +60,9 @@ class TestWeights:
             "d": np.zeros((0, 3), np.float64),
             "e": np.array([np.nan, np.inf, -np.inf, 5e-324]),
             "f": np.arange(5, dtype=np.int64)[::-2],
+            "g": np.array([0.1, np.nan, -np.inf], "bfloat16"),
+            "h": np.array([0.1, 6e-8], np.float16),
+            "i": np.array([True, False]),
         }
         save_weights(tmp_path / "w", arrays, INFO)
         loaded, _ = load_weights(tmp_path / "w")
@@ -67,6 +70,18 @@ class TestWeights:
         for name, array in arrays.items():
             assert loaded[name].dtype == array.dtype and loaded[name].shape == array.shape
             assert loaded[name].tobytes() == array.tobytes()
+
+    @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+    def test_a_model_of_halves(self, tmp_path, dtype):
+        source, target = (nn.Linear(4, 3, dtype=dtype) for _ in range(2))
+        save_weights(tmp_path / "w", source, INFO)
+        load_weights(tmp_path / "w", target)
+        kept = source.weight.detach().numpy().tobytes()
+        assert target.weight.detach().numpy().tobytes() == kept
+        with pytest.raises(CheckpointError, match=f"weight must be float32; got {dtype}"):
+            load_weights(tmp_path / "w", nn.Linear(4, 3))
+        save_state(tmp_path / "s", {"weight": source.weight})
+        assert load_state(tmp_path / "s")["weight"].tobytes() == kept
 
     def test_other_readers_can_read_it(self, tmp_path):
         safetensors = pytest.importorskip("safetensors.numpy")
