@@ -33,6 +33,12 @@ def is_alone(arrays: Any, position: int) -> bool:
     return _COUNTED and _references(arrays, position) == _ALONE
 
 
+def countable(flat: Any) -> Any:
+    """``flat``, if :func:`is_alone` can be asked of it: every view must refer to it, and not to what is below it."""
+    assert flat[:0].base is flat, "NumPy lets views of a view of an array refer to the array alone"
+    return flat
+
+
 def shaped(flat: Any, shape: tuple[int, ...], dtype: Any) -> Any:
     """The beginning of a flat array of bytes as an array of this shape and dtype."""
     return flat[: math.prod(shape) * np.dtype(dtype).itemsize].view(dtype).reshape(shape)
@@ -76,7 +82,7 @@ class Buffers:
         return None
 
     def _new_one(self, size: int) -> Any:
-        flat = self._make(max(size, 1))
+        flat = countable(self._make(max(size, 1)))
         self.made += 1
         if len(self._flat) >= self._keep:  # one that is free and did not fit makes room
             unfit = next((p for p in range(len(self._flat)) if is_alone(self._flat, p)), None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -17,6 +17,7 @@ from .buffers import Buffers, Empty
 from .dataset import batch_method, checked_indices, in_memory, random_order, raw_array
 from .prefetch import Make, Prefetcher, Synchronous, Ticket
 from .processes import Remote, end, packed
+from .ring import Ring
 
 __all__ = ["DataLoader", "collate"]
 
@@ -69,6 +70,9 @@ class DataLoader:
             so holds the interpreter lock.  They are spawned, get a pickled copy of the data set, and stay
             for the next loop after one that came to its end.
 
+        resident: keep the whole data set on the GPU, if it takes at most half of what is free there, and
+            take its rows there; else it goes the way of the others.
+
     Attributes:
         epoch: the epoch under way, or between two loops the next one; the first is 0.
 
@@ -91,6 +95,7 @@ class DataLoader:
         seed: int | None = None,
         timeout: float | None = None,
         processes: bool = False,
+        resident: bool = False,
     ) -> None:
         _check_integer("batch_size", batch_size, 1)
         _check_integer("num_workers", num_workers, 0)
@@ -105,6 +110,11 @@ class DataLoader:
         self.num_workers, self.prefetch, self.drop_last = int(num_workers), int(prefetch), bool(drop_last)
         self.collate_fn, self.timeout, self.processes = collate_fn, timeout, bool(processes)
         self.device = None if device is None else device_named(device)
+        self.resident = bool(resident)
+        if self.resident and (self._to_host or not self._whole):
+            reason = "without a GPU" if self._to_host else "for a data set without batch(), or with a collate_fn"
+            raise ArgumentError(f"DataLoader: resident must be False {reason}; got True")
+        self._resident: Any = None  # the whole data set on the device
         self.seed = _default_seed() if seed is None and shuffle else int(seed or 0)
         self.epoch = 0
         self._next_batch = 0
@@ -149,35 +159,82 @@ class DataLoader:
 
     def _is_cheap(self) -> bool | None:
         """Whether training had better make the batches itself; None if that must be tried."""
-        if self._cheap is None and not (self._whole and in_memory(self.dataset)):
+        if self._cheap is None and not (self._whole and in_memory(self.dataset) and self._to_host):
             self._cheap = False
         return self._cheap
+
+    @property
+    def _to_host(self) -> bool:
+        return self.device is None or self.device.array_type is np.ndarray
 
     @property
     def _whole(self) -> bool:
         return self.collate_fn is None and batch_method(self.dataset) is not None
 
-    def _source(self, orders: Iterator[tuple[int, np.ndarray]], tried: bool) -> Synchronous | Prefetcher:
-        """What makes the batches of a pass.
+    def _source(
+        self, orders: Iterator[tuple[int, np.ndarray]], epoch: int, tried: bool
+    ) -> tuple[Synchronous | Prefetcher, Ring | None, list[Remote]]:
+        """What makes the batches of a pass, what brings them to the device, and the processes that do it.
 
         Args:
             orders: the batches.
+            epoch: theirs.
             tried: whether a few were made without readers already, and took too long.
         """
+        if self.resident and self._fits():
+            return Synchronous(orders, self._gatherer(epoch)), None, []
         assembler = Assembler(self.dataset, self.collate_fn)
         if not (self.num_workers and self.prefetch) or (not tried and self._is_cheap() is not False):
-            return Synchronous(orders, _maker(assembler, None))
+            return Synchronous(orders, _maker(assembler, None)), None, []
+        in_use = _MEMBERS * (self.prefetch + self.num_workers + 2)
+        ring = None
+        if self.device is not None and not self._to_host:
+            ring = Ring(self.device, self.prefetch + 2, in_use)
+        remotes: list[Remote] = []
         if self.processes:
-            assembler_bytes = packed(assembler) if len(self._idle) < self.num_workers else b""
-            remotes = [self._idle.pop() if self._idle else Remote(assembler_bytes) for _ in range(self.num_workers)]
-            return Prefetcher(
-                orders, remotes, self.prefetch, timeout=self.timeout, interrupt=partial(end, remotes),
-                describe=lambda reader: f"reader process {remotes[reader].pid}",
-            )  # fmt: skip
-        # In use at most: those ahead, one per reader, the one taken, and the one before, not yet let go.
-        buffers = Buffers(_bytes, _MEMBERS * (self.prefetch + self.num_workers + 2))
-        make = _maker(assembler, buffers.empty)
-        return Prefetcher(orders, [make] * self.num_workers, self.prefetch, timeout=self.timeout)
+            data = packed(assembler) if len(self._idle) < self.num_workers else b""
+            remotes = [self._idle.pop() if self._idle else Remote(data) for _ in range(self.num_workers)]
+            makes: Sequence[Make] = remotes
+        else:
+            empty = Buffers(_bytes, in_use).empty if ring is None else ring.empty
+            makes = [_maker(assembler, empty)] * self.num_workers
+        return Prefetcher(
+            orders, makes if ring is None else [_loading(make, ring) for make in makes], self.prefetch,
+            timeout=self.timeout, interrupt=partial(end, remotes), settle=None if ring is None else ring.close,
+            describe=(lambda reader: f"reader process {remotes[reader].pid}") if remotes else None,
+        ), ring, remotes  # fmt: skip
+
+    def _fits(self) -> bool:
+        """Whether the whole data set is on the device, or takes at most half of what is free there."""
+        assert self.device is not None
+        if self._resident is None and len(self.dataset):
+            sizes: list[int] = []
+            mapped(self._all(1), lambda array: sizes.append(raw_array(array).nbytes))
+            free, _ = self.device.array_module.cuda.runtime.memGetInfo()
+            if sum(sizes) * len(self.dataset) <= free // 2:
+                self._resident = mapped(self._all(len(self.dataset)), self._there)
+        return self._resident is not None
+
+    def _all(self, count: int) -> Any:
+        method = batch_method(self.dataset)
+        assert method is not None
+        return method(np.arange(count))
+
+    def _there(self, value: Any) -> Any:
+        array = raw_array(value)
+        here = device_of(array)
+        return array if self.device is None or here is self.device else self.device.from_host(here.to_host(array))
+
+    def _gatherer(self, epoch: int) -> Make:
+        """What makes batches of a resident data set: the order goes to the device once, and rows are taken there."""
+        order = self._there(self._order(epoch))
+
+        def make(ticket: Ticket, stopped: Callable[[], bool]) -> Any:
+            first = ticket.number * self.batch_size
+            chosen = order[first : first + len(ticket.indices)]
+            return mapped(self._resident, lambda array: array[chosen])
+
+        return make
 
     def _order(self, epoch: int) -> np.ndarray:
         if self.sampler is not None:
@@ -188,13 +245,10 @@ class DataLoader:
             return random_order(self.seed, epoch, len(self.dataset))
         return np.arange(len(self.dataset))
 
-    def _delivered(self, array: Any) -> Any:
+    def _delivered(self, value: Any) -> Any:
         """An array of a batch as a Tensor on the loader's device; a Tensor that is there already as it is."""
-        value, array = array, raw_array(array)
-        here = device_of(array)
-        if self.device is not None and here is not self.device:
-            return _tensor(self.device.from_host(here.to_host(array)))
-        return _tensor(array) if array is value else value
+        array = self._there(value) if self.device is not None else raw_array(value)
+        return value if array is getattr(value, "array", None) else _tensor(array)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loader stands: everything that :meth:`load_state_dict` needs to go on."""
@@ -242,7 +296,8 @@ class Pass:
 
     def __init__(self, loader: DataLoader, epoch: int, first: int) -> None:
         self._loader, self._epoch = loader, epoch
-        self._source = loader._source(_orders(loader._order(epoch), loader.batch_size, first, len(loader)), False)
+        orders = _orders(loader._order(epoch), loader.batch_size, first, len(loader))
+        self._source, self._ring, self._remotes = loader._source(orders, epoch, False)
         self._steps = self._source.steps  # of all sources, one after the other
         self._trying = bool(loader.num_workers and loader.prefetch and loader._cheap is None)
         self._over = False
@@ -253,9 +308,13 @@ class Pass:
     def __next__(self) -> Any:
         if self._over:
             raise StopIteration
-        loader = self._loader
+        loader, ring = self._loader, self._ring
         try:
+            if ring is not None:
+                ring.release()
             ticket, batch = self._source.take()
+            if ring is not None:
+                ring.deliver(ticket.copied)
             # Counted before it is handed out: a state saved in the loop's body means "this one is done".
             loader.epoch, loader._next_batch = self._epoch, ticket.number + 1
             batch = mapped(batch, loader._delivered)
@@ -267,7 +326,7 @@ class Pass:
             if not self._over:
                 self._over = True
                 self._source.finish()
-                loader._idle += [make for make in self._source.makes if isinstance(make, Remote)]
+                loader._idle += self._remotes
             raise
         except BaseException:
             self.close()
@@ -279,7 +338,7 @@ class Pass:
             self._trying = False
             self._loader._cheap = min(step.ended - step.begun for step in self._steps) < _HAND_OVER
             if not self._loader._cheap:
-                self._source = self._loader._source(self._source.orders, True)
+                self._source, self._ring, self._remotes = self._loader._source(self._source.orders, self._epoch, True)
                 self._source.steps = self._steps
 
     def close(self) -> None:
@@ -299,6 +358,16 @@ def _maker(assembler: Assembler, empty: Empty | None) -> Make:
         return assembler(ticket.indices, empty, stopped)
 
     return make
+
+
+def _loading(make: Make, ring: Ring) -> Make:
+    """``make``, with the batch on its way to the device."""
+
+    def make_and_load(ticket: Ticket, stopped: Callable[[], bool]) -> Any:
+        batch, ticket.copied = ring.load(make(ticket, stopped))
+        return batch
+
+    return make_and_load
 
 
 def _bytes(size: int) -> np.ndarray:

@@ -119,14 +119,14 @@ class Synchronous:
     """The same interface without readers: a batch is made when it is taken."""
 
     def __init__(self, orders: Iterator[tuple[int, np.ndarray]], make: Make) -> None:
-        self.orders, self.makes = orders, [make]
+        self.orders, self._make = orders, make
         self.steps: list[Step] = []
 
     def take(self) -> tuple[Ticket, Any]:
         """The next ticket and its batch; raises StopIteration after the last."""
         asked = _now()
         ticket = Ticket(*next(self.orders))
-        ticket.fill(self.makes[0], never, 0)
+        ticket.fill(self._make, never, 0)
         self.steps.append(ticket.step(asked, ticket.ended, 0))
         return ticket, ticket.opened()
 
@@ -146,6 +146,7 @@ class Prefetcher:
         makes: what each reader makes batches with; as many readers are started.
         ahead: how many batches may be made that are not taken yet.
         interrupt: called by :meth:`close` before it waits for the readers, to wake those that wait.
+        settle: called when they have ended, in whichever way.
         timeout: seconds after which waiting for one batch is an error; None: never.
         describe: says of the reader ``i`` what it may be waiting for, for messages.
 
@@ -160,10 +161,11 @@ class Prefetcher:
         ahead: int,
         *,
         interrupt: Callable[[], None] | None = None,
+        settle: Callable[[], None] | None = None,
         timeout: float | None = None,
         describe: Callable[[int], str] | None = None,
     ) -> None:
-        self.orders, self.makes = orders, makes
+        self.orders = orders
         self.steps: list[Step] = []
         self._ahead, self._timeout, self._describe = ahead, timeout, describe
         self._line: deque[Ticket] = deque()
@@ -179,7 +181,7 @@ class Prefetcher:
             )
             for number, make in enumerate(makes)
         ]
-        self._end = weakref.finalize(self, _end, stop, self._todo, self._threads, interrupt)
+        self._end = weakref.finalize(self, _end, stop, self._todo, self._threads, interrupt, settle)
         for _ in range(ahead):
             self._order_one()
         for thread in self._threads:
@@ -238,8 +240,8 @@ class Prefetcher:
     def finish(self) -> None:
         """End the readers after the last batch; what ``interrupt`` would end stays."""
         if detached := self._end.detach():
-            stop, todo, threads, _ = detached[2]
-            _end(stop, todo, threads, None)
+            stop, todo, threads, _, settle = detached[2]
+            _end(stop, todo, threads, None, settle)
 
     def close(self) -> None:
         """End the readers now; what they made is dropped.  Waits for them at most :data:`CLOSING` seconds."""
@@ -260,6 +262,7 @@ def _end(
     todo: SimpleQueue[Ticket | None],
     threads: list[threading.Thread],
     interrupt: Callable[[], None] | None,
+    settle: Callable[[], None] | None,
 ) -> None:
     """End the readers; runs once, whoever asks for it first."""
     stop.set()
@@ -272,3 +275,5 @@ def _end(
         # Not itself: a collection in a reader may be what drops the prefetcher.  Nor one that never started.
         if thread is not threading.current_thread() and thread.ident is not None:
             thread.join(max(0.0, last - time.monotonic()))
+    if settle is not None:
+        settle()

@@ -27,7 +27,7 @@ import numpy as np
 
 from ...kernels._errors import ArgumentError, DataError
 from .assemble import Assembler, mapped
-from .buffers import fits, is_alone, shaped
+from .buffers import countable, fits, is_alone, shaped
 from .dataset import raw_array
 from .prefetch import Stopped, Ticket, never
 
@@ -189,7 +189,8 @@ def _error(pid: int | None, pickled: bytes | None, text: str, trace: str) -> Bas
 
 
 def _flat(descriptor: int, size: int) -> np.ndarray:
-    return np.frombuffer(mmap.mmap(descriptor, size), np.uint8)
+    flat: np.ndarray = countable(np.frombuffer(mmap.mmap(descriptor, size), np.uint8))
+    return flat
 
 
 # ---- in the process ---------------------------------------------------------------------------

@@ -23,8 +23,9 @@ import numpy as np
 
 from .._dtypes import kind_of
 from .._errors import CaptureError, LaunchError
+from .copies import clocks, pinned
 from .memory import POISON, allocator, first_unwritten, mark_written, pool, written_map
-from .streams import recording
+from .streams import get_current_stream, recording
 
 __all__ = ["METHODS", "EmulatedArray", "mark_written", "on_device", "plain", "written_map"]
 
@@ -114,7 +115,12 @@ def on_device(value: Any, kind: type[EmulatedArray]) -> Any:
     Memory of the device stays where it is; memory of the host is copied into a new allocation.
     """
     if isinstance(value, np.ndarray):
-        return np.ndarray.view(value, kind) if pool.block_of(value) is not None else copied(value, kind)
+        block = pool.block_of(value)
+        if block is None:
+            return copied(value, kind)
+        view = np.ndarray.view(value, kind)
+        view._root = block.root and block.root()  # as in CuPy, a view refers to the array that it is a view of
+        return view
     if isinstance(value, np.generic):
         return copied(np.asarray(value), kind)  # a device has no scalars
     if type(value) in (list, tuple):
@@ -161,9 +167,11 @@ def copied(array: np.ndarray, kind: type[EmulatedArray]) -> Any:
 
 
 def refuse_mixed(what: str, kind: type[EmulatedArray], *values: Any) -> None:
-    """All arrays among ``values``, and in lists among them, must be of ``kind``."""
+    """All arrays among ``values``, and in lists among them, must be of ``kind``; they are used now."""
     for value in values:
         if isinstance(value, np.ndarray):
+            if clocks.following:
+                clocks.used(value, get_current_stream().ptr)
             if type(value) is not kind:
                 other = value.PLACE if isinstance(value, EmulatedArray) else "the host"
                 raise TypeError(f"{what}: an array on {kind.PLACE} does not mix with one on {other}")
@@ -202,6 +210,7 @@ class EmulatedArray(np.ndarray):
     PLACE = "device 'cuda' (simulated)"
 
     MODULE: Any = None  #: the array module of these arrays; an :class:`ArrayModule` sets it
+    _root: Any = None
 
     @property
     def data(self) -> Any:
@@ -227,6 +236,9 @@ class EmulatedArray(np.ndarray):
             CaptureError: the current stream is being captured.
         """
         refuse_in_capture("an array was read on the host")
+        if clocks.following:
+            clocks.used(self, get_current_stream().ptr)
+            get_current_stream().synchronize()
         missing = first_unwritten(self)
         if missing is not None:
             raise LaunchError(
@@ -300,13 +312,22 @@ class EmulatedArray(np.ndarray):
     # ---- from the host
 
     def set(self, arr: np.ndarray, stream: Any = None) -> None:
-        """Take over the values of a host array of the same shape and dtype."""
+        """Take over the values of a host array of the same shape and dtype.
+
+        With a ``stream``, and from pinned memory, some time later (:mod:`.copies`).
+        """
         refuse_in_capture("an array was written by the host")
         if type(arr) is not np.ndarray or arr.dtype != self.dtype or arr.shape != self.shape:
             raise ValueError(
                 f"set: expected a host array of shape {self.shape} and dtype {self.dtype}; got {type(arr).__name__} "
                 f"of shape {np.shape(arr)} and dtype {getattr(arr, 'dtype', None)}"
             )
+        source = pinned(arr) if stream is not None and self.nbytes and self.flags.c_contiguous else None
+        if source is not None:
+            clocks.copy(self, plain(self), source, stream.ptr)
+            return
+        if clocks.following:
+            clocks.used(self, (stream or get_current_stream()).ptr)
         np.copyto(plain(self), arr)
         mark_written(self)
 
@@ -328,7 +349,7 @@ class EmulatedArray(np.ndarray):
 
     @recorded(in_place=True)
     def __setitem__(self, index: Any, value: Any) -> None:
-        refuse_mixed("assignment", type(self), index, value)
+        refuse_mixed("assignment", type(self), self, index, value)
         if not isinstance(value, (EmulatedArray, *_SCALARS)):
             raise TypeError(f"assignment: expected an array on {self.PLACE} or a number; got {type(value).__name__}")
         index = plain_index(index, self.shape)
@@ -354,7 +375,7 @@ class EmulatedArray(np.ndarray):
     @recorded(in_place=True)
     def fill(self, value: Any) -> None:
         """Set every element to ``value``."""
-        refuse_mixed("fill", type(self), value)
+        refuse_mixed("fill", type(self), self, value)
         plain(self).fill(plain(value))
         mark_written(self)
 
@@ -367,7 +388,7 @@ class EmulatedArray(np.ndarray):
     @recorded()
     def take(self, indices: Any, axis: int | None = None, out: Any = None) -> Any:
         """Elements along an axis; indices out of range wrap round, as in CuPy."""
-        refuse_mixed("take", type(self), indices, out)
+        refuse_mixed("take", type(self), self, indices, out)
         result = plain(self).take(plain(indices), axis=axis, out=plain(out), mode="wrap")
         return delivered(result, out, type(self))
 
@@ -445,7 +466,7 @@ def _method(name: str) -> Callable[..., Any]:
     def method(self: EmulatedArray, *args: Any, **options: Any) -> Any:
         if not options.keys() <= set(allowed):
             raise TypeError(f"{name} of CuPy's arrays takes {', '.join(allowed)}; got {', '.join(options)}")
-        refuse_mixed(name, type(self), args, *options.values())
+        refuse_mixed(name, type(self), self, args, *options.values())
         out = options.get("out")
         result = getattr(plain(self), name)(*plain(args), **{key: plain(value) for key, value in options.items()})
         return delivered(result, out, type(self))

@@ -47,15 +47,19 @@ class Allocation:
         nbytes: its size.
         written: the map of what was written, or None if everything was.
         root: a weak reference to the array for which the block was made.
+        copied: the stream of the last asynchronous copy into it, and its number there (:mod:`.copies`).
+        uses: by stream, the number of the last work that used it since.
     """
 
-    __slots__ = ("address", "nbytes", "root", "written")
+    __slots__ = ("address", "copied", "nbytes", "root", "uses", "written")
 
     def __init__(self, address: int, nbytes: int) -> None:
         self.address = address
         self.nbytes = nbytes
         self.written: np.ndarray | None = None
         self.root: weakref.ref[Any] | None = None
+        self.copied: tuple[int, int] | None = None
+        self.uses: dict[int, int] = {}
 
     def forget(self) -> None:
         """Take nothing in the block as written."""

@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Any
 from .._errors import ArgumentError, LaunchError
 from .arrays import written_map
 from .build import Unit, runtime_library, unit
+from .copies import clocks
 from .findings import Finding, Range, RawFinding, Symbols, describe
 from .graphs import Place
 from .orders import BACKWARD, FORWARD, SHUFFLED, compared_orders, run_orders
-from .streams import recording
+from .streams import get_current_stream, recording
 
 if TYPE_CHECKING:
     from .._launch import Kernel, Operand
@@ -206,6 +207,10 @@ class EmulatedRuntime:
                 )
             )
             return
+
+        if clocks.following:
+            for operand in operands:
+                clocks.used(operand.array, get_current_stream().ptr)
 
         def once(order: int) -> list[Finding]:
             return self._once(handle, grid, block, shared, order, arguments, operands)

@@ -1,28 +1,29 @@
 """Streams, events and pinned memory of the simulated GPU: what rawgrad uses of ``cupy.cuda``.
 
 Work on the simulated device is done at once, by the thread that asks for it, in the order in which it is asked
-for; unless its stream is being captured, which notes it (:mod:`.graphs`).  So every stream is always idle, every
-event has happened once it is recorded, and waiting never waits.  What the classes below hold code to is the
-protocol: an event is recorded before it is waited for, and the streams of a thread are left in the order in
-which they were entered.
+for; unless its stream is being captured, which notes it (:mod:`.graphs`), or it is an asynchronous copy, which is
+done when somebody waited for it (:mod:`.copies`).  So waiting never waits.  What the classes below hold code to is
+the protocol: an event is recorded before it is waited for, streams that use the array of such a copy have waited
+for each other, and the streams of a thread are left in the order in which they were entered.
 """
 
 from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
-import numpy as np
-
 from .._errors import CaptureError, LaunchError
+from .copies import Knowledge, Pinned, clocks
 from .graphs import Graph
 from .memory import allocator, pool
 
 _numbers = itertools.count(1)
+_H100 = 80 * 2**30
 
 
 class _Current(threading.local):
@@ -49,6 +50,8 @@ class Stream:
         self.ptr = 0 if null else next(_numbers)
         self.graph: Graph | None = None  # under way
         self.is_non_blocking = non_blocking
+        if self.ptr and not non_blocking:
+            clocks.blocking.add(self.ptr)
 
     def __enter__(self) -> Stream:
         _current.streams.append(self)
@@ -68,13 +71,14 @@ class Stream:
 
     @property
     def done(self) -> bool:
-        """Whether all work given to the stream is finished: always."""
-        return True
+        """Whether all work given to the stream is finished."""
+        return clocks.is_done(clocks.recorded(self.ptr))
 
     def synchronize(self) -> None:
         """Wait for all work given to the stream."""
         if self.graph is not None:
             raise CaptureError("synchronize: this stream is being captured, and its work does not run")
+        clocks.host_waits(clocks.recorded(self.ptr))
 
     def begin_capture(self) -> None:
         """Note from here on what the stream is given, and run none of it."""
@@ -104,6 +108,7 @@ class Stream:
     def wait_event(self, event: Event) -> None:
         """Begin later work only after ``event``."""
         event._require_recorded("wait_event")
+        clocks.waits(self.ptr, event._knows)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Stream) and other.ptr == self.ptr
@@ -167,19 +172,24 @@ class Event:
 
     def __init__(self, block: bool = False, disable_timing: bool = False) -> None:
         self._recorded = False
+        self._knows: Knowledge = {}
+        self._when = 0.0
 
     def record(self, stream: Stream | None = None) -> None:
         """Happen once all work given to ``stream`` (by default the current one) is finished."""
         self._recorded = True
+        self._knows = clocks.recorded((stream or get_current_stream()).ptr)
+        self._when = time.perf_counter()
 
     @property
     def done(self) -> bool:
         """Whether it happened; an event that was never recorded counts as happened, as in CUDA."""
-        return True
+        return clocks.is_done(self._knows)
 
     def synchronize(self) -> None:
         """Wait until it happened."""
         self._require_recorded("synchronize")
+        clocks.host_waits(self._knows)
 
     def _require_recorded(self, what: str) -> None:
         # CUDA lets this pass without waiting, which is never what was meant.
@@ -194,6 +204,13 @@ class runtime:
     def deviceSynchronize() -> None:
         """Wait for all work given to the device."""
         get_current_stream().synchronize()
+        clocks.host_waits()
+
+    @staticmethod
+    def memGetInfo() -> tuple[int, int]:
+        """Free and total bytes; where ``RAWGRAD_EMULATED_MEMORY`` sets no limit, as much as an H100 has."""
+        total = pool.get_limit() or _H100
+        return max(0, total - pool.used_bytes()), total
 
     @staticmethod
     def getDeviceCount() -> int:
@@ -201,9 +218,14 @@ class runtime:
         return 1
 
 
-def alloc_pinned_memory(size: int) -> np.ndarray:
+def alloc_pinned_memory(size: int) -> Pinned:
     """A buffer of ``size`` bytes from which the GPU copies without the CPU; ``np.frombuffer`` makes arrays of it."""
-    return np.empty(size, np.uint8)
+    return Pinned(size)
+
+
+def get_elapsed_time(start_event: Event, end_event: Event) -> float:
+    """Milliseconds between two events, of the host's time."""
+    return 1000 * (end_event._when - start_event._when)
 
 
 def is_available() -> bool:
@@ -217,6 +239,7 @@ __all__ = [
     "Stream",
     "alloc_pinned_memory",
     "get_current_stream",
+    "get_elapsed_time",
     "is_available",
     "runtime",
     "using_allocator",
