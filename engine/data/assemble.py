@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,37 +12,106 @@ from ...kernels._devices import device_of
 from ...kernels._errors import DataError, DtypeError, ShapeError
 from .buffers import Empty
 from .dataset import batch_method, raw_array
-from .prefetch import Stopped
+from .prefetch import Stopped, never
+from .transforms import Draws
+
+BROKEN = ("stop", "skip", "replace")
+#: So many samples in a row may be broken before replacing gives up.
+_TRIES = 100
+#: Streams of draws: those of samples and those of batches.
+_OF_SAMPLES, _OF_BATCHES = 1, 2
 
 
+@dataclass
 class Assembler:
     """Makes batches of ``dataset``; a worker process gets a copy of it.
 
-    Args:
+    Attributes:
         dataset: has ``__len__`` and ``__getitem__``, perhaps ``batch`` or ``batch_into``.
         collate_fn: makes a batch from a list of samples; None: :func:`collate`.
+        sample_transform: applied to the first member of each sample, before they are collated.
+        transform: applied to the first member of the batch; a dict of transforms to members of a dict.
+        seed: of their draws.
+        broken: what to do where a sample raises DataError or OSError, one of :data:`BROKEN`.
     """
 
-    def __init__(self, dataset: Any, collate_fn: Callable[[list[Any]], Any] | None) -> None:
-        self.dataset, self.collate_fn = dataset, collate_fn
+    dataset: Any
+    collate_fn: Callable[[list[Any]], Any] | None = None
+    sample_transform: Any = None
+    transform: Any = None
+    seed: int = 0
+    broken: str = "stop"
 
-    def __call__(self, indices: np.ndarray, empty: Empty | None, stopped: Callable[[], bool]) -> Any:
+    def __call__(
+        self,
+        indices: np.ndarray,
+        epoch: int = 0,
+        empty: Empty | None = None,
+        stopped: Callable[[], bool] = never,
+        missing: list[tuple[int, str]] | None = None,
+    ) -> Any:
         """The batch of the samples ``indices``, its arrays not yet Tensors.
 
         Args:
             indices: (n,) valid integers.
-            empty: makes its arrays, where they are made here.
+            epoch: decides the draws of transforms.
+            empty: makes the batch's arrays, where they are made here.
             stopped: whether the batch is not wanted any more; asked before each sample.
+            missing: samples that were skipped or replaced are added, with the reason of each.
         """
-        whole = batch_method(self.dataset) if self.collate_fn is None else None
+        whole = self._whole()
         if whole is not None:
-            return whole(indices, empty)
-        samples = []
-        for index in indices:
-            if stopped():
-                raise Stopped
-            samples.append(self.dataset[int(index)])
-        return collate(samples, empty) if self.collate_fn is None else self.collate_fn(samples)
+            batch = whole(indices, empty)
+        else:
+            samples, present = [], []
+            for index in indices:
+                if stopped():
+                    raise Stopped
+                found = self._sample(int(index), [] if missing is None else missing)
+                if found is not None:
+                    present.append(index)
+                    samples.append(self._changed(*found, epoch, index))
+            if not samples:
+                raise DataError(f"DataLoader: no sample of a batch can be read, of {[int(i) for i in indices[:10]]}")
+            indices = np.array(present)
+            batch = collate(samples, empty) if self.collate_fn is None else self.collate_fn(samples)
+        if self.transform is None:
+            return batch
+        return _applied(self.transform, batch, Draws(self.seed, epoch, indices, _OF_BATCHES))
+
+    def _whole(self) -> Callable[..., Any] | None:
+        return batch_method(self.dataset) if self.collate_fn is None and self.sample_transform is None else None
+
+    def _sample(self, index: int, missing: list[tuple[int, str]]) -> tuple[Any] | None:
+        """The sample or the one that replaces it, in a tuple; None if it is skipped."""
+        if self.broken == "stop":
+            return (self.dataset[index],)
+        for further in range(_TRIES):
+            try:
+                return (self.dataset[(index + further) % len(self.dataset)],)
+            except (DataError, OSError) as error:
+                if not further:
+                    missing.append((index, f"{type(error).__name__}: {error}"))
+                if self.broken == "skip":
+                    return None
+        raise DataError(f"DataLoader: none of the {_TRIES} samples from {index} on can be read: {missing[-1][1]}")
+
+    def _changed(self, sample: Any, epoch: int, index: int) -> Any:
+        if self.sample_transform is None:
+            return sample
+        draws = Draws(self.seed, epoch, np.array([index]), _OF_SAMPLES)
+        return _applied(self.sample_transform, sample, draws, alone=True)
+
+
+def _applied(transform: Any, value: Any, draws: Draws, alone: bool = False) -> Any:
+    """``value``, a batch or with ``alone`` a sample, its first member changed."""
+    if isinstance(transform, Mapping):
+        return {**value, **{key: _applied(one, value[key], draws, alone) for key, one in transform.items()}}
+    if isinstance(value, tuple | list):
+        members = [_applied(transform, value[0], draws, alone), *value[1:]]
+        return type(value)(*members) if hasattr(value, "_fields") else type(value)(members)
+    array = raw_array(value)
+    return transform(array[None], draws)[0] if alone else transform(array, draws)
 
 
 def mapped(value: Any, change: Callable[[Any], Any]) -> Any:

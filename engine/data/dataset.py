@@ -75,7 +75,8 @@ class TensorDataset(Dataset):
     def __init__(self, *tensors: Any) -> None:
         if not tensors:
             raise ArgumentError("TensorDataset: at least one tensor must be given; got none")
-        self.tensors = tensors
+        # A memory map is an array of the host like others; that it is on disk, its base still says.
+        self.tensors = tensors = tuple(t.view(np.ndarray) if isinstance(t, np.memmap) else t for t in tensors)
         self.arrays = tuple(raw_array(tensor) for tensor in tensors)
         for position, (tensor, array) in enumerate(zip(tensors, self.arrays, strict=True)):
             if array is None:
@@ -159,11 +160,13 @@ def batch_method(dataset: Any) -> Callable[..., Any] | None:
 
 
 def in_memory(dataset: Any) -> bool:
-    """Whether all samples are rows of arrays of the host."""
+    """Whether all samples are rows of arrays of the host, none of them mapped from a file."""
     while type(dataset) is Subset:
         dataset = dataset.dataset
     arrays = getattr(dataset, "arrays", ())
-    return isinstance(dataset, TensorDataset) and all(type(array) is np.ndarray for array in arrays)
+    return isinstance(dataset, TensorDataset) and all(
+        type(array) is np.ndarray and not isinstance(array.base, np.memmap) for array in arrays
+    )
 
 
 def random_order(seed: int, stream: int, length: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -12,10 +13,10 @@ import numpy as np
 
 from ...kernels._devices import device_named, device_of
 from ...kernels._errors import ArgumentError, CheckpointError
-from .assemble import Assembler, collate, mapped
+from .assemble import BROKEN, Assembler, collate, mapped
 from .buffers import Buffers, Empty
 from .dataset import batch_method, checked_indices, in_memory, random_order, raw_array
-from .prefetch import Make, Prefetcher, Synchronous, Ticket
+from .prefetch import Make, Order, Prefetcher, Synchronous, Ticket
 from .processes import Remote, end, packed
 from .ring import Ring
 
@@ -73,7 +74,14 @@ class DataLoader:
         resident: keep the whole data set on the GPU, if it takes at most half of what is free there, and
             take its rows there; else it goes the way of the others.
 
+        transform: changes the images of a batch, its first member (``transforms.py``); for batches that
+            are dicts, a dict of transforms.  Its draws depend on (seed, epoch, sample) alone.
+        sample_transform: the same, of each sample before a batch is made of them.
+        broken: what to do where a sample cannot be read (it raises DataError or OSError): ``"stop"``,
+            ``"skip"`` it, so that the batch is smaller, or ``"replace"`` it by the next that can be read.
+
     Attributes:
+        missing: samples that were skipped or replaced so far, with the reason of each.
         epoch: the epoch under way, or between two loops the next one; the first is 0.
 
     Raises:
@@ -96,6 +104,9 @@ class DataLoader:
         timeout: float | None = None,
         processes: bool = False,
         resident: bool = False,
+        transform: Any = None,
+        sample_transform: Any = None,
+        broken: str = "stop",
     ) -> None:
         _check_integer("batch_size", batch_size, 1)
         _check_integer("num_workers", num_workers, 0)
@@ -110,12 +121,18 @@ class DataLoader:
         self.num_workers, self.prefetch, self.drop_last = int(num_workers), int(prefetch), bool(drop_last)
         self.collate_fn, self.timeout, self.processes = collate_fn, timeout, bool(processes)
         self.device = None if device is None else device_named(device)
+        if broken not in BROKEN:
+            raise ArgumentError(f"DataLoader: broken must be one of {', '.join(map(repr, BROKEN))}; got {broken!r}")
+        self.transform, self.sample_transform, self.broken = transform, sample_transform, broken
+        self.missing: dict[int, str] = {}
         self.resident = bool(resident)
         if self.resident and (self._to_host or not self._whole):
-            reason = "without a GPU" if self._to_host else "for a data set without batch(), or with a collate_fn"
+            reason = (
+                "without a GPU" if self._to_host else "for a data set without batch(), with a collate_fn or a transform"
+            )
             raise ArgumentError(f"DataLoader: resident must be False {reason}; got True")
         self._resident: Any = None  # the whole data set on the device
-        self.seed = _default_seed() if seed is None and shuffle else int(seed or 0)
+        self.seed = _default_seed() if seed is None and (shuffle or transform or sample_transform) else int(seed or 0)
         self.epoch = 0
         self._next_batch = 0
         self._resumed = False
@@ -169,10 +186,12 @@ class DataLoader:
 
     @property
     def _whole(self) -> bool:
-        return self.collate_fn is None and batch_method(self.dataset) is not None
+        """Whether a batch is rows of arrays, as they are."""
+        plain = self.collate_fn is None and self.transform is None and self.sample_transform is None
+        return plain and batch_method(self.dataset) is not None
 
     def _source(
-        self, orders: Iterator[tuple[int, np.ndarray]], epoch: int, tried: bool
+        self, orders: Iterator[Order], epoch: int, tried: bool
     ) -> tuple[Synchronous | Prefetcher, Ring | None, list[Remote]]:
         """What makes the batches of a pass, what brings them to the device, and the processes that do it.
 
@@ -183,7 +202,9 @@ class DataLoader:
         """
         if self.resident and self._fits():
             return Synchronous(orders, self._gatherer(epoch)), None, []
-        assembler = Assembler(self.dataset, self.collate_fn)
+        assembler = Assembler(
+            self.dataset, self.collate_fn, self.sample_transform, self.transform, self.seed, self.broken
+        )
         if not (self.num_workers and self.prefetch) or (not tried and self._is_cheap() is not False):
             return Synchronous(orders, _maker(assembler, None)), None, []
         in_use = _MEMBERS * (self.prefetch + self.num_workers + 2)
@@ -288,6 +309,9 @@ class DataLoader:
             raise CheckpointError(f"DataLoader: epoch, batch and seed must be integers; the state has {dict(state)}")
         if epoch < 0 or not 0 <= batch <= len(self):
             raise CheckpointError(f"DataLoader: batch must be from 0 to {len(self)}; the state has {batch}")
+        if seed != self.seed:  # the processes that wait draw with the old one
+            end(self._idle)
+            self._idle.clear()
         self.epoch, self._next_batch, self.seed, self._resumed = epoch, batch, seed, True
 
 
@@ -296,11 +320,12 @@ class Pass:
 
     def __init__(self, loader: DataLoader, epoch: int, first: int) -> None:
         self._loader, self._epoch = loader, epoch
-        orders = _orders(loader._order(epoch), loader.batch_size, first, len(loader))
+        orders = _orders(loader._order(epoch), loader.batch_size, range(first, len(loader)), epoch)
         self._source, self._ring, self._remotes = loader._source(orders, epoch, False)
         self._steps = self._source.steps  # of all sources, one after the other
         self._trying = bool(loader.num_workers and loader.prefetch and loader._cheap is None)
         self._over = False
+        self._missing: dict[int, str] = {}
 
     def __iter__(self) -> Pass:
         return self
@@ -317,6 +342,9 @@ class Pass:
                 ring.deliver(ticket.copied)
             # Counted before it is handed out: a state saved in the loop's body means "this one is done".
             loader.epoch, loader._next_batch = self._epoch, ticket.number + 1
+            if ticket.missing:
+                self._missing.update(ticket.missing)
+                loader.missing.update(ticket.missing)
             batch = mapped(batch, loader._delivered)
             if self._trying:
                 self._judge()
@@ -327,10 +355,22 @@ class Pass:
                 self._over = True
                 self._source.finish()
                 loader._idle += self._remotes
+                self._tell_missing()
             raise
         except BaseException:
             self.close()
             raise
+
+    def _tell_missing(self) -> None:
+        if self._missing:
+            done = "skipped" if self._loader.broken == "skip" else "replaced"
+            first = "; ".join(f"{index}: {reason}" for index, reason in list(self._missing.items())[:3])
+            warnings.warn(
+                f"DataLoader: {len(self._missing)} samples of epoch {self._epoch} could not be read and were {done}: "
+                + first,
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
     def _judge(self) -> None:
         """After a few batches made without readers: go on like this, or with readers."""
@@ -347,15 +387,15 @@ class Pass:
         self._source.close()
 
 
-def _orders(order: np.ndarray, size: int, first: int, end: int) -> Iterator[tuple[int, np.ndarray]]:
-    return ((number, order[number * size : (number + 1) * size]) for number in range(first, end))
+def _orders(order: np.ndarray, size: int, numbers: range, epoch: int) -> Iterator[Order]:
+    return ((number, order[number * size : (number + 1) * size], epoch) for number in numbers)
 
 
 def _maker(assembler: Assembler, empty: Empty | None) -> Make:
     """What fills a ticket in this process."""
 
     def make(ticket: Ticket, stopped: Callable[[], bool]) -> Any:
-        return assembler(ticket.indices, empty, stopped)
+        return assembler(ticket.indices, ticket.epoch, empty, stopped, ticket.missing)
 
     return make
 

@@ -49,11 +49,15 @@ STALLED = 10.0
 _now = time.perf_counter_ns
 
 
+#: Number, indices and epoch of a batch.
+Order = tuple[int, np.ndarray, int]
+
+
 class Ticket:
     """A batch on order, and later the batch.
 
     Attributes:
-        number, indices: which batch of the epoch, and the samples in it.
+        number, indices, epoch: which batch of which epoch, and the samples in it.
         done: a lock that is held until the ticket is filled; to acquire it is to wait for that.
         batch, error: one of them, once it is filled.
         begun, ended: when it was read, in nanoseconds; 0 before.
@@ -62,10 +66,12 @@ class Ticket:
         missing: samples that were skipped or replaced, with the reason of each.
     """
 
-    __slots__ = ("batch", "begun", "copied", "done", "ended", "error", "indices", "missing", "number", "reader")
+    __slots__ = (
+        "batch", "begun", "copied", "done", "ended", "epoch", "error", "indices", "missing", "number", "reader",
+    )  # fmt: skip
 
-    def __init__(self, number: int, indices: np.ndarray) -> None:
-        self.number, self.indices = number, indices
+    def __init__(self, number: int, indices: np.ndarray, epoch: int) -> None:
+        self.number, self.indices, self.epoch = number, indices, epoch
         self.done = threading.Lock()
         self.done.acquire()
         self.batch: Any = None
@@ -118,7 +124,7 @@ def never() -> bool:
 class Synchronous:
     """The same interface without readers: a batch is made when it is taken."""
 
-    def __init__(self, orders: Iterator[tuple[int, np.ndarray]], make: Make) -> None:
+    def __init__(self, orders: Iterator[Order], make: Make) -> None:
         self.orders, self._make = orders, make
         self.steps: list[Step] = []
 
@@ -142,7 +148,7 @@ class Prefetcher:
     """Readers at work on the next batches.
 
     Args:
-        orders: number and indices of each batch, in order.
+        orders: number, indices and epoch of each batch, in order.
         makes: what each reader makes batches with; as many readers are started.
         ahead: how many batches may be made that are not taken yet.
         interrupt: called by :meth:`close` before it waits for the readers, to wake those that wait.
@@ -156,7 +162,7 @@ class Prefetcher:
 
     def __init__(
         self,
-        orders: Iterator[tuple[int, np.ndarray]],
+        orders: Iterator[Order],
         makes: Sequence[Make],
         ahead: int,
         *,
@@ -188,8 +194,8 @@ class Prefetcher:
             thread.start()
 
     def _order_one(self) -> None:
-        for number, indices in self.orders:
-            ticket = Ticket(number, indices)
+        for order in self.orders:
+            ticket = Ticket(*order)
             self._line.append(ticket)
             self._todo.put(ticket)
             return

@@ -113,7 +113,7 @@ class Remote:
         for block in dropped:
             del self._blocks[block]
         try:
-            self._socket.send((ticket.indices, free, dropped))
+            self._socket.send(((ticket.indices, ticket.epoch), free, dropped))
             while (answer := self._socket.recv())[0] == "block":
                 self._map(*answer[1:])
         except (EOFError, OSError) as error:
@@ -122,6 +122,7 @@ class Remote:
             raise DataError(self._death(ticket)) from error
         if answer[0] == "error":
             raise _error(self.pid, *answer[1:])
+        ticket.missing += answer[2]
         return mapped_places(answer[1], self._array)
 
     def _map(self, block: int, size: int) -> None:
@@ -268,11 +269,13 @@ def _serve(socket: Connection, assembler: bytes) -> None:
     blocks = _Blocks(socket)
     while True:
         try:
-            indices, free, dropped = socket.recv()
+            (indices, epoch), free, dropped = socket.recv()
             blocks.begin(free, dropped)
             try:
                 make = make or pickle.loads(assembler)
-                socket.send(("batch", mapped(make(indices, blocks.empty, never), blocks.placed)))
+                missing: list[tuple[int, str]] = []
+                batch = make(indices, epoch, blocks.empty, never, missing)
+                socket.send(("batch", mapped(batch, blocks.placed), missing))
             except ConnectionError:
                 raise
             except BaseException as error:

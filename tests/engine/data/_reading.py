@@ -10,6 +10,18 @@ import numpy as np
 
 from rawgrad.engine.data import Dataset
 
+IMAGES = np.random.default_rng(0).random((12, 2, 5, 7), np.float32)
+
+
+class Pictures(Dataset):
+    """IMAGES one by one, with their index."""
+
+    def __len__(self):
+        return len(IMAGES)
+
+    def __getitem__(self, index):
+        return IMAGES[index], index
+
 
 class Unhappy(Exception):
     """Of two arguments, so that it does not survive pickling."""
