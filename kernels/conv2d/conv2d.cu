@@ -22,9 +22,9 @@
 //   v4_direct         patch and filters are staged as in v2, by copies that go on while the piece before is multiplied;
 //                     a thread owns a square of 2 x 2 positions in 4 channels (of dw: a row of taps in 4 filters), for
 //                     small filters with everything that it multiplies in registers and no index to work out
-//   v5_tensor_core    forward and dx in float32 alone, by choice of a lower precision: weights and inputs are rounded
-//                     to tf32, bf16 or fp16 on their way to the tensor cores, which sum over channels tap by tap, and
-//                     read the patch as it is staged; sums stay float32
+//   v5_tensor_core    float32 alone, by choice of a lower precision: factors are rounded to tf32, bf16 or fp16 on their
+//                     way to the tensor cores, which sum over channels tap by tap (of dw: over positions, 8 channels
+//                     under one tap at a time), and read the patch as it is staged; sums stay float32
 //
 // conv2d_relu_pool_forward_v4_direct ends in max-pooling: the square that a thread owns is the window.
 //
@@ -1103,6 +1103,126 @@ conv2d_backward_input_v5_tensor_core(const float* __restrict__ grad, const float
   int block = blockIdx.x;
   const Correlation f = backward_of(g, block);
   correlate_tensor_core<PRECISION, WARPS_M>(f, t, {grad, y}, weight, nullptr, false, dx, block);
+}
+
+// What a block takes at once for dw: positions down and across, the channels of the patch, and groups for each warp.
+struct Field {
+  int P, Q, C, groups;
+};
+
+// A group is 8 channels of x under one tap: number c / 8 * R S + tap.
+//
+// Block: 4 warps; 32 WARPS_M filters x 4 / WARPS_M times t.groups groups; and one slice of `length` rectangles of
+// t.P x t.Q positions, for each of which the patch of x and the part of g are staged.
+// Warp: 32 filters x t.groups (at most 8) groups, as 2 x 8 products of tensor cores.  Their sum is over positions, so a
+// column of b is one channel under one tap, and is read from the patch as it lies there.
+template <int PRECISION, int WARPS_M>
+__global__ void __launch_bounds__(128, 2)
+conv2d_backward_weight_v5_tensor_core(const float* __restrict__ x, const float* __restrict__ grad,
+                                      const float* __restrict__ y, float* __restrict__ partials, Geometry g, Field t,
+                                      int length) {
+  using Type = typename PrecisionOf<PRECISION>::Type;
+  constexpr int DEPTH = PrecisionOf<PRECISION>::DEPTH;  // here positions
+  // From a channel (of g: a filter) to the next one, so many banks that the lanes of a fragment fall into different ones.
+  constexpr int BANKS = DEPTH / 2, HEIGHT = 32 * WARPS_M, POSITIONS = 64 / WARPS_M, WIDE = POSITIONS + BANKS;
+  struct Shared {  // two of each: one is filled by copies that are under way while the other is multiplied
+    alignas(16) float patch[2][3456];                // (c, row, column)
+    alignas(16) float gradients[2][HEIGHT * WIDE];   // (k, position)
+    int under[2][POSITIONS];                         // where a position's window begins in the patch; -1: it is none
+  };
+  Shared& shared = block_shared<Shared>();
+  const Correlation f = forward_of(g);
+  const Input<float> in = {x, nullptr}, gradient = {grad, y};
+  const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, eighth = lane / 4, four = lane % 4;
+  const int row0 = warp % WARPS_M * 32;
+
+  const int taps = g.R * g.S, groups = ceil_div(f.C, 8) * taps, of_block = 4 / WARPS_M * t.groups;
+  int block = blockIdx.x;
+  const int first_group = take(block, ceil_div(groups, of_block)) * of_block;  // neighbours read the same gradients
+  const int k0 = take(block, ceil_div(f.M, HEIGHT)) * HEIGHT;
+  const int group = take(block, f.G), slice = block;
+  const int c0 = first_group / taps * 8, own_group = first_group + warp / WARPS_M * t.groups;
+
+  const int across = ceil_div(g.Q, t.Q), down = ceil_div(g.P, t.P);
+  const int rows = reach(f.down, t.P, g.R), columns = reach(f.across, t.Q, g.S);
+  const int plane = ceil_div(max(rows * columns - BANKS, 0), 32) * 32 + BANKS;
+
+  const auto fetch = [&](int tile) {
+    const Digits at = digits(tile, down, across);
+    const int n = at.high, p0 = at.middle * t.P, q0 = at.low * t.Q;
+    const int P = min(t.P, g.P - p0), Q = min(t.Q, g.Q - q0), count = ceil_div(P * Q, DEPTH) * DEPTH;
+    const Place corner = f.position({n, p0, q0});
+    copy_patch(shared.patch[tile % 2], plane, columns, in.from(((n * g.G + group) * f.C + c0) * f.in_plane), f.down,
+               f.across, t.C, f.C - c0, rows, columns, corner.h, corner.w);
+    const Input<float> of_n = gradient.from(((n * g.G + group) * f.M + k0) * f.out_plane);
+    for (int e = lane; e < count; e += WARP) {
+      int p = e;
+      const int q = take(p, Q), place = (p0 + p) * g.Q + q0 + q;
+      if (warp == 0) shared.under[tile % 2][e] = p < P ? p * g.sh * columns + q * g.sw : -1;
+      for (int k = warp; k < HEIGHT; k += 4) {
+        const bool there = p < P && k0 + k < f.M;
+        const int from = there ? k * f.out_plane + place : 0;
+        copy_async<4>(&shared.gradients[tile % 2][k * WIDE + e], &of_n.values[from], there && of_n.passes(from));
+      }
+    }
+    commit_copies();
+  };
+
+  int of_group[8];  // where this lane's column of b lies under the first position; past the last group anywhere
+#pragma unroll
+  for (int e = 0; e < 8; ++e) {
+    int c = own_group + e;
+    const int tap = take(c, taps);
+    const int at = (c * 8 - c0 + eighth) * plane + tap / g.S * g.dh * columns + tap % g.S * g.dw;
+    of_group[e] = e < t.groups && own_group + e < groups ? at : 0;
+  }
+
+  float sum[2][8][4] = {};
+  const int first = slice * length, end = min(first + length, g.N * down * across);
+  if (first < end) fetch(first);
+  for (int tile = first; tile < end; ++tile) {
+    wait_copies<0>();
+    // What all threads have copied of this tile has arrived; and all have multiplied the tile before it, which the next
+    // one overwrites.
+    __syncthreads();
+    if (tile + 1 < end) fetch(tile + 1);  // under way while this tile is multiplied
+    const Digits at = digits(tile, down, across);
+    const int count = min(t.P, g.P - at.middle * t.P) * min(t.Q, g.Q - at.low * t.Q);
+    const float* patch = shared.patch[tile % 2];
+    const float* gradients = &shared.gradients[tile % 2][(row0 + eighth) * WIDE];
+    for (int i0 = 0; i0 < count; i0 += DEPTH) {
+      uint32_t a[2][4];
+#pragma unroll
+      for (int m = 0; m < 2; ++m)
+        fragment(Type{}, a[m], four, [&](int i, int k) { return gradients[(m * 16 + i * 8) * WIDE + i0 + k]; });
+      const int* under = &shared.under[tile % 2][i0];
+#pragma unroll
+      for (int e = 0; e < 8; ++e) {
+        if (e < t.groups) {
+          uint32_t b[2];
+          // Beyond the tile's positions g is 0; so must b be there, since 0 times infinity is not.
+          fragment(Type{}, b, four, [&](int, int k) { return under[k] < 0 ? 0.0f : patch[of_group[e] + under[k]]; });
+#pragma unroll
+          for (int m = 0; m < 2; ++m) multiply(Type{}, sum[m][e], a[m], b);
+        }
+      }
+    }
+  }
+
+  partials += slice * g.G * f.weights + group * f.weights;
+#pragma unroll
+  for (int e = 0; e < 8; ++e) {
+    int c = own_group + e;
+    const int tap = take(c, taps);
+    if (e >= t.groups || own_group + e >= groups) continue;
+#pragma unroll
+    for (int m = 0; m < 4; ++m)
+#pragma unroll
+      for (int beside = 0; beside < 2; ++beside) {
+        const int k = k0 + row0 + m * 8 + eighth, channel = c * 8 + 2 * four + beside;
+        if (k < f.M && channel < f.C) partials[k * f.weight_m + channel * taps + tap] = sum[m / 2][e][m % 2 * 2 + beside];
+      }
+  }
 }
 
 // ---- sums

@@ -49,6 +49,9 @@ _DEPTHS = {"tf32": 8, "bf16": 16, "fp16": 16}
 _TENSOR: dict[str, Any] = {"PRECISION": _PRECISIONS.values(), "WARPS_M": (1, 2)}
 _FORWARD_TENSOR = Kernel(__file__, "conv2d_forward_v5_tensor_core", **_TENSOR)
 _INPUT_TENSOR = Kernel(__file__, "conv2d_backward_input_v5_tensor_core", **_TENSOR)
+_WEIGHT_TENSOR = Kernel(__file__, "conv2d_backward_weight_v5_tensor_core", **_TENSOR)
+#: Numbers of a patch in shared memory there, and of positions times filters.
+_FIELD, _GRADIENTS = 3456, 2048
 _BIAS = Kernel(__file__, "conv2d_backward_bias", T=FLOATS)
 _SUM_SLICES = Kernel(__file__, "conv2d_sum_slices", T=FLOATS)
 
@@ -294,6 +297,45 @@ def _tensor_input_tile(g: Geometry, precision: str) -> _Rectangle | None:
     return _tensor_tile(_input_axes(g), g.C // g.G, precision)
 
 
+class _Field(NamedTuple):
+    """``Field`` of conv2d.cu."""
+
+    P: int
+    Q: int
+    C: int
+    groups: int
+
+
+@functools.lru_cache(maxsize=1024)
+def _tensor_weight_tile(g: Geometry, precision: str) -> _Field | None:
+    """The tile of dw on tensor cores that costs least, or None if not one position fits.
+
+    Counted are a warp's instructions: about ten for each 32 numbers that are copied; for each step of positions the
+    16 reads of a fragment of gradients, and for each group its fragment and two products; and 200 to begin a tile.
+    """
+    axes, depth, warps = _forward_axes(g), _DEPTHS[precision], _warps(g.K // g.G)
+    K, eighths, taps = g.K // g.G, ceil_div(g.C // g.G, 8), g.R * g.S
+    banks, most = depth // 2, _GRADIENTS // (32 * warps)
+
+    def patch(P: int, Q: int, C: int) -> int:
+        plane = _patch(axes, [P, Q], [axis.taps for axis in axes])
+        return C * (ceil_div(max(plane - banks, 0), 32) * 32 + banks)
+
+    def cost(field: _Field) -> int:
+        blocks = ceil_div(eighths * taps, 4 // warps * field.groups) * ceil_div(K, 32 * warps)
+        tiles = ceil_div(g.P, field.P) * ceil_div(g.Q, field.Q)
+        copied = patch(field.P, field.Q, field.C) + 32 * warps * field.P * field.Q
+        steps = ceil_div(field.P * field.Q, depth)
+        return int(blocks * tiles * (200 + copied * 10 // 128 + steps * (16 + 8 * field.groups)))
+
+    fields = []
+    for groups in (8, 6, 4, 3, 2, 1):
+        channels = 8 * min(eighths, (4 // warps * groups + taps - 2) // taps + 1)
+        for P in _parts(g.P, most):
+            fields += [_Field(P, Q, channels, groups) for Q in _parts(g.Q, most // P)]
+    return min((field for field in fields if patch(*field[:3]) <= _FIELD), key=cost, default=None)
+
+
 def _tensor_precision(g: Geometry, dtype: Any) -> str | None:
     """The precision that the caller allows, if it is lower and there are channels for the tensor cores."""
     precision = current_choice().precision
@@ -301,7 +343,7 @@ def _tensor_precision(g: Geometry, dtype: Any) -> str | None:
     return precision if allowed else None
 
 
-def _refuse_unfit(dtype: Any, tile: _Rectangle | None, precision: str) -> None:
+def _refuse_unfit(dtype: Any, tile: _Rectangle | _Field | None, precision: str) -> None:
     if dtype != np.float32:
         raise BackendError(f"conv2d: the tensor cores' {precision} takes float32; got {dtype}")
     if tile is None:
@@ -612,8 +654,28 @@ def _weight_direct(x: Any, grad: Any, g: Geometry, y: Any, out: Any) -> Any:
     )
 
 
+def _weight_tensor(precision: str) -> Callable[..., Any]:
+    def backward(x: Any, grad: Any, g: Geometry, y: Any, out: Any) -> Any:
+        t = _tensor_weight_tile(g, precision)
+        _refuse_unfit(x.dtype, t, precision)
+        assert t is not None
+        dw = result(out, x, g.weight_shape)
+        K, warps = g.K // g.G, _warps(g.K // g.G)
+        groups = ceil_div(g.C // g.G, 8) * g.R * g.S
+        blocks = g.G * ceil_div(groups, 4 // warps * t.groups) * ceil_div(K, 32 * warps)
+        tiles = g.N * ceil_div(g.P, t.P) * ceil_div(g.Q, t.Q)
+        slices, length = _slices(tiles, g.N * g.P * g.Q, blocks, dw.size)
+        kernel = _WEIGHT_TENSOR[_PRECISIONS[precision], warps]
+        return _summed(x, slices, dw, lambda partials: kernel(slices * blocks, 128, x, grad, y, partials, g, t, length))
+
+    return backward
+
+
 def conv2d_backward_weight(x: Any, grad: Any, g: Geometry, y: Any, out: Any) -> Any:
     """As the reference's; see the package's docstring."""
+    precision = _tensor_precision(g, x.dtype)
+    if precision is not None and _tensor_weight_tile(g, precision) is not None:
+        return _weight_tensor(precision)(x, grad, g, y, out)
     return _weight_default(g, x.itemsize)(x, grad, g, y, out)
 
 
@@ -661,5 +723,6 @@ VERSIONS = {
         "v2_smem_tile": _weight_smem,
         "v3_register_tile": _weight_register,
         "v4_direct": _weight_direct,
+        **{f"v5_tensor_core_{name}": _weight_tensor(name) for name in _PRECISIONS},
     },
 }

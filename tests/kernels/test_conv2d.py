@@ -939,6 +939,7 @@ def rounded(x, name, bits):
         ((1, 9, 8, 9), (65, 9, 2, 1), (2, 1)),
         ((2, 18, 9, 8), (16, 9, 3, 2), ((2, 1), 1, (1, 2), 2)),
         ((1, 8, 9, 33), (8, 8, 1, 3), (1, (0, 1))),
+        ((2, 140, 5, 6), (8, 140, 1, 1), ()),  # more channels than a block of dw takes
         ((0, 8, 4, 4), (8, 8, 3, 3), (1, 1)),
     ],
 )
@@ -955,6 +956,7 @@ def test_tensor_cores(backend, name, bits, x_shape, weight_shape, options):
     with precision(name), untouched(device_x, device_weight, device_grad):
         y = backend.get(conv2d_forward(device_x, device_weight, device_bias, **of))
         dx = backend.get(conv2d_backward_input(device_grad, device_weight, g))
+        dw = backend.get(conv2d_backward_weight(device_x, device_grad, g))
         gate = backend.put(rng.standard_normal(g.y_shape).astype(np.float32))
         with_relu = backend.get(conv2d_forward(device_x, device_weight, device_bias, **of, activation="relu"))
         np.testing.assert_array_equal(with_relu, np.maximum(y, 0))
@@ -962,9 +964,14 @@ def test_tensor_cores(backend, name, bits, x_shape, weight_shape, options):
             backend.get(conv2d_backward_input(device_grad, device_weight, g, y=gate)),
             backend.get(conv2d_backward_input(activation_backward(device_grad, gate, "relu"), device_weight, g)),
         )
+        np.testing.assert_array_equal(
+            backend.get(conv2d_backward_weight(device_x, device_grad, g, y=gate)),
+            backend.get(conv2d_backward_weight(device_x, activation_backward(device_grad, gate, "relu"), g)),
+        )
     for result, definition, factors, before in (
         (y, forward, (rounded(x, name, bits), rounded(weight, name, bits), bias, g), (x, weight, bias, g)),
         (dx, backward_input, (rounded(grad, name, bits), rounded(weight, name, bits), g), (grad, weight, g)),
+        (dw, backward_weight, (rounded(x, name, bits), rounded(grad, name, bits), g), (x, grad, g)),
     ):
         magnitudes = (abs(a) if isinstance(a, np.ndarray) else a for a in factors)
         assert_accurate(result, definition, *factors, scale=definition(*magnitudes))
@@ -997,6 +1004,11 @@ def test_tensor_cores_nan_and_infinity_travel(backend):
         expected = np.zeros((2, 9, 4, 4), np.float32)
         expected[0, :, 0, 0], expected[1, :, 3, 3] = np.nan, np.inf
         np.testing.assert_array_equal(y, expected)
+        g = geometry(x.shape, weight.shape, 2)  # no window reaches the last row; four positions fill half a step
+        grad = np.ones(g.y_shape, np.float32)
+        with precision(name):
+            dw = backend.get(conv2d_backward_weight(backend.put(x), backend.put(grad), g))
+        np.testing.assert_array_equal(dw, backward_weight(x, grad, g))
 
 
 def test_tensor_cores_by_name_refuse_what_they_cannot(backend):
@@ -1007,5 +1019,10 @@ def test_tensor_cores_by_name_refuse_what_they_cannot(backend):
     x, weight = (backend.put(np.zeros(s, np.float32)) for s in ((1, 8, 71, 69), (8, 8, 2, 2)))
     with pytest.raises(BackendError, match="conv2d: the tensor cores' tile has no room"):
         conv2d_forward(x, weight, dilation=(70, 67), version="v5_tensor_core_tf32")
+    g = geometry(x.shape, weight.shape, dilation=(70, 67))
+    grad = backend.put(np.zeros(g.y_shape, np.float32))
+    with pytest.raises(BackendError, match="conv2d: the tensor cores' tile has no room"):
+        conv2d_backward_weight(x, grad, g, version="v5_tensor_core_tf32")
     with precision("tf32"):  # a permission, not a command
         assert conv2d_forward(x, weight, dilation=(70, 67)).shape == (1, 8, 1, 2)
+        assert conv2d_backward_weight(x, grad, g).shape == (8, 8, 2, 2)
