@@ -23,9 +23,9 @@ FACE = {
     "nn": """Module Parameter Sequential Linear Conv2d MaxPool2d AvgPool2d ZeroPad2d ReLU LeakyReLU Sigmoid Tanh GELU
         SiLU Softmax Dropout BatchNorm2d LayerNorm Embedding Flatten CrossEntropyLoss MSELoss init""",
     "optim": "SGD Adagrad RMSprop Adam AdamW lr_scheduler clip_grad_norm_",
-    "data": """Dataset TensorDataset Subset random_split DataLoader DistributedSampler MNIST Digits ImageFolder TextLines
-        TextWindows Compose Normalize Pad RandomCrop CenterCrop RandomShift RandomHorizontalFlip RandomVerticalFlip
-        RandomRotation Draws""",
+    "data": """Dataset TensorDataset Subset random_split DataLoader DistributedSampler MNIST Digits ImageFolder
+        TextLines TextWindows Compose Normalize Pad RandomCrop CenterCrop RandomShift RandomHorizontalFlip
+        RandomVerticalFlip RandomRotation Draws""",
 }
 TENSOR = """reshape view flatten permute transpose squeeze unsqueeze expand sum mean var std prod amax amin argmax
     logsumexp cumsum norm exp log sqrt abs sin cos tanh sigmoid clamp pow maximum minimum numpy item to detach clone
