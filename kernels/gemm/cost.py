@@ -42,6 +42,8 @@ class Way(NamedTuple):
         wait: nanoseconds that a lone block waits for each k: the way to memory, 500, over the k under way.
         cuts: whether K may be cut into slices.
         depth: of its tiles.
+        asked: of the rows and columns that a tile needs, the share that its block asks of the L2 cache itself; the
+            other blocks of its cluster ask for the rest.
     """
 
     rows: int
@@ -52,6 +54,7 @@ class Way(NamedTuple):
     wait: float
     cuts: bool
     depth: int = DEPTH
+    asked: float = 1.0
 
     def tile(self, itemsize: int) -> tuple[int, int]:
         """Rows and columns of a tile of y."""
@@ -100,7 +103,7 @@ def predicted(way: Way, M: int, N: int, K: int, batch: int, itemsize: int, proce
     busiest = ceil_div(blocks, processors)
     multiplying = busiest * rows * columns * k / (_PEAK * 4 / itemsize * way.share)
     waiting = ceil_div(busiest, way.resident) * k * way.wait
-    fetching = blocks * (rows + columns) * k * itemsize / _L2
+    fetching = blocks * (rows + columns) * way.asked * k * itemsize / _L2
     moved = 2 * splits * max(itemsize, 4) + itemsize  # bytes for each result: slices of halves are in float32
     after = _LAUNCH + moved * batch * M * N / _L2 if splits > 1 else 0.0
     return _LAUNCH + max(multiplying, waiting, fetching) + after

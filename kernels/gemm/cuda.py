@@ -30,7 +30,8 @@ from ..activation import activation_backward
 from ..activation.cuda import kind_number
 from . import Geometry, geometry
 from .cost import DEPTH, HALF_WAYS, TENSOR_CORES, WAYS, choose, slices
-from .hopper import WGMMA_TMA, WGMMA_TWO, wgmma
+from .hopper import VERSIONS as HOPPER_VERSIONS
+from .hopper import wgmma
 
 _TEMPLATES: dict[str, Any] = {"T": FLOATS, "TRANSPOSE_A": BOOLS, "TRANSPOSE_B": BOOLS}
 _PLAIN = Kernel(__file__, "gemm_v1_plain", **_TEMPLATES)
@@ -344,14 +345,13 @@ VERSIONS = {
         },
         **{f"v9_bf16_split_{side}": _pinned(_split(side)) for side in _SIDES},
         **{f"v14_half_cp_async_{side}": partial(_run_halves, side) for side in _SIDES},
-        **{f"v12_tensor_core_split_k_{name}": _pinned(_tensor_core_split_k(name)) for name in _PRECISIONS},
-        "v12_float32_split_k": _pinned(_tensor_core_split_k("float32_split")),
-        "v10_wgmma_tma": lambda *arguments: wgmma(WGMMA_TMA, _MAX_Z, *arguments),
-        "v11_wgmma_two": lambda *arguments: wgmma(WGMMA_TWO, _MAX_Z, *arguments),
+        **{f"v15_tensor_core_split_k_{name}": _pinned(_tensor_core_split_k(name)) for name in _PRECISIONS},
+        "v15_float32_split_k": _pinned(_tensor_core_split_k("float32_split")),
+        **{name: partial(wgmma, version, _MAX_Z) for name, version in HOPPER_VERSIONS.items()},
     }
 }
 
 #: Versions that are for some GPUs alone.
-ARCHITECTURES = {"v10_wgmma_tma": ("sm_90a",), "v11_wgmma_two": ("sm_90a",)}
+ARCHITECTURES = dict.fromkeys(HOPPER_VERSIONS, ("sm_90a",))
 #: Versions that are for some dtypes alone, other than float32 and float64.
 DTYPES = dict.fromkeys(HALF_WAYS, HALVES)

@@ -14,6 +14,11 @@
 //   v11_wgmma_two  two warpgroups multiply, and a block owns 128 x 256: each owns 64 rows, and both read the same b.
 //                 A byte of global memory feeds twice as many products; a wgmma of 256 columns reads
 //                 5/8 as much of shared memory for each product as one of 128.
+//   v12_wgmma_cluster  two blocks, one below the other, are a cluster: their 256 columns of b are the same, each block
+//                 fetches half of them, and the copy lands in both.  A stage is empty when both have multiplied it.
+//   v13_wgmma_persistent  as many clusters as fit on the GPU at once take one tile after the other, in bands, so that
+//                 what is fetched together stays in the second-level cache.  The next tile's first stages come while
+//                 the results are written.  Clusters of two, or of 2 x 2, which share their rows of a as well.
 //
 // The tensor cores sum 8 products in an order of their own, then k ascends.
 //
@@ -21,17 +26,18 @@
 // mbarriers); PTX ISA on wgmma and cp.async.bulk.tensor.
 
 #include "activation.cuh"
+#include "cluster.cuh"
 #include "tma.cuh"
 #include "wgmma.cuh"
 
 // ---- the ring
 
-// A row of a tile is 128 bytes, what the swizzle of 128 bytes takes.
-template <int TILE_M, int TILE_N, int STAGES>
+// Of numbers stored as S.  A row of a tile is 128 bytes, what the swizzle of 128 bytes takes.
+template <class S, int TILE_M, int TILE_N, int STAGES>
 struct Ring {
-  static constexpr int DEPTH = 32, BYTES = (TILE_M + TILE_N) * DEPTH * sizeof(float);
-  alignas(1024) float a[STAGES][TILE_M][DEPTH];
-  alignas(1024) float b[STAGES][TILE_N][DEPTH];
+  static constexpr int ROW = 128, DEPTH = ROW / sizeof(S), BYTES = (TILE_M + TILE_N) * ROW;
+  alignas(1024) S a[STAGES][TILE_M][DEPTH];
+  alignas(1024) S b[STAGES][TILE_N][DEPTH];
   Barrier full[STAGES], empty[STAGES];
 };
 
@@ -50,7 +56,7 @@ __device__ __forceinline__ void products(const TensorMap& a, const TensorMap& b,
                                          float* __restrict__ y, int M, int N, int K, int batch, bool a_many,
                                          bool b_many, int activation) {
   constexpr int TILE_M = 64 * GROUPS, MULTIPLIERS = 4 * GROUPS;  // warps
-  using Shared = Ring<TILE_M, TILE_N, STAGES>;
+  using Shared = Ring<float, TILE_M, TILE_N, STAGES>;
   constexpr int DEPTH = Shared::DEPTH;
   Shared& s = block_shared<Shared>();
   const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
@@ -130,4 +136,183 @@ gemm_v11_wgmma_two(const __grid_constant__ TensorMap a, const __grid_constant__ 
                   const float* __restrict__ bias, float* __restrict__ y, int M, int N, int K, int batch, bool a_many,
                   bool b_many, int activation) {
   products<2, 256, 4>(a, b, bias, y, M, N, K, batch, a_many, b_many, activation);
+}
+
+// ---- clusters
+
+// As what the tensor cores take numbers that are stored as S.
+template <class S>
+struct TakenAs {
+  using type = S;
+};
+template <>
+struct TakenAs<float> {
+  using type = Tf32;
+};
+
+constexpr int SHARED_M = 128, SHARED_N = 256;  // of y, of a block of v12 and v13: two warpgroups multiply
+
+// For one block alone, or for those whose bits are set.
+template <int BLOCKS>
+__device__ __forceinline__ void fetch(void* to, const TensorMap& map, int x, int y, int z, Barrier& barrier, uint16_t bits) {
+  if constexpr (BLOCKS == 1)
+    load_box(to, map, x, y, z, barrier);
+  else
+    load_box_to_blocks(to, map, x, y, z, barrier, bits);
+}
+
+// Two neighbouring results of a row, written at once where both ends allow it.
+template <class S>
+__device__ __forceinline__ void put_two(S* y, int n, int N, bool both, float first, float second) {
+  struct alignas(2 * sizeof(S)) Two {
+    S first, second;
+  };
+  if (both && n + 1 < N) {
+    *reinterpret_cast<Two*>(y + n) = {S(first), S(second)};
+  } else {
+    if (n < N) y[n] = S(first);
+    if (n + 1 < N) y[n + 1] = S(second);
+  }
+}
+
+// All of a block's work, in a cluster of ROWS x COLUMNS blocks, neighbours in y; rank = row + ROWS column.  Its tiles
+// are what `tiles` says, with the same number of them in all blocks of the cluster.
+template <class S, int ROWS, int COLUMNS, int STAGES, class Tiles>
+__device__ __forceinline__ void shared_products(const TensorMap& a, const TensorMap& b, const S* __restrict__ bias,
+                                                S* __restrict__ y, int M, int N, int K, bool a_many, bool b_many,
+                                                int activation, Tiles tiles) {
+  constexpr int MULTIPLIERS = SHARED_M / 16;                                  // warps
+  constexpr int SHARERS = ROWS + COLUMNS - 1;                                 // blocks that copy into one block
+  constexpr int PART_M = SHARED_M / COLUMNS, PART_N = SHARED_N / ROWS;        // what a block fetches of its tiles
+  using Shared = Ring<S, SHARED_M, SHARED_N, STAGES>;
+  constexpr int DEPTH = Shared::DEPTH;
+  Shared& s = block_shared<Shared>();
+  const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+  const int rank = cluster_rank(), row = rank % ROWS, column = rank / ROWS;
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < STAGES; ++i) {
+      init_barrier(s.full[i], 1);
+      init_barrier(s.empty[i], MULTIPLIERS * SHARERS);
+    }
+    fence_barrier_init();
+  }
+  cluster_sync();  // the barriers of all blocks are there before anyone's copies or arrivals come to them
+  const int steps = ceil_div(K, DEPTH);
+  Place<STAGES> at;
+
+  if (warp == MULTIPLIERS) {
+    if (lane != 0) return;
+    uint16_t same_rows = 0, same_columns = 0;  // the blocks that need the same rows of a, the same columns of b
+    for (int i = 0; i < COLUMNS; ++i) same_rows |= 1 << (row + ROWS * i);
+    for (int i = 0; i < ROWS; ++i) same_columns |= 1 << (i + ROWS * column);
+    for (; tiles.there(); tiles.next())
+      for (int step = 0; step < steps; ++step, at.next()) {
+        // Nobody, in no block that the copies go to, multiplies what they overwrite; at first it is empty.
+        wait_cluster(s.empty[at.stage], at.parity ^ 1);
+        arrive_expect(s.full[at.stage], Shared::BYTES);  // what all blocks together bring here
+        fetch<COLUMNS>(s.a[at.stage][column * PART_M], a, step * DEPTH, tiles.m0 + column * PART_M,
+                       a_many ? tiles.product : 0, s.full[at.stage], same_rows);
+        fetch<ROWS>(s.b[at.stage][row * PART_N], b, step * DEPTH, tiles.n0 + row * PART_N, b_many ? tiles.product : 0,
+                    s.full[at.stage], same_columns);
+      }
+  } else {
+    const int g = lane / 4, t = lane % 4;
+    const bool both = reinterpret_cast<uint64_t>(y) / sizeof(S) % 2 == 0 && N % 2 == 0;
+    // Whom lane i < SHARERS of a warp tells that a stage is empty: those of the block's column, then the rest of its row.
+    const int other = lane - ROWS, told = lane < ROWS ? lane + ROWS * column : row + ROWS * (other + (other >= column));
+    for (; tiles.there(); tiles.next()) {
+      float sum[SHARED_N / 2] = {};
+      int before = 0;  // the stage of the step before
+      for (int step = 0; step < steps; ++step, at.next()) {
+        wait(s.full[at.stage], at.parity);  // both tiles have come, whoever fetched them
+        const uint64_t of_a = matrix_descriptor<128>(s.a[at.stage][warp / 4 * 64]), of_b = matrix_descriptor<128>(s.b[at.stage]);
+        begin_products();
+#pragma unroll
+        for (int k = 0; k < Shared::ROW; k += 32)
+          multiply_group(typename TakenAs<S>::type(), sum, further(of_a, k), further(of_b, k), true);
+        commit_products();
+        wait_products<1>(sum);  // those of the step before have ended
+        if (step > 0 && lane < SHARERS) arrive_at_block(s.empty[before], told);
+        before = at.stage;
+      }
+      wait_products<0>(sum);  // all have ended
+      if (lane < SHARERS) arrive_at_block(s.empty[before], told);
+#pragma unroll
+      for (int j = 0; j < SHARED_N / 8; ++j)
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          const int m = tiles.m0 + warp * 16 + g + h * 8, n = tiles.n0 + j * 8 + 2 * t;
+          float first = sum[4 * j + 2 * h], second = sum[4 * j + 2 * h + 1];
+          if (bias != nullptr && n < N) first += float(bias[n]);
+          if (bias != nullptr && n + 1 < N) second += float(bias[n + 1]);
+          if (m < M)
+            put_two(y + (tiles.product * M + m) * N, n, N, both, activate_one_of_many(activation, first),
+                    activate_one_of_many(activation, second));
+        }
+    }
+  }
+  cluster_sync();  // no block ends before the others have arrived at its barriers for the last time
+}
+
+// ---- v12
+
+// The tile of y that the grid says, in each product that is the block's.
+struct TilesOfGrid {
+  const int m0 = blockIdx.x * SHARED_M, n0 = blockIdx.y * SHARED_N, batch;
+  int product = blockIdx.z;
+  __device__ __forceinline__ explicit TilesOfGrid(int products) : batch(products) {}
+  __device__ __forceinline__ bool there() const { return product < batch; }
+  __device__ __forceinline__ void next() { product += gridDim.z; }
+};
+
+// Cluster: two blocks, one below the other in y.  Block: nine warps and a 128 x 256 tile of y, as in v11; its warp 8
+// fetches 128 rows of a for itself, and 128 columns of b for both.
+template <class S>
+__global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(288, 1)
+gemm_v12_wgmma_cluster(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b,
+                       const S* __restrict__ bias, S* __restrict__ y, int M, int N, int K, int batch, bool a_many,
+                       bool b_many, int activation) {
+  shared_products<S, 2, 1, 4>(a, b, bias, y, M, N, K, a_many, b_many, activation, TilesOfGrid(batch));
+}
+
+// ---- v13
+
+// The tiles of y of a block of a cluster.  Clusters take ROWS x COLUMNS tiles at once, the first the first, and each
+// the one behind as many as there are clusters.  They go down a band of 16 tiles, then down the next column of it: a
+// hundred tiles that are under way together make about a square of y, and ask least of memory.
+template <int ROWS, int COLUMNS>
+struct TilesInBands {
+  int m0, n0, product;
+  __device__ __forceinline__ TilesInBands(int M, int N, int batch)
+      : rows_(ceil_div(M, ROWS * SHARED_M)), columns_(ceil_div(N, COLUMNS * SHARED_N)), all_(rows_ * columns_ * batch),
+        number_(blockIdx.z) {
+    find();
+  }
+  __device__ __forceinline__ bool there() const { return number_ < all_; }
+  __device__ __forceinline__ void next() {
+    number_ += gridDim.z;
+    find();
+  }
+
+ private:
+  __device__ __forceinline__ void find() {
+    constexpr int BAND = 16 / ROWS;
+    const int place = number_ % (rows_ * columns_), first = place / (BAND * columns_) * BAND;
+    const int in_band = place % (BAND * columns_), height = min(BAND, rows_ - first);  // the last may be lower
+    product = number_ / (rows_ * columns_);
+    m0 = ((first + in_band % height) * ROWS + blockIdx.x) * SHARED_M;
+    n0 = (in_band / height * COLUMNS + blockIdx.y) * SHARED_N;
+  }
+  int rows_, columns_, all_, number_;
+};
+
+// Cluster: 2 x COLUMNS blocks, neighbours in y; there are as many clusters as run at once.  Block: as in v12, tile after
+// tile; with two columns its warp 8 fetches half of the rows of a for both.
+template <class S, int COLUMNS>
+__global__ void __cluster_dims__(2, COLUMNS, 1) __launch_bounds__(288, 1)
+gemm_v13_wgmma_persistent(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b,
+                          const S* __restrict__ bias, S* __restrict__ y, int M, int N, int K, int batch, bool a_many,
+                          bool b_many, int activation) {
+  shared_products<S, 2, COLUMNS, 4>(a, b, bias, y, M, N, K, a_many, b_many, activation,
+                                    TilesInBands<2, COLUMNS>(M, N, batch));
 }

@@ -14,11 +14,11 @@
 //   v9_bf16_split             float32's own accuracy: each number is a sum of three in bf16, and of their nine products
 //                             the six that count are added up; where a tile holds what cannot be split (infinity, NaN,
 //                             2^128 - 2^119 and more) its products are made outside of the tensor cores
-//   v12_split_k               v8 and v9 for results of few tiles: K is cut into slices, with blocks for each;
-//                             gemm_sum_splits of gemm.cu adds the slices in their order
 //   v14_half_cp_async         all matrices are bf16 or fp16 in memory: nothing is rounded on the way in, so tiles go from
 //                             global to shared memory by cp.async, three of them under way, and no register is needed
 //                             for them; y is rounded once, from float32; K may be cut into slices
+//   v15_split_k               v8 and v9 for results of few tiles: K is cut into slices, with blocks for each;
+//                             gemm_sum_splits of gemm.cu adds the slices in their order
 //
 // The tensor cores sum 8 (tf32) or 16 products in an order of their own, then k ascends.
 //

@@ -10,35 +10,79 @@ import numpy as np
 
 from .._devices import device_of
 from .._errors import BackendError
-from .._launch import Kernel, ceil_div, result, runtime_of
+from .._launch import Instance, Kernel, ceil_div, multiprocessors, result, runtime_of
 from .._tensor_map import TensorMap
 from ..activation.cuda import kind_number
-from . import geometry
+from . import Geometry, geometry
+from .cost import Way
 
 _SOURCE = Path(__file__).with_name("gemm_hopper.cu")
 #: As in the source: the depth of a step, and stages of the ring.
 _DEPTH, _STAGES = 32, 4
 
 
-class _Version(NamedTuple):
-    """A kernel, its tile of y, and the threads of its block."""
+class Version(NamedTuple):
+    """A kernel, its tile of y, and the threads of its block.
 
-    kernel: Kernel
+    Attributes:
+        rows, columns: of a cluster, in blocks; each fetches such a part of the tiles that it shares.
+        persistent: whether a cluster takes one tile after the other.
+    """
+
+    kernel: Instance
     tile_m: int
     tile_n: int
     threads: int
+    rows: int = 1
+    columns: int = 1
+    persistent: bool = False
 
     def shared(self) -> int:
         """Bytes of the ring and its barriers, in whole kilobytes as its alignment has it."""
         return _STAGES * (self.tile_m + self.tile_n) * _DEPTH * 4 + 1024
 
+    def grid(self, g: Geometry, batch: int, most_z: int, processors: int) -> tuple[int, int, int]:
+        """Whole clusters; of persistent ones as many as there is work for, and as run at once."""
+        down, across = ceil_div(g.M, self.tile_m * self.rows), ceil_div(g.N, self.tile_n * self.columns)
+        if not self.persistent:
+            return down * self.rows, across * self.columns, min(batch, most_z)
+        size = self.rows * self.columns
+        return self.rows, self.columns, min(down * across * batch, most_z, _at_once(size, processors))
 
-WGMMA_TMA = _Version(Kernel(_SOURCE, "gemm_v10_wgmma_tma", architectures=("sm_90a",)), 64, 128, 160)
-WGMMA_TWO = _Version(Kernel(_SOURCE, "gemm_v11_wgmma_two", architectures=("sm_90a",)), 128, 256, 288)
+
+def _at_once(size: int, processors: int) -> int:
+    """Clusters of ``size`` blocks, one on each multiprocessor, that certainly run at the same time.
+
+    A cluster has the multiprocessors of one group (GPC).  An H100 has groups of 16 and of 18, so four blocks find a
+    place four times in each, two as often as there are pairs.  By what is published of the chip, not by measurement.
+    """
+    group = 16
+    return max(1, processors // size if size <= 2 else processors // group * (group // size))
+
+
+#: What the model of cost.py takes of them, for docs/kernels/gemm.md: nothing is chosen by it.  A tensor core does eight
+#: times what the rest of a processor does.  Three of four stages of 32 k are on their way, those of v10 in two blocks.
+WAYS = {
+    "v10_wgmma_tma": Way(64, 128, False, 8.0, 2, 500 / 96, False),
+    "v11_wgmma_two": Way(128, 256, False, 8.0, 1, 500 / 96, False),
+    "v12_wgmma_cluster": Way(128, 256, False, 8.0, 1, 500 / 96, False, asked=2 / 3),
+    "v13_wgmma_persistent_2": Way(128, 256, False, 8.0, 1, 500 / 96, False, asked=2 / 3),
+    "v13_wgmma_persistent_4": Way(128, 256, False, 8.0, 1, 500 / 96, False, asked=1 / 2),
+}
+_FLOAT32, _SM_90A = np.dtype(np.float32), ("sm_90a",)
+_CLUSTER = Kernel(_SOURCE, "gemm_v12_wgmma_cluster", architectures=_SM_90A, S=(_FLOAT32,))
+_PERSISTENT = Kernel(_SOURCE, "gemm_v13_wgmma_persistent", architectures=_SM_90A, S=(_FLOAT32,), COLUMNS=(1, 2))
+VERSIONS = {
+    "v10_wgmma_tma": Version(Kernel(_SOURCE, "gemm_v10_wgmma_tma", architectures=_SM_90A)[()], 64, 128, 160),
+    "v11_wgmma_two": Version(Kernel(_SOURCE, "gemm_v11_wgmma_two", architectures=_SM_90A)[()], 128, 256, 288),
+    "v12_wgmma_cluster": Version(_CLUSTER[_FLOAT32], 128, 256, 288, rows=2),
+    "v13_wgmma_persistent_2": Version(_PERSISTENT[_FLOAT32, 1], 128, 256, 288, rows=2, persistent=True),
+    "v13_wgmma_persistent_4": Version(_PERSISTENT[_FLOAT32, 2], 128, 256, 288, rows=2, columns=2, persistent=True),
+}
 
 
 def wgmma(
-    version: _Version,
+    version: Version,
     most_z: int,
     a: Any,
     b: Any,
@@ -58,10 +102,10 @@ def wgmma(
     batch = math.prod(g.batch)
     K = max(g.K, 1)  # an empty sum is one over a zero
     of_a, of_b = _k_fastest(a, g.batch, transpose_a), _k_fastest(b, g.batch, not transpose_b)
-    a_map = TensorMap(of_a, (1, version.tile_m, _DEPTH), 128, columns=K, to_tf32=True)
-    b_map = TensorMap(of_b, (1, version.tile_n, _DEPTH), 128, columns=K, to_tf32=True)
+    a_map = TensorMap(of_a, (1, version.tile_m // version.columns, _DEPTH), 128, columns=K, to_tf32=True)
+    b_map = TensorMap(of_b, (1, version.tile_n // version.rows, _DEPTH), 128, columns=K, to_tf32=True)
     many = of_a.shape[0] > 1, of_b.shape[0] > 1
-    grid = (ceil_div(g.M, version.tile_m), ceil_div(g.N, version.tile_n), min(batch, most_z))
+    grid = version.grid(g, batch, most_z, multiprocessors(a))
     arguments = a_map, b_map, bias, y, g.M, g.N, K, batch, *many, kind_number(activation)
     version.kernel(grid, version.threads, *arguments, shared=version.shared())
     return y

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rawgrad.kernels._dispatch import Operation, precision
 from rawgrad.kernels._dtypes import BFLOAT16, HALVES
 from rawgrad.kernels._errors import ArgumentError, BackendError, DeviceError, DtypeError, ShapeError
-from rawgrad.kernels.gemm import ACTIVATIONS, BY_OUTPUT, gemm, geometry, linear_backward
+from rawgrad.kernels.gemm import ACTIVATIONS, BY_OUTPUT, gemm, geometry, hopper, linear_backward
 from rawgrad.kernels.gemm.cost import DEPTH, HALF_WAYS, TENSOR_CORES, WAYS, choose, predicted, slices
 
 DTYPES = [np.float32, np.float64]
@@ -283,9 +283,9 @@ ROUNDING = [
     "v4_tensor_core",
     "v8_tensor_core_pipelined_64",
     "v8_tensor_core_pipelined_128",
-    "v12_tensor_core_split_k",
+    "v15_tensor_core_split_k",
 ]
-SPLITS = ["v9_bf16_split_64", "v9_bf16_split_128", "v12_float32_split_k"]
+SPLITS = ["v9_bf16_split_64", "v9_bf16_split_128", "v15_float32_split_k"]
 FLAGS = [(False, False), (True, False), (False, True), (True, True)]
 
 
@@ -394,9 +394,40 @@ def untied(shape, seed=0):
 @pytest.mark.parametrize("flags", [(False, False), (True, False), (False, True), (True, True)])
 def test_wgmma_rounds_both_factors_to_tf32(backend, version, M, N, K, flags):
     """As test_tensor_cores.  With k fastest and rows of 16 bytes the matrices are taken as they are, else copied."""
+    check_wgmma(backend, version, (2, M, K), (N, K), flags)
+
+
+CLUSTERS = ["v12_wgmma_cluster", "v13_wgmma_persistent_2", "v13_wgmma_persistent_4"]
+
+
+# Blocks have 128 x 256, clusters two of them below each other, or 2 x 2.  (64, 128): blocks without work.  (129, 257):
+# all four blocks have some, and odd rows are written number by number.  (257, 10, 300): a second cluster, more steps
+# than the ring holds.  One a for all products, or one b.
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [((64, 32), (2, 128, 32)), ((2, 129, 36), (257, 36)), ((257, 300), (10, 300)), ((2, 3), (1, 3)), ((3, 0), (4, 0))],
+)
+@pytest.mark.parametrize("version", CLUSTERS)
+def test_clusters_share_what_they_fetch(backend, version, a, b):
+    check_wgmma(backend, version, a, b, (False, True))
+
+
+# (300, 300): of 2 x 2 tiles of clusters of two, or 2 x 1 of four, in two products, each cluster has several; the ring
+# goes on from one to the next.  (2100, 257): nine of them below each other, one more than a band has.
+@pytest.mark.parametrize(("batch", "M", "N", "K"), [(2, 300, 300, 33), (1, 2100, 257, 1)])
+@pytest.mark.parametrize("version", CLUSTERS[1:])
+def test_a_persistent_cluster_takes_tile_after_tile(backend, version, batch, M, N, K, monkeypatch):
+    monkeypatch.setattr(hopper, "_at_once", lambda size, processors: 3 if size == 2 else 1)
+    check_wgmma(backend, version, (batch, M, K), (N, K), (False, True))
+
+
+def check_wgmma(backend, version, a_shape, b_shape, flags):
+    """``version`` on a of shape (.., M, K) and b of shape (.., N, K), stored as ``flags`` say."""
     skip_unless_there(backend.name, "gemm", "gemm", version)
-    a = untied((2, *((K, M) if flags[0] else (M, K))))
-    b = untied((N, K) if flags[1] else (K, N), seed=1)
+    N, K = b_shape[-2:]
+    a, b = untied(a_shape), untied(b_shape, seed=1)
+    a = np.ascontiguousarray(np.swapaxes(a, -1, -2)) if flags[0] else a
+    b = b if flags[1] else np.ascontiguousarray(np.swapaxes(b, -1, -2))
     bias = random((N,), seed=2)
     arguments = backend.put(a), backend.put(b), backend.put(bias)
     with untouched(*arguments):
@@ -416,6 +447,35 @@ def test_wgmma_takes_what_is_empty_and_what_is_not_aligned(backend):
     a = backend.put(host)[1:].reshape(6, 8)  # begins 4 bytes behind a multiple of 16
     y = gemm(a, backend.put(np.eye(8, dtype=np.float32)), version="v10_wgmma_tma")
     np.testing.assert_array_equal(backend.get(y), host[1:].reshape(6, 8))
+
+
+@pytest.mark.parametrize("version", CLUSTERS)
+def test_a_result_that_begins_between_two_pairs(backend, version):
+    """Two neighbouring results are written at once only where they begin at a multiple of 8 bytes."""
+    skip_unless_there(backend.name, "gemm", "gemm", version)
+    host = np.rint(3 * random((6, 8)))
+    out = backend.put(np.zeros(1 + 6 * 8, np.float32))
+    gemm(
+        backend.put(host),
+        backend.put(np.eye(8, dtype=np.float32)),
+        activation="relu",
+        version=version,
+        out=out[1:].reshape(6, 8),
+    )
+    np.testing.assert_array_equal(backend.get(out), [0, *np.maximum(host, 0).reshape(-1)])
+
+
+@pytest.mark.parametrize(("processors", "clusters"), [(132, (66, 32)), (114, (57, 28)), (3, (1, 1))])
+def test_persistent_clusters_are_as_many_as_run_at_once(processors, clusters):
+    """An H100's 132 or 114 multiprocessors stand in groups of 16 and 18: four times four in each."""
+    wide = geometry((20000, 8), (8, 20000), False, False)
+    two, four = (hopper.VERSIONS[name] for name in CLUSTERS[1:])
+    assert [two.grid(wide, 1, 65535, processors), four.grid(wide, 1, 65535, processors)] == [
+        (2, 1, clusters[0]),
+        (2, 2, clusters[1]),
+    ]
+    small = geometry((300, 8), (8, 10), False, False)  # two tiles for clusters of either size
+    assert [v.grid(small, 1, 65535, processors)[2] for v in (two, four)] == [min(2, clusters[0]), min(2, clusters[1])]
 
 
 def test_precision_is_a_permission(backend):
@@ -438,7 +498,7 @@ def test_precision_is_a_permission(backend):
         "v8_tensor_core_pipelined_64_tf32",
         SPLITS[0],
         "v10_wgmma_tma",
-        "v12_tensor_core_split_k_tf32",
+        "v15_tensor_core_split_k_tf32",
     ],
 )
 def test_tensor_cores_refuse_float64(backend, version):
