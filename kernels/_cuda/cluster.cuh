@@ -66,27 +66,13 @@ __device__ __forceinline__ uint32_t address_in_block(const void* place, int rank
   asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(shared_address(place)), "r"(rank));
   return there;
 }
-// A number in the registers that ld and st take.
-template <int BYTES>
-struct Register;
-template <>
-struct Register<4> {
-  static __device__ __forceinline__ void load(void* to, uint32_t from) {
-    asm volatile("ld.shared::cluster.b32 %0, [%1];" : "=r"(*static_cast<uint32_t*>(to)) : "r"(from) : "memory");
-  }
-  static __device__ __forceinline__ void store(uint32_t to, const void* from) {
-    asm volatile("st.shared::cluster.b32 [%0], %1;" ::"r"(to), "r"(*static_cast<const uint32_t*>(from)) : "memory");
-  }
-};
-template <>
-struct Register<8> {
-  static __device__ __forceinline__ void load(void* to, uint32_t from) {
-    asm volatile("ld.shared::cluster.b64 %0, [%1];" : "=l"(*static_cast<uint64_t*>(to)) : "r"(from) : "memory");
-  }
-  static __device__ __forceinline__ void store(uint32_t to, const void* from) {
-    asm volatile("st.shared::cluster.b64 [%0], %1;" ::"r"(to), "l"(*static_cast<const uint64_t*>(from)) : "memory");
-  }
-};
+template <class To, class From>
+__device__ __forceinline__ To same_bits(From from) {
+  static_assert(sizeof(To) == sizeof(From), "the same bits");
+  To to;
+  memcpy(&to, &from, sizeof to);
+  return to;
+}
 #endif
 
 // What stands at `place` in the shared memory of block `rank`; T has 4 or 8 bytes.
@@ -96,9 +82,16 @@ __device__ __forceinline__ T load_from_block(const T* place, int rank) {
 #ifdef RAWGRAD_EMULATED
   return *static_cast<const T*>(rawgrad_emulator::in_block(place, rank));
 #else
-  T value;
-  Register<sizeof(T)>::load(&value, address_in_block(place, rank));
-  return value;
+  const uint32_t from = address_in_block(place, rank);
+  if constexpr (sizeof(T) == 4) {
+    uint32_t bits;
+    asm volatile("ld.shared::cluster.b32 %0, [%1];" : "=r"(bits) : "r"(from) : "memory");
+    return same_bits<T>(bits);
+  } else {
+    uint64_t bits;
+    asm volatile("ld.shared::cluster.b64 %0, [%1];" : "=l"(bits) : "r"(from) : "memory");
+    return same_bits<T>(bits);
+  }
 #endif
 }
 
@@ -108,7 +101,11 @@ __device__ __forceinline__ void store_to_block(T* place, int rank, T value) {
 #ifdef RAWGRAD_EMULATED
   *static_cast<T*>(rawgrad_emulator::in_block(place, rank)) = value;
 #else
-  Register<sizeof(T)>::store(address_in_block(place, rank), &value);
+  const uint32_t to = address_in_block(place, rank);
+  if constexpr (sizeof(T) == 4)
+    asm volatile("st.shared::cluster.b32 [%0], %1;" ::"r"(to), "r"(same_bits<uint32_t>(value)) : "memory");
+  else
+    asm volatile("st.shared::cluster.b64 [%0], %1;" ::"r"(to), "l"(same_bits<uint64_t>(value)) : "memory");
 #endif
 }
 

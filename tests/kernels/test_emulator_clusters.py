@@ -98,6 +98,16 @@ CASES = [
         [("LAST ARRIVAL", None, "updates atomically")], grid=2, blocks=[SECOND],
     ),
     Case(
+        "clusters", "through_global_memory", ints(64), (0, np.tile(LANES[::-1], 2)), "race in global memory",
+        "y (int32[64])", [("INTO GLOBAL MEMORY", None, "writes"), ("OUT OF GLOBAL MEMORY", None, "reads")], grid=2,
+        also=("read of what nothing wrote",),
+    ),
+    Case(
+        "clusters", "stores_what_a_peer_wrote", ints(64), (0, np.tile(LANES[::-1], 2)),
+        "written by a thread, read by the asynchronous proxy without a fence between", "byte ",
+        [("WRITTEN BY A PEER", None, "writes"), ("STORED UNFENCED", (0, 0, 0), "reads")], grid=2,
+    ),
+    Case(
         "clusters", "fetches_half", rows(16), (1, TWICE), IN_FLIGHT, "byte ",
         [("HALF", None, "reads"), ("EACH A HALF", (0, 0, 0), "")], grid=2, also=(NEVER_WAITED,),
     ),

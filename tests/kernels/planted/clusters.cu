@@ -116,6 +116,33 @@ __global__ void __cluster_dims__(2, 1, 1) arrives_at_the_departed(int* y, int me
   y[blockIdx.x * 32 + threadIdx.x] = 1;
 }
 
+// The cluster's barrier orders global memory, too.
+__global__ void __cluster_dims__(2, 1, 1) through_global_memory(int* y, int mended) {
+  const int place = blockIdx.x * 32 + threadIdx.x;
+  y[place] = threadIdx.x;  // INTO GLOBAL MEMORY
+  if (mended) cluster_sync();
+  else __syncthreads();
+  const int read = y[place ^ 32 ^ 31];  // OUT OF GLOBAL MEMORY
+  cluster_sync();
+  y[place] = read;
+}
+
+// What another block has written here, a bulk store sees only after a fence.
+__global__ void __cluster_dims__(2, 1, 1) stores_what_a_peer_wrote(int* y, int mended) {
+  Halves& s = block_shared<Halves>();
+  int* of = reinterpret_cast<int*>(s.of);
+  const int t = threadIdx.x;
+  cluster_sync();
+  store_to_block(&of[31 - t], 1 - cluster_rank(), t);  // WRITTEN BY A PEER
+  cluster_sync();
+  if (t == 0) {
+    if (mended) fence_async_proxy();
+    store_bytes(y + blockIdx.x * 32, of, 128);  // STORED UNFENCED
+    commit_stores();
+    wait_stores<0>();
+  }
+}
+
 // ---- multicast: each block fetches four rows of eight, for both
 
 __device__ __forceinline__ Halves& ready(int arrivals_at_other = 2) {
