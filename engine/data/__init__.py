@@ -19,6 +19,7 @@ from .loader import DataLoader
 from .mnist import MNIST, download_mnist, find_mnist
 from .sampler import DistributedSampler
 from .text import TextLines, TextWindows
+from .timing import Timing
 from .transforms import (
     CenterCrop,
     Compose,
@@ -55,6 +56,7 @@ __all__ = [
     "TensorDataset",
     "TextLines",
     "TextWindows",
+    "Timing",
     "check_data",
     "collate",
     "download_mnist",

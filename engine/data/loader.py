@@ -19,6 +19,7 @@ from .dataset import batch_method, checked_indices, in_memory, random_order, raw
 from .prefetch import Make, Order, Prefetcher, Synchronous, Ticket
 from .processes import Remote, end, packed
 from .ring import Ring
+from .timing import Step, Timing
 
 __all__ = ["DataLoader", "collate"]
 
@@ -138,6 +139,7 @@ class DataLoader:
         self._resumed = False
         self._passes: weakref.WeakSet[Pass] = weakref.WeakSet()
         self._cheap: bool | None = None
+        self._last: tuple[list[Step], int, int] | None = None
         self._idle: list[Remote] = []  # processes that wait for the next loop
         weakref.finalize(self, end, self._idle)
 
@@ -173,6 +175,17 @@ class DataLoader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def timing(self) -> Timing:
+        """The times of the last loop, over or not; printed, they say what held the run back.
+
+        Raises:
+            ArgumentError: there was no loop yet.
+        """
+        if self._last is None:
+            raise ArgumentError("DataLoader: timing is there once a loop has begun; there was none yet")
+        return Timing(*self._last)
 
     def _is_cheap(self) -> bool | None:
         """Whether training had better make the batches itself; None if that must be tried."""
@@ -323,6 +336,7 @@ class Pass:
         orders = _orders(loader._order(epoch), loader.batch_size, range(first, len(loader)), epoch)
         self._source, self._ring, self._remotes = loader._source(orders, epoch, False)
         self._steps = self._source.steps  # of all sources, one after the other
+        loader._last = self._steps, self._source.readers, epoch
         self._trying = bool(loader.num_workers and loader.prefetch and loader._cheap is None)
         self._over = False
         self._missing: dict[int, str] = {}
@@ -380,6 +394,7 @@ class Pass:
             if not self._loader._cheap:
                 self._source, self._ring, self._remotes = self._loader._source(self._source.orders, self._epoch, True)
                 self._source.steps = self._steps
+                self._loader._last = self._steps, self._source.readers, self._epoch
 
     def close(self) -> None:
         """End the loop, with its readers; there are no more batches."""

@@ -125,7 +125,7 @@ class Synchronous:
     """The same interface without readers: a batch is made when it is taken."""
 
     def __init__(self, orders: Iterator[Order], make: Make) -> None:
-        self.orders, self._make = orders, make
+        self.orders, self._make, self.readers = orders, make, 0
         self.steps: list[Step] = []
 
     def take(self) -> tuple[Ticket, Any]:
@@ -157,6 +157,7 @@ class Prefetcher:
         describe: says of the reader ``i`` what it may be waiting for, for messages.
 
     Attributes:
+        readers: how many there are.
         steps: when each batch was asked for, read, taken (:class:`~.timing.Step`).
     """
 
@@ -171,7 +172,7 @@ class Prefetcher:
         timeout: float | None = None,
         describe: Callable[[int], str] | None = None,
     ) -> None:
-        self.orders = orders
+        self.orders, self.readers = orders, len(makes)
         self.steps: list[Step] = []
         self._ahead, self._timeout, self._describe = ahead, timeout, describe
         self._line: deque[Ticket] = deque()

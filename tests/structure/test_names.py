@@ -25,7 +25,7 @@ FACE = {
     "optim": "SGD Adagrad RMSprop Adam AdamW lr_scheduler clip_grad_norm_",
     "data": """Dataset TensorDataset Subset random_split DataLoader DistributedSampler MNIST Digits ImageFolder
         TextLines TextWindows Compose Normalize Pad RandomCrop CenterCrop RandomShift RandomHorizontalFlip
-        RandomVerticalFlip RandomRotation Draws""",
+        RandomVerticalFlip RandomRotation Draws Timing""",
 }
 TENSOR = """reshape view flatten permute transpose squeeze unsqueeze expand sum mean var std prod amax amin argmax
     logsumexp cumsum norm exp log sqrt abs sin cos tanh sigmoid clamp pow maximum minimum numpy item to detach clone

@@ -1,0 +1,120 @@
+"""What a pass tells: times that add up, the right culprit, a picture and a trace that open."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rawgrad.engine.data import DataLoader
+from rawgrad.engine.data.timing import Step, Timing
+from rawgrad.kernels._errors import ArgumentError
+
+
+class Slow:
+    """Each sample takes ``seconds`` to read."""
+
+    def __init__(self, seconds):
+        self.seconds = seconds
+
+    def __len__(self):
+        return 24
+
+    def __getitem__(self, index):
+        time.sleep(self.seconds)
+        return np.zeros(2, np.float32)
+
+
+def run(reading, computing, workers):
+    loader = DataLoader(Slow(reading / 2), 2, num_workers=workers)
+    for _ in loader:
+        time.sleep(computing)
+    return loader.timing
+
+
+def test_times_add_up():
+    timing = run(0.004, 0.008, 1)
+    assert len(timing.waiting) == len(timing.reading) == 12 and len(timing.computing) == 11
+    assert (timing.reading >= 0.004).all() and (timing.computing >= 0.008).all()
+    assert np.median(timing.waiting[3:]) < 0.003 and np.median(timing.ready[3:]) >= 1  # read meanwhile
+    total = (timing.steps[-1].taken - timing.steps[0].asked) / 1e9
+    assert timing.waiting.sum() + timing.computing.sum() == pytest.approx(total)
+
+
+def test_who_held_the_run_back():
+    slow = run(0.012, 0.002, 1)
+    assert slow.held_back_by() == "reading" and "reading held the run back: waiting for data took" in str(slow)
+    assert "readers might keep up" in str(slow)
+    alone = run(0.004, 0.004, 0)
+    assert alone.held_back_by() == "reading" and str(alone).endswith("num_workers=1 would read beside computing")
+
+
+class Copied:
+    def __init__(self, seconds):
+        self._seconds = seconds
+
+    def seconds(self):
+        return self._seconds
+
+
+def steps(waiting, computing, reading, copying=None, count=5):
+    """A pass in milliseconds."""
+    made, now = [], 0
+    for number in range(count):
+        taken = now + int(waiting * 1e6)
+        copied = None if copying is None else Copied(copying / 1e3)
+        made.append(Step(number, now, taken, 1, taken - int(reading * 1e6), taken, 0, copied))
+        now = taken + int(computing * 1e6)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("times", "readers", "sentence"),
+    [
+        ((0.1, 10, 8), 1, "epoch 2: computing held the run back: waiting for data took 500 µs of 40.5 ms (1%); a batch "
+         "took 8 ms to read, 10 ms to compute with"),
+        ((10, 10, 40), 2, "epoch 2: reading held the run back: waiting for data took 50 ms of 90 ms (56%); a batch "
+         "took 40 ms to read by one of 2 readers, 10 ms to compute with; 4 readers might keep up"),
+        ((1000, 1000, 1), 0, "epoch 2: reading held the run back: waiting for data took 5 s of 9 s (56%); a batch "
+         "took 1 ms to read, 1 s to compute with; num_workers=1 would read beside computing"),
+        ((5, 1, 2, 6), 1, "epoch 2: copying held the run back: waiting for data took 25 ms of 29 ms (86%); a batch "
+         "took 2 ms to read, 6 ms to copy, 1 ms to compute with"),
+    ],
+)  # fmt: skip
+def test_the_sentence(times, readers, sentence):
+    assert str(Timing(steps(*times), readers, 2)) == sentence
+
+
+def test_short_passes():
+    assert "too few batches" in str(Timing([], 1, 0)) and "too few" in str(Timing(steps(1, 1, 1, count=1), 1, 0))
+    with pytest.raises(ArgumentError, match="there was none yet"):
+        _ = DataLoader([1]).timing
+    with pytest.raises(ArgumentError, match="below the 5 batches; got 5"):
+        Timing(steps(1, 1, 1), 1, 0).timeline("x.png", first=5)
+
+
+def test_picture_and_trace(tmp_path):
+    timing = Timing(steps(1, 2, 3, 1), 1, 0)
+    timing.timeline(tmp_path / "timeline.png")
+    with Image.open(tmp_path / "timeline.png") as picture:
+        colours = {pixel for _, pixel in picture.convert("RGB").getcolors(10**6)}
+    assert {(31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40)} <= colours  # read, copy, compute, wait
+
+    timing.trace(tmp_path / "trace.json")
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    rows = {event["tid"]: event["args"]["name"] for event in events if event["ph"] == "M"}
+    assert sorted(rows.values()) == ["computing", "copy", "reader 0", "waiting"]
+    spans = [event for event in events if event["ph"] == "X"]
+    assert len(spans) == 3 * 5 + 4
+    second = {rows[e["tid"]]: (e["ts"], e["dur"]) for e in spans if e["args"]["batch"] == 1}
+    # In microseconds from the first reading, which began 2 ms before it was asked for.
+    assert second == {
+        "reader 0": (3000, 3000),
+        "copy": (6000, 1000),
+        "waiting": (5000, 1000),
+        "computing": (6000, 2000),
+    }
+    assert [e["args"]["batches"] for e in events if e["ph"] == "C"] == [1] * 5
