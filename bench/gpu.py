@@ -164,7 +164,7 @@ def launch(say: Callable[[str], None] = print, name: str = "cuda") -> int:
     with backend(name):
         here = runtime_of(device_named("cuda").array_module.zeros(1)).architecture()
     for case in traffic.cases():
-        for version in (None, *table.versions_of(case.operation, case.function, here)):
+        for version in (None, *table.versions_of(case.operation, case.function, here, case.halves())):
             pins = {case.operation: version} if version else {}
             count += 1
             try:

@@ -19,6 +19,7 @@ import numpy as np
 from ..kernels._cuda.table import versions_of
 from ..kernels._devices import device_named
 from ..kernels._dispatch import backend, current_choice, precision
+from ..kernels._dtypes import BFLOAT16
 from . import kernels, programs, shapes
 from .harness import OURS, Clock, Contestant, Work, WrongResult, assert_close, measure
 from .peers import Library, library
@@ -106,7 +107,9 @@ def _cache_of_gpu() -> int:
     return int(runtime.getDeviceProperties(runtime.getDevice())["l2CacheSize"])
 
 
-def on_gpu(work: Work, timer: Timer, versions: Sequence[tuple[str, str]] = (), compiled: bool = False) -> Work:
+def on_gpu(
+    work: Work, timer: Timer, versions: Sequence[tuple[str, str]] = (), compiled: bool = False, bf16: bool = False
+) -> Work:
     """``work`` with every contestant's inputs on the GPU, past its cache, and timed there.
 
     Args:
@@ -114,15 +117,17 @@ def on_gpu(work: Work, timer: Timer, versions: Sequence[tuple[str, str]] = (), c
         timer: times the turns.
         versions: (operation, version) of ours that take part beside the default.
         compiled: whether ``torch.compile`` takes part.
+        bf16: whether float32 inputs become bfloat16.
     """
     device = device_named("cuda")
     contestants: list[Contestant] = []
     for one in work.contestants:
         if one.name == TORCH:
-            inputs = _past_cache([tuple(t.cuda() for t in arguments) for arguments in one.inputs], lambda t: t.clone())
-            host: Callable[[Any], np.ndarray] = lambda t: t.cpu().numpy()  # noqa: E731
+            sets = [tuple(_bf16(t.cuda()) if bf16 else t.cuda() for t in arguments) for arguments in one.inputs]
+            inputs = _past_cache(sets, lambda t: t.clone())
+            host: Callable[[Any], np.ndarray] = lambda t: (t.float() if bf16 else t).cpu().numpy()  # noqa: E731
         else:
-            sets = [tuple(device.from_host(a) for a in arguments) for arguments in one.inputs]
+            sets = [tuple(device.from_host(_bf16(a) if bf16 else a) for a in arguments) for arguments in one.inputs]
             inputs, host = _past_cache(sets, lambda a: a.copy()), device.to_host
         name = CUPY if one.name == "numpy" else one.name
         detail = one.detail if name == TORCH else f"backend {current_choice().for_device('cuda') or 'cuda'}"
@@ -134,12 +139,23 @@ def on_gpu(work: Work, timer: Timer, versions: Sequence[tuple[str, str]] = (), c
         for called, call, said in calls:
             result = partial(_result, call, inputs[0], host)
             contestants.append(GpuContestant(called, call, inputs, said, result, timer=timer))
+    if bf16:  # 1 % of the largest: the inputs are rounded, and so is the result
+        of_halves: dict[str, Any] = {"dtype": "bfloat16", "bytes": work.bytes // 2}
+        of_halves["check"] = lambda result, right: assert_close(result, right, 1e-2)
+        return replace(work, contestants=contestants, **of_halves)
     return replace(work, contestants=contestants)
+
+
+def _bf16(array: Any) -> Any:
+    """``array``, of NumPy or torch, in bfloat16 if it is in float32."""
+    if isinstance(array, np.ndarray):
+        return array.astype(BFLOAT16) if array.dtype == np.float32 else array
+    return array.bfloat16() if array.is_floating_point() else array
 
 
 def _past_cache(sets: list[tuple[Any, ...]], copy: Callable[[Any], Any]) -> list[tuple[Any, ...]]:
     """Copies of ``sets`` until they are together twice the GPU's cache."""
-    size = sum(int(np.prod(a.shape)) * 4 for arguments in sets for a in arguments)
+    size = sum(a.nbytes for arguments in sets for a in arguments)
     missing = min(256, -(-2 * _cache_of_gpu() // max(1, size))) - 1
     return sets + [tuple(map(copy, arguments)) for _ in range(missing) for arguments in sets]
 
@@ -198,6 +214,21 @@ def _gemm_tf32(name: str, shape: shapes.Gemm, timer: Timer, peers: Sequence[str]
         one.call = _torch_tf32(one.call) if one.name == TORCH else _our_tf32(one.call)
         one.result = partial(_result, one.call, one.inputs[0], _host_of(one.name))
     return replace(work, check=lambda result, right: assert_close(result, right, 2e-3))
+
+
+def _gemm_bf16(name: str, shape: shapes.Gemm, timer: Timer, peers: Sequence[str]) -> Work:
+    """Matrices of bfloat16."""
+    versions = [("gemm", version) for version in versions_of("gemm", "gemm", halves=True)]
+    work = kernels.gemm_work(name, shape, [OURS, *([TORCH] if TORCH in peers else [])])
+    return on_gpu(work, timer, versions, bf16=True)
+
+
+def _softmax_cross_entropy_bf16(
+    name: str, shape: shapes.SoftmaxCrossEntropy, timer: Timer, peers: Sequence[str]
+) -> Work:
+    work = kernels.softmax_cross_entropy_work(name, shape, [OURS, *([TORCH] if TORCH in peers else [])])
+    versions = _versions("softmax_cross_entropy", "softmax_cross_entropy_forward")
+    return on_gpu(work, timer, versions, COMPILED in peers, bf16=True)
 
 
 def _host_of(name: str) -> Callable[[Any], np.ndarray]:
@@ -263,6 +294,8 @@ def _rows() -> Iterator[GpuRow]:
     for name, size in (("gemm_4096", square), ("gemm_1024", shapes.Gemm(1024, 1024, 1024)), ("gemm_100x980x10", thin)):
         yield GpuRow(name, partial(_gemm, name, size))
     yield GpuRow("gemm_4096_tf32", partial(_gemm_tf32, "gemm_4096_tf32", square))
+    for n in (1024, 4096, 8192):
+        yield GpuRow(f"gemm_{n}_bf16", partial(_gemm_bf16, f"gemm_{n}_bf16", shapes.Gemm(n, n, n)))
     for name, shape, gradient in (
         ("conv2d_64x64_3x3_on_32", general, True),
         ("conv2d_p5_layer1", first, False),
@@ -277,6 +310,8 @@ def _rows() -> Iterator[GpuRow]:
         of = partial(kernels.softmax_cross_entropy_work, name, loss(N, C))
         function = "softmax_cross_entropy_forward"
         yield GpuRow(name, partial(_with_torch, of, "softmax_cross_entropy", function, compiled=True))
+    name = "softmax_cross_entropy_2048x32000_bf16"  # 262 MB of traffic
+    yield GpuRow(name, partial(_softmax_cross_entropy_bf16, name, loss(2048, 32000)))
     steps = ("p5", 100), ("p5", 512), ("p9", 100), ("p9_dropout", 100), ("p10", 100), ("p10_dropout", 100)
     for program, batch in steps:
         name = f"train_step_{program}_batch{batch}"

@@ -37,6 +37,7 @@ from ..kernels import (
 )
 from ..kernels._devices import device_named
 from ..kernels._dispatch import BACKENDS, backend
+from ..kernels._dtypes import BFLOAT16, is_half
 
 Call = Callable[..., Any]
 
@@ -60,6 +61,10 @@ class Case:
     call: Call
     arrays: tuple[Any, ...]
     in_place: int = 0
+
+    def halves(self) -> bool:
+        """Whether the arrays are of float16 or bfloat16."""
+        return any(is_half(array.dtype) for array in _flat(self.arrays))
 
 
 @dataclass(frozen=True)
@@ -122,6 +127,13 @@ def cases() -> list[Case]:
     found = [
         Case("gemm", "gemm", pick(128, 160, 96), lambda a, b: gemm.gemm(a, b), (a, b)),
         Case(
+            "gemm",
+            "gemm",
+            f"{pick(128, 160, 96)}, bfloat16",
+            lambda a, b: gemm.gemm(a, b),
+            (a.astype(BFLOAT16), b.astype(BFLOAT16)),
+        ),
+        Case(
             "conv2d",
             "conv2d_forward",
             conv,
@@ -155,11 +167,15 @@ def cases() -> list[Case]:
             Case(
                 "softmax_cross_entropy",
                 "softmax_cross_entropy_forward",
-                f"{z.shape}, labels",
+                f"{z.shape}, labels{kind}",
                 softmax_cross_entropy.softmax_cross_entropy_forward,
                 (z, y),
             )
-            for z, y in ((logits, labels), (long_logits, long_labels))
+            for z, y, kind in (
+                (logits, labels, ""),
+                (long_logits, long_labels, ""),
+                (long_logits.astype(BFLOAT16), long_labels, ", bfloat16"),
+            )
         ),
         Case("softmax", "softmax_forward", "(64, 1024)", lambda x: softmax.softmax_forward(x, 1), (plane,)),
         Case(
@@ -267,7 +283,8 @@ def measure(case: Case) -> list[Row]:
     from ..kernels._cuda.table import versions_of
     from ..kernels._emulator.runtime import record_launches
 
-    versions = [name for name in versions_of(case.operation, case.function) if not _same_as_another(name)]
+    names = versions_of(case.operation, case.function, halves=case.halves())
+    versions = [name for name in names if not _same_as_another(name)]
     rows = []
     for version in (None, *versions):
         pins = {case.operation: version} if version else {}
@@ -308,7 +325,7 @@ def table(rows: Sequence[Row]) -> str:
         "# Bytes that the CUDA kernels move",
         "",
         f"Written by `python -m rawgrad.bench.traffic docs/traffic.md`, which runs every kernel on the emulator "
-        f"(backend `emulated`: {BACKENDS['emulated'].summary}) and counts. float32.",
+        f"(backend `emulated`: {BACKENDS['emulated'].summary}) and counts. float32 unless it says otherwise.",
         "",
         "- **floor**: every input read once, every output written once.",
         "- **distinct**: bytes of global memory that were touched at all, per launch; more than the floor where a",

@@ -99,16 +99,17 @@ def shipped_kernels() -> list[Kernel]:
     return sorted(ours, key=lambda kernel: (kernel.path, kernel.name))
 
 
-def versions_of(operation: str, function: str, here: int | None = None, halves: bool = False) -> list[str]:
+def versions_of(operation: str, function: str, here: int | None = None, halves: bool | None = False) -> list[str]:
     """The names of the versions of a launcher's function, if it has several; those that run on sm_``here`` if given.
 
     Args:
-        halves: those that take nothing but float16 and bfloat16 too.
+        halves: whether for arrays of float16 and bfloat16; None for all.
     """
     launcher = importlib.import_module(f"{__package__.rpartition('.')[0]}.{operation}.cuda")
     only = getattr(launcher, "ARCHITECTURES", {})
-    other = {} if halves else getattr(launcher, "DTYPES", {})
-    names = [n for n in getattr(launcher, "VERSIONS", {}).get(function, {}) if n not in other]
+    names = list(getattr(launcher, "VERSIONS", {}).get(function, {}))
+    if halves is not None and (for_halves := getattr(launcher, "FOR_HALVES", ())):
+        names = [n for n in names if (n in for_halves) == halves]
     return [n for n in names if here is None or n not in only or any(runs_on(one, here) for one in only[n])]
 
 

@@ -353,5 +353,5 @@ VERSIONS = {
 
 #: Versions that are for some GPUs alone.
 ARCHITECTURES = dict.fromkeys(HOPPER_VERSIONS, ("sm_90a",))
-#: Versions that are for some dtypes alone, other than float32 and float64.
-DTYPES = dict.fromkeys(HALF_WAYS, HALVES)
+#: Versions that take float16 and bfloat16; the others do not.
+FOR_HALVES = tuple(HALF_WAYS)

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -203,6 +204,22 @@ class TestRows:
         assert {ratio.peer for ratio in found.ratios} == set(names[1:])
         assert all(entry.seconds.median > 0 for entry in found.entries)
         assert all(seconds > 0 for seconds in timer.host_seconds)
+
+    def test_rows_of_bfloat16(self, emulated: None, row: gpu_rows.GpuRow) -> None:
+        product, loss = shapes.Gemm(17, 5, 9), shapes.SoftmaxCrossEntropy(3, 20)
+        for build, names in (
+            (partial(gpu_rows._gemm_bf16, "product", product), ["v14_half_cp_async_128", "v14_half_cp_async_64"]),
+            (
+                partial(gpu_rows._softmax_cross_entropy_bf16, "loss", loss),
+                ["v1_plain", "v2_smem_tile", "v3_register_tile"],
+            ),
+        ):
+            said: list[str] = []
+            found = gpu_rows.measured(gpu_rows.GpuRow("small", build), HostTimer(), [], said.append)
+            assert sorted(entry.name for entry in found.entries) == ["rawgrad", *(f"rawgrad {name}" for name in names)]
+            assert found.dtype == "bfloat16" and said == []
+            (ours, *_) = build(HostTimer(), []).contestants
+            assert next(str(a.dtype) for a in ours.inputs[0] if a.ndim == 2) == "bfloat16"
 
     def test_inputs_are_past_the_cache(self, emulated: None, row: gpu_rows.GpuRow) -> None:
         work = row.build(HostTimer(), [])

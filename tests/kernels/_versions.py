@@ -65,4 +65,4 @@ def skip_unless_there(backend: str, operation: str, function: str, version: str 
 
 def _versions_here(operation: str, function: str) -> list[str]:
     runtime = runtime_of(device_named("cuda").array_module.zeros(1))
-    return versions_of(operation, function, runtime.architecture(), halves=True)
+    return versions_of(operation, function, runtime.architecture(), halves=None)
