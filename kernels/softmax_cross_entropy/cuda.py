@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from .._contracts import INTEGERS
 from .._devices import device_of
 from .._dtypes import HALVES, wide
 from .._faults import fault_flag, watch
-from .._launch import BOOLS, FLOATS, Instance, Kernel, ceil_div, empty, runtime_of
+from .._launch import BOOLS, FLOATS, Kernel, architecture, ceil_div, empty, runtime_of
 from . import label_error
 
 _STORED = (*FLOATS, *HALVES)
@@ -21,6 +22,17 @@ _SMEM_TILE = Kernel(__file__, "softmax_cross_entropy_forward_v2_smem_tile", S=_S
 _REGISTER_TILE = Kernel(
     __file__, "softmax_cross_entropy_forward_v3_register_tile", S=_STORED, TEAM=(4, 32, 256), VECTOR=BOOLS
 )
+_WITH_CLUSTERS = ("sm_90", "sm_100")
+_CLUSTER = Kernel(
+    __file__,
+    "softmax_cross_entropy_forward_v4_cluster",
+    architectures=_WITH_CLUSTERS,
+    S=_STORED,
+    CLUSTER=(1, 2, 4, 8),
+    VECTOR=BOOLS,
+)
+#: Bytes of a row that a block of v4 keeps, and of what else is in its shared memory at most.
+_KEPT, _REST = 64 * 1024, 1024
 _SUM = Kernel(__file__, "softmax_cross_entropy_sum", T=FLOATS)
 
 #: For so many examples is a block of ``labels``, for so many values one of ``sum``.
@@ -29,22 +41,34 @@ _VALUES_PER_BLOCK = 4096
 
 #: The kernel, how many blocks, and the threads of each, for N examples of C classes; ``vector`` says whether
 #: the rows of all matrices start at multiples of 16 bytes.
-_Version = Callable[[np.dtype, int, int, bool], tuple[Instance, int, int]]
+_Version = Callable[[np.dtype, int, int, bool], tuple[Callable[..., None], int, int]]
 
 
-def _plain(dtype: np.dtype, N: int, C: int, vector: bool) -> tuple[Instance, int, int]:
+def _plain(dtype: np.dtype, N: int, C: int, vector: bool) -> tuple[Callable[..., None], int, int]:
     return _PLAIN[dtype], ceil_div(N, 128), 128
 
 
-def _smem_tile(dtype: np.dtype, N: int, C: int, vector: bool) -> tuple[Instance, int, int]:
+def _smem_tile(dtype: np.dtype, N: int, C: int, vector: bool) -> tuple[Callable[..., None], int, int]:
     return _SMEM_TILE[dtype], N, 128
 
 
-def _register_tile(dtype: np.dtype, N: int, C: int, vector: bool) -> tuple[Instance, int, int]:
+def _register_tile(dtype: np.dtype, N: int, C: int, vector: bool) -> tuple[Callable[..., None], int, int]:
     """The smallest team whose tile holds a row; the largest one reads longer rows tile by tile."""
     team = 4 if C <= (32 if dtype in HALVES else 16) else 32 if C * wide(dtype).itemsize <= 32 * 64 else 256
     threads = max(team, 128)
     return _REGISTER_TILE[dtype, team, vector], ceil_div(N, threads // team), threads
+
+
+def _cluster(dtype: np.dtype, N: int, C: int, vector: bool) -> tuple[Callable[..., None], int, int]:
+    """The smallest cluster whose blocks keep a row together; the largest one reads the rest of longer rows twice."""
+    blocks = next((n for n in _CLUSTER.templates["CLUSTER"] if C * dtype.itemsize <= n * _KEPT), 8)
+    return partial(_CLUSTER[dtype, blocks, vector], shared=_KEPT + _REST), N * blocks, 256
+
+
+def _default(logits: Any) -> _Version:
+    """v4 for rows that v3 would read twice, where there are clusters; by bytes, not by measurement."""
+    tile = 256 * 64 // wide(logits.dtype).itemsize
+    return _cluster if logits.shape[1] > tile and architecture(logits) >= 90 else _register_tile
 
 
 def _run(
@@ -115,7 +139,7 @@ def _sum(values: Any, normaliser: Any, divisor: float, kernel: Any) -> Any:
 
 def softmax_cross_entropy_forward(*arguments: Any) -> tuple[Any, Any]:
     """As the reference's; see the package's docstring."""
-    return _run(_register_tile, *arguments)
+    return _run(_default(arguments[0]), *arguments)
 
 
 def _pinned(version: _Version) -> Callable[..., Any]:
@@ -127,5 +151,9 @@ VERSIONS = {
         "v1_plain": _pinned(_plain),
         "v2_smem_tile": _pinned(_smem_tile),
         "v3_register_tile": _pinned(_register_tile),
+        "v4_cluster": _pinned(_cluster),
     }
 }
+
+#: Versions that are for some GPUs alone.
+ARCHITECTURES = {"v4_cluster": _WITH_CLUSTERS}

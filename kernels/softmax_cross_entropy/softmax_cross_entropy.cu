@@ -23,6 +23,8 @@
 //   forward_v2_smem_tile      a block owns a row and keeps it in shared memory in between: one reading
 //   forward_v3_register_tile  a team of 4, 32 or 256 threads owns a row and keeps it in registers; 16 bytes
 //                             at a time where the layout allows (VECTOR)
+//   forward_v4_cluster        the blocks of a cluster share a row too long for one, each keeps its part in 64 KB of
+//                             shared memory, and they tell each other what they have seen (sm_90 and newer)
 //
 // Of a longer row, what a block cannot keep is read twice.  Sums run in an order that N and C fix.
 // __launch_bounds__(…, 2): with the 2, ptxas spends registers where it would otherwise spill a few.
@@ -30,6 +32,8 @@
 // Sources: Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018 (m and s in one
 // reading); Bridle, 1990; Szegedy et al., 2016 (label smoothing).
 
+#include "async.cuh"
+#include "cluster.cuh"
 #include "rows.cuh"
 
 constexpr unsigned NO_CLASS = 0xffffffffu;  // of an example that does not count
@@ -100,6 +104,13 @@ struct Example {
   __device__ __forceinline__ T asked(T of_t, T of_w) const { return (t == nullptr ? share : of_t * keep + share) * of_w; }
   __device__ __forceinline__ T asked(unsigned c) const {
     return asked(t == nullptr ? T(0) : widened(t[c]), w == nullptr ? T(1) : widened(w[c]));
+  }
+
+  // Count classes from `first` on: those before it become huge numbers, as NO_CLASS is.
+  __device__ __forceinline__ void begin_at(unsigned first) {
+    if (t != nullptr) t += first;
+    if (w != nullptr) w += first;
+    y -= first;
   }
 
   // Once the row has been read: `all` of it, and the sum of d.
@@ -272,6 +283,111 @@ softmax_cross_entropy_forward_v3_register_tile(const S* __restrict__ z, const S*
   }
   loss = team_sum<TEAM>(loss, values);
   if (exists && threadIdx.x % TEAM == 0) losses[n] = example.counted(loss);
+}
+
+// ---- v4
+
+// Start copying the tile that begins at `base` of a row of `length` to the same places of `kept`.  A thread copies what
+// it will read itself.
+template <class Tile, class S>
+__device__ __forceinline__ void copy_tile(S* kept, const S* __restrict__ row, unsigned base, unsigned length) {
+  Tile::each(base, length, [&](int i, unsigned c) {
+    if constexpr (Tile::STEP * sizeof(S) == 16) {
+      if (i % Tile::STEP == 0) copy_async<16>(&kept[c], &row[c], true);
+    } else {
+      kept[c] = row[c];
+    }
+  });
+}
+
+// Cluster: one example.  Block: 256 threads and a part of the row, CLUSTER equal ones but for the last, of which the
+// first KEPT tiles lie in shared memory between the two readings.  Thread: as in v3.
+// A thread finds again what it copied there itself, so its own wait is enough, and no barrier stands between.
+template <class S, int CLUSTER, bool VECTOR>
+__global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(256, VECTOR && sizeof(S) == 4 ? 3 : 2)
+softmax_cross_entropy_forward_v4_cluster(const S* __restrict__ z, const S* __restrict__ t,
+                                         const unsigned* __restrict__ classes, const S* __restrict__ w,
+                                         double smoothing, const Wide<S>* __restrict__ normaliser, double divisor,
+                                         unsigned N, unsigned C, Wide<S>* __restrict__ losses, S* __restrict__ grad) {
+  using T = Wide<S>;
+  constexpr int THREADS = 256;
+  using Tile = RowTile<S, THREADS, VECTOR>;
+  constexpr unsigned KEPT = 64 * 1024 / sizeof(S) / Tile::SIZE;
+  struct Shared {
+    alignas(16) S z[KEPT * Tile::SIZE];
+    TeamValues<T, THREADS> values;
+    T max[CLUSTER], sum[CLUSTER], of_d[CLUSTER], loss[CLUSTER];  // what each block has seen, written by that one
+  };
+  Shared& s = block_shared<Shared>();
+  cluster_arrive();  // this block has begun, and may be written to
+  const unsigned n = blockIdx.x / CLUSTER, rank = cluster_rank();
+  const unsigned part = (C + CLUSTER * Tile::STEP - 1) / (CLUSTER * Tile::STEP) * Tile::STEP;
+  const unsigned begin = min(rank * part, C), length = min(part, C - begin);
+  const S* row = z + n * C + begin;
+  S* of_grad = grad + n * C + begin;
+
+  for (unsigned tile = KEPT / 2; tile < KEPT; ++tile) copy_tile<Tile>(s.z, row, tile * Tile::SIZE, length);
+  commit_copies();
+  for (unsigned tile = 0; tile < KEPT / 2; ++tile) copy_tile<Tile>(s.z, row, tile * Tile::SIZE, length);
+  commit_copies();
+
+  Example<S> example(n, t, classes, w, smoothing, normaliser, divisor, C);
+  example.begin_at(begin);
+  Tile logits, d;
+  OnlineSoftmax<T> own;
+  T sum_of_d = 0;
+  for (unsigned tile = Tile::count(length); tile-- > 0;) {  // to the first, whose d[c] the registers hold then
+    const unsigned base = tile * Tile::SIZE;
+    if (tile < KEPT) {
+      if (tile < KEPT / 2) wait_copies<0>();
+      else wait_copies<1>();  // the first half is under way while the second is read
+      logits.load(s.z, base, length);
+    } else {
+      logits.load(row, base, length);
+    }
+    own = merged(own, logits.softmax(base, length));
+    if (example.spread) {
+      load_asked(d, example, base, length);
+      sum_of_d += Tile::sum(base, length, [&](int i, unsigned) { return d.of[i]; });
+    }
+  }
+  own = team_merged<THREADS>(own, s.values);
+  if (example.spread) sum_of_d = team_sum<THREADS>(sum_of_d, s.values);
+
+  cluster_wait();  // every block has begun before one writes to it
+  if (threadIdx.x < CLUSTER) {
+    store_to_block(&s.max[rank], threadIdx.x, own.max);
+    store_to_block(&s.sum[rank], threadIdx.x, own.sum);
+    store_to_block(&s.of_d[rank], threadIdx.x, sum_of_d);
+  }
+  cluster_sync();  // what every block has seen is written before any block reads it
+  OnlineSoftmax<T> all = {s.max[0], s.sum[0]};
+  T sum_of_all = s.of_d[0];
+  for (int block = 1; block < CLUSTER; ++block) {
+    all = merged(all, OnlineSoftmax<T>{s.max[block], s.sum[block]});
+    sum_of_all += s.of_d[block];
+  }
+  example.finish(all, sum_of_all);
+
+  T loss = 0;
+  for (unsigned tile = 0; tile < Tile::count(length); ++tile) {
+    const unsigned base = tile * Tile::SIZE;
+    if (tile < KEPT) logits.load(s.z, base, length);
+    else logits.load(row, base, length);
+    if (example.spread && tile > 0) load_asked(d, example, base, length);
+    loss += Tile::sum(base, length, [&](int i, unsigned c) {  // the gradient takes the logit's place
+      T of_class = 0;
+      logits.of[i] = example.gradient(c, logits.of[i], example.spread ? d.of[i] : T(0), of_class);
+      return of_class;
+    });
+    logits.store(of_grad, base, length);
+  }
+  loss = team_sum<THREADS>(loss, s.values);
+  if (threadIdx.x == 0) store_to_block(&s.loss[rank], 0, loss);
+  cluster_sync();  // all losses are there before the first block adds them; it does not end before they are
+  if (rank != 0 || threadIdx.x != 0) return;
+  for (int block = 1; block < CLUSTER; ++block) loss += s.loss[block];
+  losses[n] = example.counted(loss);
 }
 
 // ---- sum

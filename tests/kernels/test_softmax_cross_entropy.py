@@ -9,7 +9,7 @@ import pytest
 from _derivative import complex_step
 from _layouts import LAYOUTS, untouched
 from _tolerance import assert_accurate, assert_within
-from _versions import every_version
+from _versions import every_version, skip_unless_there
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -267,7 +267,7 @@ def test_bits_of_each_example_alone_for_any_number_of_threads(backend, kind, dty
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("C", [16, 100, 5000])
+@pytest.mark.parametrize("C", [16, 100, 5000, 20000])
 def test_a_maximum_that_comes_late(backend, version, C):
     """Whatever a running maximum has met before: -inf alone, the least numbers, or nothing near the largest one."""
     for before in (-np.inf, float(np.finfo(np.float64).min), -1e4):
@@ -286,7 +286,7 @@ def test_a_maximum_that_comes_late(backend, version, C):
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("C", [10, 300, 5000])
+@pytest.mark.parametrize("C", [10, 300, 5000, 20000])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_one_bad_logit_spoils_its_row_alone(backend, version, C, bad):
     for place in (0, C // 2, C - 1):
@@ -299,7 +299,8 @@ def test_one_bad_logit_spoils_its_row_alone(backend, version, C, bad):
         assert np.isnan(backend.get(grad)[1]).all() and np.isfinite(backend.get(grad)[[0, 2]]).all()
 
 
-# Readings of a row: version 1 makes two; the others hold up to 4096 float32 of it and read the rest again.
+# Readings of a row: version 1 makes two; the others hold up to 4096 float32 of it and read the rest again, but for the
+# logits of v4, of which a block holds 64 KB.  The default is v4 on a GPU that has clusters, where it holds more.
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("C", [10, 1000, 4096, 5000])
 @pytest.mark.parametrize("dtype", [np.float32, BFLOAT16], ids=["float32", "bfloat16"])
@@ -314,9 +315,65 @@ def test_traffic_is_what_each_version_promises(backend, version, C, dtype):
         loss, grad = cross_entropy(z, t, reduction="none", version=version)
     (launch,) = launches
     again = C if version == "v1_plain" else max(C - 4096, 0)
-    assert launch.traffic.global_read == (z.nbytes + t.nbytes) * (C + again) // C
+    in_cluster = version == "v4_cluster" or (version is None and C > 4096)
+    assert ("v4_cluster" in launch.kernel) == in_cluster
+    of_z = 0 if in_cluster else again
+    assert launch.traffic.global_read == z.nbytes * (C + of_z) // C + t.nbytes * (C + again) // C
     assert launch.traffic.distinct_read == z.nbytes + t.nbytes
     assert launch.traffic.global_written == loss.nbytes + grad.nbytes
+
+
+# Bytes of a row as it is shared by one, two, four and eight blocks of 64 KB, just so and not; and more than they keep.
+@pytest.mark.parametrize(
+    ("dtype", "C", "blocks", "again"),
+    [
+        (np.float32, 16384, 1, 0),
+        (np.float32, 16388, 2, 0),
+        (np.float32, 32769, 4, 0),  # not by 16 bytes
+        (np.float64, 32770, 8, 0),
+        (BFLOAT16, 65536, 2, 0),
+        (BFLOAT16, 65537, 4, 0),
+        (np.float32, 8 * 16384 + 40, 8, 7 * 8),  # each block has eight numbers more, but not the last
+    ],
+)
+def test_clusters_read_a_long_row_once(backend, dtype, C, blocks, again):
+    skip_unless_there(backend.name, "softmax_cross_entropy", "softmax_cross_entropy_forward", "v4_cluster")
+    rng = np.random.default_rng(20)
+    z = rng.standard_normal((2, C)).astype(dtype)
+    labels = np.array([C - 1, 16385 % C])  # in the last block and, of most, in another one than the first
+    given = backend.put(z), backend.put(labels)
+    if backend.name == "emulated":
+        from rawgrad.kernels._emulator.runtime import record_launches
+
+        with record_launches() as launches:
+            loss, grad = cross_entropy(*given, reduction="none")
+        launch = next(launch for launch in launches if "forward" in launch.kernel)
+        assert f", {blocks}, " in launch.kernel and launch.grid[0] == 2 * blocks
+        classes = 2 * blocks * 256 * 4  # each thread reads its example's
+        assert launch.traffic.global_read == z.nbytes + 2 * again * z.itemsize + classes
+        assert launch.traffic.global_written == grad.nbytes + loss.nbytes
+    else:
+        loss, grad = cross_entropy(*given, reduction="none")
+    arguments = (z, labels, None, 0.0)
+    assert_accurate(backend.get(loss), lambda *a: whole_rows(*a)[0], *arguments, scale=2 * np.log(C) + 4)
+    assert_accurate(backend.get(grad), lambda *a: whole_rows(*a)[1], *arguments, scale=2.0)
+
+
+# Two blocks of float32; 20002 is no multiple of 16 bytes.
+@pytest.mark.parametrize("kind", ["probabilities", "labels, smoothed, weighted"])
+@pytest.mark.parametrize("C", [20000, 20002])
+def test_clusters_share_targets_and_weights(backend, kind, C):
+    skip_unless_there(backend.name, "softmax_cross_entropy", "softmax_cross_entropy_forward", "v4_cluster")
+    rng = np.random.default_rng(21)
+    z, weight = rng.uniform(-4, 4, (3, C)).astype(np.float32), rng.uniform(0.5, 2, C).astype(np.float32)
+    target = make_target(rng, kind if kind == "probabilities" else "labels", 3, C, np.float32)
+    smoothing = 0.1 if "smoothed" in kind else 0.0
+    *given, put_weight = (backend.put(a) for a in (z, target, weight))
+    options = {"weight": put_weight, "label_smoothing": smoothing, "reduction": "none"}
+    loss, grad = cross_entropy(*given, **options, version="v4_cluster")
+    arguments = (z, target, weight, smoothing)
+    assert_accurate(backend.get(loss), lambda *a: whole_rows(*a)[0], *arguments, scale=2 * np.log(C) + 4)
+    assert_accurate(backend.get(grad), lambda *a: whole_rows(*a)[1], *arguments, scale=2.0)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
