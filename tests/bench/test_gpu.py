@@ -211,7 +211,7 @@ class TestRows:
             (partial(gpu_rows._gemm_bf16, "product", product), ["v14_half_cp_async_128", "v14_half_cp_async_64"]),
             (
                 partial(gpu_rows._softmax_cross_entropy_bf16, "loss", loss),
-                ["v1_plain", "v2_smem_tile", "v3_register_tile"],
+                ["v1_plain", "v2_smem_tile", "v3_register_tile", "v4_cluster"],
             ),
         ):
             said: list[str] = []
