@@ -86,10 +86,21 @@ struct Input {
   }
 };
 
+// The bias of result channel k, read once for all of its positions that a thread owns; without biases it is not there.
+template <class T>
+struct Bias {
+  T value;
+  bool there;
+};
+template <class T>
+__device__ __forceinline__ Bias<T> bias_of(const T* __restrict__ bias, int k) {
+  return {bias != nullptr ? bias[k] : T(0), bias != nullptr};
+}
+
 // A sum becomes a result: the bias is added, and `relu` says whether what is below 0 becomes 0.
 template <class T>
-__device__ __forceinline__ T finished(T sum, const T* __restrict__ bias, int k, bool relu) {
-  if (bias != nullptr) sum += bias[k];
+__device__ __forceinline__ T finished(T sum, const Bias<T>& bias, bool relu) {
+  if (bias.there) sum += bias.value;
   return relu ? activate(RELU, sum) : sum;
 }
 
@@ -114,7 +125,7 @@ conv2d_forward_v1_plain(const T* __restrict__ x, const T* __restrict__ weight, c
         const T value = inside ? x[((n * g.C + c0 + c) * g.H + h) * g.W + w] : T(0);
         sum += weight[((k * C + c) * g.R + r) * g.S + s] * value;
       }
-  y[own] = finished(sum, bias, k, relu);
+  y[own] = finished(sum, bias_of(bias, k), relu);
 }
 
 // Block: 256 threads.  Thread: dx[n,c,h,w]; neighbours are neighbours in w.
@@ -321,7 +332,7 @@ __device__ __forceinline__ void correlate_smem_tile(const Correlation& f, const 
       }
   if (m0 + m >= f.M || i0 + i >= f.down.positions || j0 + j >= f.across.positions) return;
   const int of_m = group * f.M + m0 + m;
-  out[of_m * f.out_plane + f.position({n, i0 + i, j0 + j}).at] = finished(sum, bias, of_m, relu);
+  out[of_m * f.out_plane + f.position({n, i0 + i, j0 + j}).at] = finished(sum, bias_of(bias, of_m), relu);
 }
 
 template <class T>
@@ -501,12 +512,13 @@ struct RegisterTile {
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {
       if (row(r) >= rows) break;
+      const Bias<T> own = bias_of(bias, row(r));
 #pragma unroll
       for (int c = 0; c < COLS; c += RUN) {
         const Place* of = &columns[column(c)];
         Vector<T> v;
 #pragma unroll
-        for (int e = 0; e < RUN; ++e) v.of[e] = finished(sum[r][c + e], bias, row(r), relu);
+        for (int e = 0; e < RUN; ++e) v.of[e] = finished(sum[r][c + e], own, relu);
         if (!vector) {
 #pragma unroll
           for (int e = 0; e < RUN; ++e)
@@ -757,9 +769,10 @@ __device__ __forceinline__ void correlate_direct(Correlation f, const Squares& t
   for (int o = 0; o < OWN; ++o) {
     const int of_group = m0 + m * OWN + o, of_m = group * f.M + of_group;
     if (of_group >= f.M) break;
+    const Bias<T> own = bias_of(bias, of_m);
     T y[4];
 #pragma unroll
-    for (int e = 0; e < 4; ++e) y[e] = finished(sum[o][e], bias, of_m, relu);
+    for (int e = 0; e < 4; ++e) y[e] = finished(sum[o][e], own, relu);
     if constexpr (POOL) {
       Best<T> best;
 #pragma unroll
@@ -1070,6 +1083,12 @@ __device__ __forceinline__ void correlate_tensor_core(const Correlation& f, cons
     }
   }
 
+  Bias<float> own[4];
+#pragma unroll
+  for (int m = 0; m < 4; ++m) {
+    const int of_group = m0 + row0 + m * 8 + eighth;
+    if (of_group < f.M) own[m] = bias_of(bias, group * f.M + of_group);
+  }
 #pragma unroll
   for (int e = 0; e < 8; ++e)
 #pragma unroll
@@ -1082,7 +1101,7 @@ __device__ __forceinline__ void correlate_tensor_core(const Correlation& f, cons
       for (int m = 0; m < 4; ++m) {
         const int of_group = m0 + row0 + m * 8 + eighth, of_m = group * f.M + of_group;
         if (of_group < f.M)
-          column[of_m * f.out_plane] = finished(sum[m / 2][e][m % 2 * 2 + beside], bias, of_m, relu);
+          column[of_m * f.out_plane] = finished(sum[m / 2][e][m % 2 * 2 + beside], own[m], relu);
       }
     }
 }
