@@ -56,7 +56,7 @@ def _checked_key(operation: str, seed: int, offset: Any) -> int:
     return int(seed)
 
 
-def dropout_forward(x: Any, p: float, seed: int, offset: Any) -> Any:
+def dropout_forward(x: Any, p: float, seed: int, offset: Any, *, version: str | None = None) -> Any:
     """``x`` with each element dropped with probability ``p``, and the others scaled by 1/(1-p).
 
     Args:
@@ -64,6 +64,7 @@ def dropout_forward(x: Any, p: float, seed: int, offset: Any) -> Any:
         p: in [0, 1].
         seed: in [0, 2**64).
         offset: one-element uint64 array on the device of ``x``.
+        version: the version of the kernel to run, by name.
 
     Returns:
         The shape and dtype of ``x``.
@@ -75,7 +76,8 @@ def dropout_forward(x: Any, p: float, seed: int, offset: Any) -> Any:
     common_float("dropout", x=x)
     if not 0 <= p <= 1:
         raise ArgumentError(f"dropout: p must be a probability in [0, 1]; got {p!r}")
-    return _operation.run("dropout_forward", device, x, float(p), _checked_key("dropout", seed, offset), offset)
+    key = _checked_key("dropout", seed, offset)
+    return _operation.run("dropout_forward", device, x, float(p), key, offset, version=version)
 
 
 def philox(seed: int, offset: Any, n: int, *, first_block: int = 0) -> Any:

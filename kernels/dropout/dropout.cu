@@ -6,7 +6,9 @@
 //   seed, offset  the key; word[i] is word i mod 4 of Philox block i div 4 (philox.cuh)
 //   last_dropped  ceil(p 2^32) - 1, for 0 < p < 1: the largest word that drops its element
 //
-// v1_vector is the only version: a thread owns a whole Philox block of four elements.
+//   v1_vector  a thread owns a whole Philox block of four elements
+//   v2_ahead   a thread owns two, and asks for all its elements before it computes the words: they are on their way
+//              meanwhile, and twice as many
 //
 // The mask is never stored: the backward pass is the same function of dL/dy and computes the same words
 // again.  No word is computed and thrown away but at the end.
@@ -36,6 +38,46 @@ dropout_forward_v1_vector(const T* __restrict__ x, T* __restrict__ y, int n, uns
 #pragma unroll
     for (unsigned e = 0; e < 4; ++e)  // unrolled, so that the words stay in registers
       if (first + e < unsigned(n)) y[first + e] = words.of[e] > last_dropped ? factor * x[first + e] : T(0);
+  }
+}
+
+// Block: 512 Philox blocks, 2048 elements.  Thread: two, 256 apart, each as in v1.
+template <class T>
+__global__ void __launch_bounds__(256)
+dropout_forward_v2_ahead(const T* __restrict__ x, T* __restrict__ y, int n, unsigned last_dropped, double scale,
+                         unsigned long long seed, const unsigned long long* __restrict__ offset) {
+  constexpr unsigned OWN = 2, SIZE = Vector<T>::SIZE, PARTS = 4 / SIZE;
+  const unsigned first_block = blockIdx.x * 256u * OWN + threadIdx.x, end = unsigned(n);
+  const unsigned long long number = *offset;
+  const bool aligned = is_vector_aligned(x) && is_vector_aligned(y);
+  Vector<T> own[OWN][PARTS];
+#pragma unroll
+  for (unsigned b = 0; b < OWN; ++b) {
+    const unsigned first = 4 * (first_block + b * 256);
+#pragma unroll
+    for (unsigned part = 0; part < PARTS; ++part)
+      if (aligned && first + 4 <= end) own[b][part] = load_vector(x + first + part * SIZE);
+  }
+  const T factor = T(scale);
+#pragma unroll
+  for (unsigned b = 0; b < OWN; ++b) {
+    const unsigned first = 4 * (first_block + b * 256);
+    if (first >= end) return;
+    const PhiloxWords words = philox_words(seed, number, first_block + b * 256);
+    if (aligned && first + 4 <= end) {
+#pragma unroll
+      for (unsigned part = 0; part < PARTS; ++part) {
+        Vector<T> v = own[b][part];
+#pragma unroll
+        for (unsigned e = 0; e < SIZE; ++e)
+          v.of[e] = words.of[part * SIZE + e] > last_dropped ? factor * v.of[e] : T(0);
+        store_vector(y + first + part * SIZE, v);
+      }
+    } else {
+#pragma unroll
+      for (unsigned e = 0; e < 4; ++e)  // unrolled, so that the words stay in registers
+        if (first + e < end) y[first + e] = words.of[e] > last_dropped ? factor * x[first + e] : T(0);
+    }
   }
 }
 

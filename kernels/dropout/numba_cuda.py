@@ -1,4 +1,4 @@
-"""The twins of v1_vector of dropout.cu, the one version there is, and of philox.cuh.
+"""The twins of v1_vector of dropout.cu, and of philox.cuh.
 
 Same blocks, four elements for a thread, the same words and bits.  Numba has no loads of 16 bytes, so a thread
 moves its four elements one by one.  Its integers have 64 bits and turn into floating-point numbers where signed

@@ -104,9 +104,10 @@ def check_definition(backend, kind, options, definition, derivative, dtype, shap
     assert_accurate(backend.get(dx), derivative or from_complex_step(definition), host_x, host_grad)
 
 
-# One below, at and one above: a block of v1 (256 elements), blocks of v2 (512 doubles, 1024 floats).
+# One below, at and one above: a block of v1 (256 elements), blocks of v2 (512 doubles, 1024 floats) and of v3 (twice
+# as many).
 @every_kernel
-@pytest.mark.parametrize("n", [255, 256, 257, 511, 512, 513, 1023, 1024, 1025])
+@pytest.mark.parametrize("n", [255, 256, 257, 511, 512, 513, 1023, 1024, 1025, 2047, 2048, 2049])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_sizes_at_the_edges_of_blocks(backend, version, n, dtype):
     with pinned(backend, version):
@@ -262,6 +263,19 @@ def test_traffic_is_each_array_once(backend, version):
     forward, backward = (launch.traffic for launch in launches)
     assert (forward.global_read, forward.global_written) == (x.nbytes, x.nbytes)
     assert (backward.global_read, backward.global_written) == (2 * x.nbytes, x.nbytes)
+
+
+def test_large_arrays_take_two_vectors_for_a_thread(backend, monkeypatch):
+    if backend.name != "emulated":
+        pytest.skip("only the emulator records launches")
+    from rawgrad.kernels._emulator.runtime import record_launches
+    from rawgrad.kernels.activation import cuda
+
+    monkeypatch.setattr(cuda, "_LARGE", 4 * 2048)
+    for n, kernel in ((2047, "v2_vector"), (2048, "v3_ahead")):
+        with record_launches() as launches:
+            activation.activation_forward(backend.put(np.ones(n, np.float32)), "relu")
+        assert kernel in launches[0].kernel
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -108,6 +108,23 @@ def test_arrays_that_do_not_start_at_16_bytes(backend, dtype, n):
 LENGTHS = [0, 1, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 47, 63, 64, 65, 16383, 16384, 16385, 32767, 32768, 49193]
 
 
+# One below, at and one above what a block of v2 owns, and a block of v1; less than a vector; arrays that begin at a
+# multiple of 16 bytes and not.
+@pytest.mark.backends("emulated", "cuda")
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_versions_give_the_same_bits(backend, dtype, monkeypatch):
+    from rawgrad.kernels.dropout import cuda
+
+    offset = backend.put(np.array([5], np.uint64))
+    for n in (0, 1, 3, 4, 1023, 1024, 1025, 2047, 2048, 2049, 5000):
+        for start in (0, 1):
+            x = backend.put(np.random.default_rng(n).standard_normal(n + 1).astype(dtype))[start : n + start]
+            one, two = (ops.dropout_forward(x, 0.3, 7, offset, version=v) for v in ("v1_vector", "v2_ahead"))
+            np.testing.assert_array_equal(backend.get(one), backend.get(two))
+    monkeypatch.setattr(cuda, "_LARGE", 5000)  # the default changes over there
+    np.testing.assert_array_equal(backend.get(ops.dropout_forward(x, 0.3, 7, offset)), backend.get(two))
+
+
 @pytest.mark.backends("numba")
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_bits_of_the_reference_for_any_number_of_threads(backend, dtype):
