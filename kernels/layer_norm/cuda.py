@@ -14,12 +14,15 @@ _BACKWARD_PLAIN = Kernel(__file__, "layer_norm_backward_v1_plain", **_ROWS)
 _COLUMNS = Kernel(__file__, "layer_norm_columns_v1_plain", T=FLOATS)
 _PARAMETERS = Kernel(__file__, "layer_norm_parameters", T=FLOATS)
 
-_REGISTERS: dict[str, Any] = {"T": FLOATS, "ROW_THREADS": (32, 256, 512), "OWN": (1, 4), "VECTOR": BOOLS}
-_FORWARD = Kernel(__file__, "layer_norm_forward_v2_registers", **_REGISTERS)
-_BACKWARD = Kernel(__file__, "layer_norm_backward_v2_registers", **_REGISTERS)
+_REGISTERS: dict[str, Any] = {"T": FLOATS, "ROW_THREADS": (32, 256, 512)}
+_FORWARD = Kernel(__file__, "layer_norm_forward_v2_registers", **_REGISTERS, OWN=(1, 4, 8), VECTOR=BOOLS)
+_BACKWARD = Kernel(__file__, "layer_norm_backward_v2_registers", **_REGISTERS, OWN=(1, 4), VECTOR=BOOLS)
 
 #: (threads of a row, vectors of each), from the shortest rows to the longest.
 _HOLDERS = ((32, 1), (32, 4), (256, 1), (512, 1), (256, 4), (512, 4))
+#: Forward, where there are so many rows that 8 in each block leave no multiprocessor idle, a warp holds twice as much:
+#: more bytes under way and no barrier.  And a block of 512 can hold twice as long a row, since it needs no sums of dw.
+_MANY_ROWS, _BY_WARPS, _LONGEST = 1024, (32, 8), (512, 8)
 #: dw and db are gathered in at most so many slices of rows, of at least so many rows: a slice writes and reads
 #: again as many numbers as a row has, for dw and for db.
 _MAX_SLICES = 512
@@ -31,10 +34,16 @@ def _sizes(x: Any, normalized_ndim: int) -> tuple[int, int]:
     return x.size // D, D
 
 
-def _holder(x: Any, D: int) -> tuple[int, int] | None:
+def _holder(x: Any, D: int, among: tuple[tuple[int, int], ...] = _HOLDERS) -> tuple[int, int] | None:
     """The smallest (threads, vectors of each) that hold a row, or None."""
     lanes = 16 // x.itemsize
-    return next((holder for holder in _HOLDERS if D <= math.prod(holder) * lanes), None)
+    return next((holder for holder in among if D <= math.prod(holder) * lanes), None)
+
+
+def _forward_holder(x: Any, R: int, D: int) -> tuple[int, int] | None:
+    """As :func:`_holder`, for the forward pass; by bytes under way, not by measurement."""
+    warps = (_BY_WARPS,) if R >= _MANY_ROWS else ()
+    return _holder(x, D, (*_HOLDERS[:2], *warps, *_HOLDERS[2:], _LONGEST))
 
 
 def _vector(D: int, *arrays: Any) -> bool:
@@ -56,7 +65,7 @@ def _forward_plain(x: Any, y: Any, weight: Any, bias: Any, mean: Any, rstd: Any,
 def _forward_registers(
     x: Any, y: Any, weight: Any, bias: Any, mean: Any, rstd: Any, R: int, D: int, eps: float
 ) -> None:
-    holder = _holder(x, D)
+    holder = _forward_holder(x, R, D)
     if holder is None:  # a row longer than any block's registers is read again
         return _forward_plain(x, y, weight, bias, mean, rstd, R, D, eps)
     threads = max(holder[0], 256)

@@ -82,9 +82,10 @@ def test_forward_and_backward_agree_with_the_definition(backend, version, affine
 
 
 # How many numbers a warp or a block holds depends on the dtype: with float32 128 512 1024 2048 4096 8192, with
-# float64 half as many.  Rows of one below, of exactly so many, and of one more; 1024 is also where the plain
-# version gives a row to a block.
+# float64 half as many; forward 16384 (8192) as well.  Rows of one below, of exactly so many, and of one more; 1024 is
+# also where the plain version gives a row to a block.
 ROWS = [(3, size + more) for size in (64, 128, 256, 512, 1024, 2048, 4096, 8192) for more in (-1, 0, 1)]
+ROWS += [(1, 16384 + more) for more in (-1, 0, 1)]
 # Eight warps share a block.  dw and db are gathered over slices: the plain version's are 64 rows and blocks of 32
 # columns; the other's 4 rows of a block, 8 of its warps, and more from 4097 rows on, since 512 slices are the most.
 MANY_ROWS = [(7, 4), (8, 4), (9, 3), (63, 31), (64, 32), (65, 33), (4, 600), (5, 600), (8, 600), (9, 600), (4097, 2)]
@@ -99,6 +100,24 @@ def test_agrees_with_the_equations_at_the_edges_of_tiles(backend, version, dtype
     with pinned(backend, "layer_norm", version):
         y, mean, rstd = ops.layer_norm_forward(x, weight, bias, 1, EPS)
         gradients = ops.layer_norm_backward(grad, x, weight, mean, rstd, 1)
+    assert_equations(p, *(backend.get(a) for a in (y, mean, rstd, *gradients)))
+
+
+# The rows of a warp that holds eight vectors of each thread: one below, exactly, one more; of two blocks of 8 warps.
+@pytest.mark.backends("emulated", "cuda")
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("more", [-1, 0, 1])
+def test_many_rows_are_held_by_warps(backend, dtype, more, monkeypatch):
+    from rawgrad.kernels.layer_norm import cuda
+
+    D = 4096 // np.dtype(dtype).itemsize + more
+    p = problem((9, D), over=(1,), sums=(0,), dtype=dtype)
+    x, weight, bias, grad = (backend.put(a) for a in (p.x, p.weight[0], p.bias[0], p.grad))
+    assert cuda._forward_holder(x, 1023, D) != cuda._BY_WARPS == cuda._forward_holder(x, 1024, D - more)
+    monkeypatch.setattr(cuda, "_MANY_ROWS", 9)
+    assert (cuda._forward_holder(x, 9, D) == cuda._BY_WARPS) == (more <= 0)
+    y, mean, rstd = ops.layer_norm_forward(x, weight, bias, 1, EPS)
+    gradients = ops.layer_norm_backward(grad, x, weight, mean, rstd, 1)
     assert_equations(p, *(backend.get(a) for a in (y, mean, rstd, *gradients)))
 
 
