@@ -67,7 +67,7 @@ def activation_forward(x: Any, kind: str, options: tuple[Any, ...], out: Any) ->
     """As the reference's; see the package's docstring.
 
     v3 where it makes several blocks for each multiprocessor of a large GPU, v2 below; by the model of
-    docs/kernels/elementwise.md, not by measurement.
+    docs/kernels/activation.md, not by measurement.
     """
     version = _forward_ahead if x.nbytes >= _LARGE else _forward_vector
     return version(x, kind, options, out)

@@ -15,11 +15,15 @@
 //              rows allow (VECTOR), so that its mean and its squares cost one reading.  Channels of one slab
 //              are done by one kernel, which reads x (and g) once.  Longer ones take three: sums of the slabs,
 //              their merger by a warp per channel, and the result slab by slab; few channels still fill a GPU
+//   v3_cluster up to eight blocks of a cluster keep a longer channel in their shared memory, and tell each other
+//              their moments: one launch, one reading (sm_90 and newer)
 //
 // The variance is the mean of (x - mean)², never E[x²] - mean²; see reduce.cuh for the order of sums.
 //
 // Source: Ioffe and Szegedy, "Batch normalization", 2015.
 
+#include "async.cuh"
+#include "cluster.cuh"
 #include "reduce.cuh"
 
 // Where number m of channel c lies.
@@ -332,5 +336,135 @@ batch_norm_input_v2_slabs(const T* __restrict__ grad, const T* __restrict__ x, c
 #pragma unroll
     for (int e = 0; e < STEP; ++e) part.of[e] = gradient(part.of[e], of_x.of[e]);
     store_part<VECTOR>(&dx[i], part);
+  }
+}
+
+// ---- v3: a channel for a cluster
+
+constexpr int CLUSTER_THREADS = 256;
+// So many numbers of x a block keeps, forward; half as many bytes again of x and of g, backward: 64 and 96 KB.
+template <class T>
+constexpr int KEPT = 64 * 1024 / sizeof(T);
+template <class T>
+constexpr int KEPT_BACKWARD = 48 * 1024 / sizeof(T);
+
+// The numbers of a channel that a block owns: equal parts, of whole vectors whether they are moved so or not.
+struct Share {
+  int first, count;
+};
+template <class T>
+__device__ __forceinline__ Share share_of(int block, int blocks, int M) {
+  constexpr int SIZE = Vector<T>::SIZE;
+  const int part = ceil_div(ceil_div(M, blocks), SIZE) * SIZE, first = min(block * part, M);
+  return {first, min(part, M - first)};
+}
+
+// Start copying a share of channel c to shared memory.
+template <bool VECTOR, class T>
+__device__ __forceinline__ void copy_share(T* kept, const T* __restrict__ from, const Share& share, int c, int C, int L) {
+  constexpr int STEP = Part<T, VECTOR>::SIZE;
+  for (int m = threadIdx.x * STEP; m < share.count; m += CLUSTER_THREADS * STEP)
+    copy_async<STEP * sizeof(T)>(&kept[m], &from[place(share.first + m, c, C, L)], true);
+}
+
+// Cluster: a channel.  Block: 256 threads and a share of it.
+template <class T, int CLUSTER, bool VECTOR>
+__global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(CLUSTER_THREADS, 3)
+batch_norm_forward_v3_cluster(const T* __restrict__ x, const T* __restrict__ weight, const T* __restrict__ bias,
+                              T* __restrict__ y, T* __restrict__ mean, T* __restrict__ rstd, int N, int C, int L,
+                              double eps) {
+  constexpr int STEP = Part<T, VECTOR>::SIZE;
+  struct Shared {
+    alignas(16) T x[KEPT<T>];
+    TeamValues<T, CLUSTER_THREADS> values;
+    T sum[CLUSTER], rest[CLUSTER], squares[CLUSTER];  // each block's moments, written by that one
+  };
+  Shared& s = block_shared<Shared>();
+  cluster_arrive();  // this block has begun, and may be written to
+  const int c = blockIdx.x / CLUSTER, rank = cluster_rank(), M = N * L;
+  const Share own = share_of<T>(rank, CLUSTER, M);
+  copy_share<VECTOR>(s.x, x, own, c, C, L);
+  commit_copies();
+  const T weight_of_c = weight == nullptr ? T(1) : weight[c], shift = bias == nullptr ? T(0) : bias[c];
+  wait_copies<0>();
+  __syncthreads();  // all threads' copies have arrived before sums are made of them
+  const Moments<T> moments = staged_moments<CLUSTER_THREADS>(s.x, threadIdx.x, own.count, s.values);
+
+  cluster_wait();  // every block has begun before one writes to it
+  if (threadIdx.x < CLUSTER) {
+    store_to_block(&s.sum[rank], threadIdx.x, moments.sum);
+    store_to_block(&s.rest[rank], threadIdx.x, moments.rest);
+    store_to_block(&s.squares[rank], threadIdx.x, moments.squares);
+  }
+  cluster_sync();  // the moments of every block are written before any block reads them
+  T sum = 0, total = 0;
+  for (int block = 0; block < CLUSTER; ++block) sum += s.sum[block];
+  const T mu = sum / T(M);
+  for (int block = 0; block < CLUSTER; ++block) {
+    const T n = T(share_of<T>(block, CLUSTER, M).count);
+    if (n == T(0)) break;  // nor have those after it any
+    const T d = s.sum[block] / n - mu;
+    total += s.squares[block] + d * (T(2) * s.rest[block] + n * d);
+  }
+  const T r = reciprocal_deviation(total / T(M), eps), scale = r * weight_of_c;
+
+  for (int m = threadIdx.x * STEP; m < own.count; m += CLUSTER_THREADS * STEP) {
+    Part<T, VECTOR> part = load_part<VECTOR>(&s.x[m]);
+#pragma unroll
+    for (int e = 0; e < STEP; ++e) part.of[e] = normalized(part.of[e], mu, scale, shift);
+    store_part<VECTOR>(&y[place(own.first + m, c, C, L)], part);
+  }
+  if (rank == 0 && threadIdx.x == 0) {
+    mean[c] = mu;
+    rstd[c] = r;
+  }
+}
+
+// Cluster, block: as in the forward pass.
+template <class T, int CLUSTER, bool VECTOR>
+__global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(CLUSTER_THREADS, 2)
+batch_norm_backward_v3_cluster(const T* __restrict__ grad, const T* __restrict__ x, const T* __restrict__ weight,
+                               const T* __restrict__ mean, const T* __restrict__ rstd, T* __restrict__ dx,
+                               T* __restrict__ dweight, T* __restrict__ dbias, int N, int C, int L) {
+  constexpr int STEP = Part<T, VECTOR>::SIZE;
+  struct Shared {
+    alignas(16) T grad[KEPT_BACKWARD<T>], x[KEPT_BACKWARD<T>];
+    WarpValues<Two<T>, CLUSTER_THREADS> values;
+    T db[CLUSTER], dw[CLUSTER];  // each block's sums, written by that one
+  };
+  Shared& s = block_shared<Shared>();
+  cluster_arrive();  // this block has begun, and may be written to
+  const int c = blockIdx.x / CLUSTER, rank = cluster_rank(), M = N * L;
+  const Share own = share_of<T>(rank, CLUSTER, M);
+  copy_share<VECTOR>(s.grad, grad, own, c, C, L);
+  copy_share<VECTOR>(s.x, x, own, c, C, L);
+  commit_copies();
+  const T mu = mean[c], r = rstd[c];
+  wait_copies<0>();
+  __syncthreads();  // all threads' copies have arrived before sums are made of them
+  const Two<T> sums = staged_products<CLUSTER_THREADS>(s.grad, s.x, mu, r, threadIdx.x, own.count, s.values);
+
+  cluster_wait();  // every block has begun before one writes to it
+  if (threadIdx.x < CLUSTER) {
+    store_to_block(&s.db[rank], threadIdx.x, sums.first);
+    store_to_block(&s.dw[rank], threadIdx.x, sums.second);
+  }
+  cluster_sync();  // the sums of every block are written before any block reads them
+  T db = 0, dw = 0;
+  for (int block = 0; block < CLUSTER; ++block) {
+    db += s.db[block];
+    dw += s.dw[block];
+  }
+  const InputGradient<T> gradient = input_gradient(mu, r, weight, c, db, dw, M);
+  for (int m = threadIdx.x * STEP; m < own.count; m += CLUSTER_THREADS * STEP) {
+    Part<T, VECTOR> part = load_part<VECTOR>(&s.grad[m]);
+    const Part<T, VECTOR> of_x = load_part<VECTOR>(&s.x[m]);
+#pragma unroll
+    for (int e = 0; e < STEP; ++e) part.of[e] = gradient(part.of[e], of_x.of[e]);
+    store_part<VECTOR>(&dx[place(own.first + m, c, C, L)], part);
+  }
+  if (rank == 0 && threadIdx.x == 0) {
+    dbias[c] = db;
+    dweight[c] = dw;
   }
 }

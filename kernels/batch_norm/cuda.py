@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .._launch import BOOLS, FLOATS, Kernel, ceil_div, empty, runtime_of
+from .._launch import BOOLS, FLOATS, Kernel, architecture, ceil_div, empty, runtime_of
 
 _FORWARD_PLAIN = Kernel(__file__, "batch_norm_forward_v1_plain", T=FLOATS)
 _INFERENCE_PLAIN = Kernel(__file__, "batch_norm_inference_v1_plain", T=FLOATS)
@@ -21,6 +21,16 @@ _INFERENCE = Kernel(__file__, "batch_norm_inference_v2_slabs", T=FLOATS, VECTOR=
 _SUMS = Kernel(__file__, "batch_norm_sums_v2_slabs", T=FLOATS, VECTOR=BOOLS)
 _MERGE_SUMS = Kernel(__file__, "batch_norm_merge_sums_v2_slabs", T=FLOATS)
 _INPUT = Kernel(__file__, "batch_norm_input_v2_slabs", T=FLOATS, VECTOR=BOOLS)
+
+_WITH_CLUSTERS = ("sm_90", "sm_100")
+_CLUSTERS: dict[str, Any] = {"T": FLOATS, "CLUSTER": (1, 2, 4, 8), "VECTOR": BOOLS}
+_FORWARD_CLUSTER = Kernel(__file__, "batch_norm_forward_v3_cluster", _WITH_CLUSTERS, **_CLUSTERS)
+_BACKWARD_CLUSTER = Kernel(__file__, "batch_norm_backward_v3_cluster", _WITH_CLUSTERS, **_CLUSTERS)
+
+#: Bytes of each array that a block of v3 keeps, as the source says, and what else its shared memory holds at most.
+_KEPT, _KEPT_BACKWARD, _REST = 64 * 1024, 48 * 1024, 1024
+#: Two for each of 132 multiprocessors: clusters grow until there are so many blocks.
+_ENOUGH_BLOCKS = 264
 
 _SLAB_BYTES = 16 * 1024  # SLAB of reduce.cuh, whose 256 threads are 1 team or 8
 
@@ -87,6 +97,42 @@ def _backward_slabs(grad: Any, x: Any, weight: Any, mean: Any, rstd: Any, dx: An
     _INPUT[x.dtype, vector](slabs * C, 256, grad, x, weight, mean, rstd, dweight, dbias, dx, N, C, L)
 
 
+def _cluster(x: Any, M: int, kept: int) -> int | None:
+    """How many blocks keep a channel of M numbers in v3, or None if eight cannot; more if there are few channels."""
+    numbers, C = kept // x.itemsize, x.shape[1]
+    blocks = next((n for n in _CLUSTERS["CLUSTER"] if M <= n * numbers), None)
+    while blocks is not None and blocks < 8 and C * blocks < _ENOUGH_BLOCKS and M > blocks * _slab(x):
+        blocks *= 2
+    return blocks
+
+
+def _forward_cluster(x: Any, y: Any, weight: Any, bias: Any, mean: Any, rstd: Any, eps: float) -> None:
+    """v3; longer channels than a cluster keeps are done by v2."""
+    N, C, L = _sizes(x)
+    blocks = _cluster(x, N * L, _KEPT)
+    if blocks is None:
+        return _forward_slabs(x, y, weight, bias, mean, rstd, eps)
+    kernel = _FORWARD_CLUSTER[x.dtype, blocks, _vector(L, x, y)]
+    kernel(C * blocks, 256, x, weight, bias, y, mean, rstd, N, C, L, eps, shared=_KEPT + _REST)
+
+
+def _backward_cluster(grad: Any, x: Any, weight: Any, mean: Any, rstd: Any, dx: Any, dweight: Any, dbias: Any) -> None:
+    """v3; longer channels than a cluster keeps are done by v2."""
+    N, C, L = _sizes(x)
+    blocks = _cluster(x, N * L, _KEPT_BACKWARD)
+    if blocks is None:
+        return _backward_slabs(grad, x, weight, mean, rstd, dx, dweight, dbias)
+    kernel = _BACKWARD_CLUSTER[x.dtype, blocks, _vector(L, grad, x, dx)]
+    arguments = grad, x, weight, mean, rstd, dx, dweight, dbias, N, C, L
+    kernel(C * blocks, 256, *arguments, shared=2 * _KEPT_BACKWARD + _REST)
+
+
+def _has_clusters(x: Any) -> bool:
+    """Whether v3 is the default: for channels that v2 would read twice, on a GPU that has clusters.  By bytes."""
+    N, _, L = _sizes(x)
+    return N * L > _slab(x) and architecture(x) >= 90
+
+
 def _inference_plain(x: Any, y: Any, mean: Any, var: Any, weight: Any, bias: Any, eps: float) -> None:
     N, C, L = _sizes(x)
     _INFERENCE_PLAIN[x.dtype](ceil_div(x.size, 256), 256, x, mean, var, weight, bias, y, N, C, L, eps)
@@ -120,7 +166,7 @@ def _backward(
 
 def batch_norm_forward(x: Any, weight: Any, bias: Any, eps: float) -> tuple[Any, Any, Any]:
     """As the reference's; see the package's docstring."""
-    return _forward(_forward_slabs, x, weight, bias, eps)
+    return _forward(_forward_cluster if _has_clusters(x) else _forward_slabs, x, weight, bias, eps)
 
 
 def batch_norm_inference(x: Any, mean: Any, var: Any, weight: Any, bias: Any, eps: float) -> Any:
@@ -130,13 +176,14 @@ def batch_norm_inference(x: Any, mean: Any, var: Any, weight: Any, bias: Any, ep
 
 def batch_norm_backward(grad: Any, x: Any, weight: Any, mean: Any, rstd: Any) -> tuple[Any, Any, Any]:
     """As the reference's."""
-    return _backward(_backward_slabs, grad, x, weight, mean, rstd)
+    return _backward(_backward_cluster if _has_clusters(x) else _backward_slabs, grad, x, weight, mean, rstd)
 
 
 VERSIONS = {
     "batch_norm_forward": {
         "v1_plain": lambda *arguments: _forward(_forward_plain, *arguments),
-        "v2_slabs": batch_norm_forward,
+        "v2_slabs": lambda *arguments: _forward(_forward_slabs, *arguments),
+        "v3_cluster": lambda *arguments: _forward(_forward_cluster, *arguments),
     },
     "batch_norm_inference": {
         "v1_plain": lambda *arguments: _inference(_inference_plain, *arguments),
@@ -144,6 +191,10 @@ VERSIONS = {
     },
     "batch_norm_backward": {
         "v1_plain": lambda *arguments: _backward(_backward_plain, *arguments),
-        "v2_slabs": batch_norm_backward,
+        "v2_slabs": lambda *arguments: _backward(_backward_slabs, *arguments),
+        "v3_cluster": lambda *arguments: _backward(_backward_cluster, *arguments),
     },
 }
+
+#: Versions that are for some GPUs alone.
+ARCHITECTURES = {"v3_cluster": _WITH_CLUSTERS}

@@ -17,7 +17,7 @@ _PHILOX = Kernel(__file__, "dropout_philox_v1_vector")
 _THREADS = 256
 _PER_BLOCK = 4 * _THREADS
 #: From so many elements on, v2: that makes 1056 blocks, eight for each of 132 multiprocessors.  By the model of
-#: docs/kernels/elementwise.md, not by measurement.
+#: docs/kernels/activation.md, not by measurement.
 _LARGE = 1056 * 2 * _PER_BLOCK
 
 

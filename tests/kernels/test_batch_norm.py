@@ -18,10 +18,12 @@ from _norms import (
     traffic,
 )
 from _tolerance import assert_accurate, assert_within
+from _versions import skip_unless_there
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rawgrad.kernels import batch_norm as ops
+from rawgrad.kernels._dispatch import backend as use_backend
 from rawgrad.kernels._errors import ArgumentError, DeviceError, DtypeError, ShapeError
 
 EPS = 1e-3
@@ -183,16 +185,59 @@ def test_traffic_of_longer_channels(backend):
     shape, slabs = (4, 3, 2500), 3
     C, size = shape[1], math.prod(shape)
     x, c = backend.put(np.ones(shape, np.float32)), backend.put(np.ones(shape[1], np.float32))
-    assert traffic(backend, lambda: ops.batch_norm_forward(x, c, c, EPS)) == [
-        (size, 3 * slabs * C),
-        (4 * slabs * C, 2 * C),
-        (size + 4 * 256 * slabs * C, size),
-    ]
-    assert traffic(backend, lambda: ops.batch_norm_backward(x, x, c, c, c)) == [
-        (2 * size + 2 * 256 * slabs * C, 2 * slabs * C),
-        (2 * slabs * C, 2 * C),
-        (2 * size + 5 * 256 * slabs * C, size),
-    ]
+    with use_backend(backend.name, batch_norm="v2_slabs"):
+        assert traffic(backend, lambda: ops.batch_norm_forward(x, c, c, EPS)) == [
+            (size, 3 * slabs * C),
+            (4 * slabs * C, 2 * C),
+            (size + 4 * 256 * slabs * C, size),
+        ]
+        assert traffic(backend, lambda: ops.batch_norm_backward(x, x, c, c, c)) == [
+            (2 * size + 2 * 256 * slabs * C, 2 * slabs * C),
+            (2 * slabs * C, 2 * C),
+            (2 * size + 5 * 256 * slabs * C, size),
+        ]
+
+
+def test_traffic_of_channels_in_clusters(backend):
+    """Once x, and once g; besides, a few numbers for each thread of a channel's four blocks.  It is the default."""
+    shape, blocks = (4, 3, 2500), 4
+    C, size = shape[1], math.prod(shape)
+    x, c = backend.put(np.ones(shape, np.float32)), backend.put(np.ones(shape[1], np.float32))
+    for_threads = 256 * blocks * C
+    forward = traffic(backend, lambda: ops.batch_norm_forward(x, c, c, EPS))
+    assert forward == [(size + 2 * for_threads, size + 2 * C)]
+    backward = traffic(backend, lambda: ops.batch_norm_backward(x, x, c, c, c))
+    assert backward == [(2 * size + 3 * for_threads, size + 2 * C)]
+
+
+# What 1, 2, 4 and 8 blocks keep, just so and one more: forward 16384 float32 each, backward 12288, of float64 half as
+# many; in one run and in several, of multiples of 16 bytes and not.
+@pytest.mark.backends("emulated", "cuda")
+@pytest.mark.parametrize(
+    ("dtype", "shape", "blocks"),
+    [
+        (np.float32, (1, 2, 16384), (1, 2)),
+        (np.float32, (1, 1, 16385), (2, 2)),
+        (np.float32, (3, 1, 8192), (2, 2)),
+        (np.float32, (5, 1, 4916), (2, 4)),
+        (np.float32, (3, 1, 32768), (8, 8)),
+        (np.float64, (2, 1, 32768), (8, None)),
+        (np.float32, (1, 1, 131073), (None, None)),
+    ],
+    ids=str,
+)
+def test_clusters_keep_long_channels(backend, dtype, shape, blocks, monkeypatch):
+    skip_unless_there(backend.name, "batch_norm", "batch_norm_forward", "v3_cluster")
+    from rawgrad.kernels.batch_norm import cuda
+
+    monkeypatch.setattr(cuda, "_ENOUGH_BLOCKS", 1)
+    p = problem(shape, over=(0, 2), sums=(0, 2), dtype=dtype)
+    x, weight, bias, grad = (backend.put(a) for a in (p.x, p.weight.reshape(-1), p.bias.reshape(-1), p.grad))
+    M = shape[0] * shape[2]
+    assert (cuda._cluster(x, M, cuda._KEPT), cuda._cluster(x, M, cuda._KEPT_BACKWARD)) == blocks
+    y, mean, rstd = ops.batch_norm_forward(x, weight, bias, EPS)
+    gradients = ops.batch_norm_backward(grad, x, weight, mean, rstd)
+    assert_equations(p, *(backend.get(a) for a in (y, mean, rstd, *gradients)))
 
 
 @VERSIONS
