@@ -1,0 +1,121 @@
+"""The readers of the prefetcher's bench: a file behind a slow pipe, and a folder of PNG pictures.
+
+Each gives whole batches, to rawgrad by ``batch`` and to PyTorch by ``dataset[list]``, by the same code.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..engine.data import Dataset
+from ..kernels._errors import RawgradError
+
+#: Sends pieces of a file when they are asked for ("offset length" in a line), no faster than so many bytes a
+#: second.  A program of its own, so that waiting for it is waiting for a pipe and for nothing else.
+_SLOW = """
+import os, sys, time
+file, rate = open(sys.argv[1], "rb"), float(sys.argv[2])
+for line in sys.stdin:
+    offset, length = map(int, line.split())
+    file.seek(offset)
+    due = time.monotonic()
+    while length:
+        piece = file.read(min(length, 8192))
+        length -= len(piece)
+        due += len(piece) / rate
+        time.sleep(max(0, due - time.monotonic()))
+        while piece:
+            piece = piece[os.write(1, piece):]
+"""
+PIXELS = 784
+
+
+class Pipe(Dataset):
+    """Rows of 784 bytes from a file, through a pipe that lets ``rate`` bytes a second through.
+
+    Samples that are asked for together must follow one another in the file.
+    """
+
+    def __init__(self, path: Path, samples: int, rate: float) -> None:
+        self.path, self.samples, self.rate = path, samples, rate
+        self._open: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": None}  # each process has a pipe of its own
+
+    def __len__(self) -> int:
+        return self.samples
+
+    def __getitem__(self, indices: Any) -> tuple[np.ndarray, np.ndarray]:
+        return self.batch(np.atleast_1d(indices))
+
+    def batch(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(n, 784) float32 in [0, 1], and the indices."""
+        indices = np.asarray(indices)
+        if self._open is None:
+            command = [sys.executable, "-ISc", _SLOW, str(self.path), str(self.rate)]
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            weakref.finalize(self, _stop, process)
+            self._open = process, threading.Lock()
+        process, lock = self._open
+        size = PIXELS * len(indices)
+        with lock:
+            process.stdin.write(f"{PIXELS * indices[0]} {size}\n".encode())
+            process.stdin.flush()
+            data = process.stdout.read(size)
+        if len(data) != size:
+            raise RawgradError(f"bench: the pipe of {self.path} ended early")
+        return np.frombuffer(data, np.uint8).reshape(-1, PIXELS) / np.float32(255), indices.astype(np.int64)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.communicate()  # closes both ends
+
+
+class Pictures(Dataset):
+    """Grey PNG pictures ``0.png``, ``1.png``, … of a folder."""
+
+    def __init__(self, folder: Path, samples: int) -> None:
+        self.folder, self.samples = folder, samples
+
+    def __len__(self) -> int:
+        return self.samples
+
+    def __getitem__(self, indices: Any) -> tuple[np.ndarray, np.ndarray]:
+        return self.batch(np.atleast_1d(indices))
+
+    def batch(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(n, H, W) float32 in [0, 1], and the indices."""
+        from PIL import Image
+
+        indices = np.asarray(indices)
+        images = []
+        for index in indices:
+            with Image.open(self.folder / f"{index}.png", formats=["PNG"]) as picture:
+                images.append(np.asarray(picture))
+        return np.stack(images) / np.float32(255), indices.astype(np.int64)
+
+
+def write_rows(path: Path, samples: int) -> None:
+    """What :class:`Pipe` reads."""
+    path.write_bytes(np.random.default_rng(0).integers(0, 256, samples * PIXELS, np.uint8).tobytes())
+
+
+def write_pictures(folder: Path, samples: int, side: int) -> None:
+    """What :class:`Pictures` reads: smooth pictures with some noise, so that they pack as photographs do."""
+    from PIL import Image
+
+    draw = np.random.default_rng(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    slope = np.add.outer(np.arange(side), np.arange(side)) * (200 / (2 * side))
+    for index in range(samples):
+        pixels = slope + 20 * np.sin(np.arange(side) / (5 + index % 7)) + draw.integers(0, 24, (side, side))
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{index}.png")

@@ -1,0 +1,67 @@
+"""The prefetcher's bench on few steps: its readers read, wrong batches are noticed, the report is whole."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rawgrad.bench import prefetch
+from rawgrad.bench.harness import OURS, WrongResult
+from rawgrad.bench.readers import PIXELS, Pictures, Pipe, write_pictures, write_rows
+
+
+def test_the_pipe_is_slow_and_gives_the_file(tmp_path):
+    write_rows(tmp_path / "rows", 50)
+    rows = np.frombuffer((tmp_path / "rows").read_bytes(), np.uint8).reshape(50, PIXELS)
+    pipe = Pipe(tmp_path / "rows", 50, rate=20 * PIXELS / 0.05)
+    pipe.batch(np.arange(1))  # starts it
+    begun = time.monotonic()
+    x, y = pipe.batch(np.arange(20, 40))
+    assert time.monotonic() - begun >= 0.049
+    np.testing.assert_array_equal(np.rint(x * 255), rows[20:40])
+    assert y.tolist() == list(range(20, 40)) == pipe[list(range(20, 40))][1].tolist()
+    again = pickle.loads(pickle.dumps(pipe))  # as it goes to another process
+    np.testing.assert_array_equal(again.batch(np.arange(3))[0], pipe.batch(np.arange(3))[0])
+
+
+def test_pictures(tmp_path):
+    write_pictures(tmp_path, 3, 16)
+    x, y = Pictures(tmp_path, 3).batch(np.array([2, 0]))
+    with Image.open(tmp_path / "2.png") as picture:
+        np.testing.assert_array_equal(np.rint(x[0] * 255), np.asarray(picture))
+    assert x.shape == (2, 16, 16) and y.tolist() == [2, 0]
+
+
+def test_wrong_batches_are_no_measurement(tmp_path):
+    write_rows(tmp_path / "rows", 64 * 7)
+    pipe = Pipe(tmp_path / "rows", 64 * 7, 1e9)
+    wanted = prefetch.expected(pipe, 64)
+    for name, loader in prefetch.loaders(lambda: pipe, 64, 1, [OURS, prefetch.SYNCHRONOUS]).items():
+        seconds, total = prefetch.epoch(loader, lambda: None)
+        prefetch.checked(name, total, wanted)
+        assert seconds > 0
+        with pytest.raises(WrongResult, match="read batches that sum up to"):
+            prefetch.checked(name, total + 64, wanted)
+
+
+def test_a_whole_report(tmp_path, capsys):
+    out = tmp_path / "results" / "reading.json"
+    names = [OURS, prefetch.SYNCHRONOUS]
+    arguments = "--rounds 2 --steps 8 --reading 1 --side 16 --ratios 0.5 2 --contestants".split()
+    assert prefetch.main([*arguments, *names, "--out", str(out)]) == 0
+    report = json.loads(out.read_text())
+    assert [(p["reader"], p["ratio"]) for p in report["sweep"]] == [(r, q) for r in ("pipe", "png") for q in (0.5, 2)]
+    for point in report["sweep"]:
+        assert list(point["steps"]) == names and all(0 < s["median"] < 1 for s in point["steps"].values())
+        assert 0 < point["ideal"] < 1
+    assert set(report["ready"]) == {OURS} and 0 < report["first_batch"]["median"] < 1
+    assert {"machine", "versions", "commit", "command", "when"} <= report.keys()
+    with Image.open(out.with_suffix(".png")) as picture:
+        assert picture.width > 500
+    said = capsys.readouterr().out
+    assert "| pipe | 0.5 |" in said and "arrays in memory, a reader asked for" in said
