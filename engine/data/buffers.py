@@ -35,7 +35,7 @@ def is_alone(arrays: Any, position: int) -> bool:
 
 def countable(flat: Any) -> Any:
     """``flat``, if :func:`is_alone` can be asked of it: every view must refer to it, and not to what is below it."""
-    assert flat[:0].base is flat, "NumPy lets views of a view of an array refer to the array alone"
+    assert flat[:1].base is flat, "NumPy lets views of a view of an array refer to the array alone"
     return flat
 
 

@@ -32,7 +32,7 @@ import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,8 @@ from .timing import Step
 CLOSING = 0.1
 #: Seconds of waiting after which a stalled source is reported.
 STALLED = 10.0
+#: Seconds after which a reader without work looks whether it is still wanted.
+_LOOK = 1.0
 
 _now = time.perf_counter_ns
 
@@ -182,7 +184,7 @@ class Prefetcher:
         self._threads = [
             threading.Thread(
                 target=context.copy().run,
-                args=(_read, make, self._todo, stop.is_set, number),
+                args=(_read, make, self._todo, stop.is_set, number, weakref.ref(self)),
                 name=f"rawgrad reader {number}",
                 daemon=True,
             )
@@ -256,12 +258,28 @@ class Prefetcher:
         self._end()
 
 
-def _read(make: Make, todo: SimpleQueue[Ticket | None], stopped: Callable[[], bool], reader: int) -> None:
+def _read(
+    make: Make,
+    todo: SimpleQueue[Ticket | None],
+    stopped: Callable[[], bool],
+    reader: int,
+    owner: Callable[[], Prefetcher | None],
+) -> None:
     """What a reader's thread does."""
-    while (ticket := todo.get()) is not None:
+    while True:
+        try:
+            ticket = todo.get(timeout=_LOOK)
+        except Empty:
+            # Should an interrupt have cut off the very call that was to end the readers: they see for themselves.
+            if stopped() or owner() is None:
+                break
+            continue
+        if ticket is None:
+            break
         if not stopped():
             ticket.fill(make, stopped, reader)
         del ticket  # while this thread waits, it must not hold a batch
+    todo.put(None)  # for the other readers
 
 
 def _end(
@@ -273,8 +291,7 @@ def _end(
 ) -> None:
     """End the readers; runs once, whoever asks for it first."""
     stop.set()
-    for _ in threads:
-        todo.put(None)
+    todo.put(None)
     if interrupt is not None:
         interrupt()
     last = time.monotonic() + CLOSING

@@ -58,6 +58,7 @@ class Ring:
         self._device, self._batches = device, batches
         self._xp = device.array_module
         self._cuda = self._xp.cuda
+        self._number = self._cuda.runtime.getDevice()  # which of several GPUs; each thread has its own
         self._side = self._cuda.Stream(non_blocking=True)
         self._training = self._cuda.get_current_stream()
         self._pinned = Buffers(self._pinned_bytes, pinned)
@@ -77,6 +78,7 @@ class Ring:
 
     def load(self, batch: Any) -> tuple[Any, Copy]:
         """``batch`` on the device, once the event ``ready`` of the copy has happened."""
+        self._cuda.runtime.setDevice(self._number)
         copy = Copy(self._cuda)
         batch = mapped(batch, self._as_pinned)
         pairs: list[tuple[Any, np.ndarray]] = []

@@ -213,6 +213,17 @@ class runtime:
         return max(0, total - pool.used_bytes()), total
 
     @staticmethod
+    def getDevice() -> int:
+        """The current device of this thread: the only one."""
+        return 0
+
+    @staticmethod
+    def setDevice(device: int) -> None:
+        """Make ``device`` the current one of this thread."""
+        if device:
+            raise LaunchError(f"setDevice: there is one simulated GPU, number 0; got {device}")
+
+    @staticmethod
     def getDeviceCount() -> int:
         """One."""
         return 1

@@ -31,10 +31,10 @@ class Unhappy(Exception):
 
 
 class Reading(Dataset):
-    """``n`` samples (1024 × 2 floats, index); at one index something happens."""
+    """``n`` samples (1024 × 2 floats, index), each after a ``pause``; at one index something happens."""
 
-    def __init__(self, n=20, at=-1, what=""):
-        self.n, self.at, self.what = n, at, what
+    def __init__(self, n=20, at=-1, what="", pause=0.0):
+        self.n, self.at, self.what, self.pause = n, at, what, pause
 
     def __len__(self):
         return self.n
@@ -42,6 +42,8 @@ class Reading(Dataset):
     def __getitem__(self, index):
         if index == self.at:
             getattr(self, self.what)()
+        if self.pause:
+            time.sleep(self.pause)
         return np.full((1024, 2), index, np.float32), index
 
     def fail(self):

@@ -9,6 +9,7 @@ import threading
 import time
 import traceback
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -125,6 +126,10 @@ def test_resumed_in_the_middle_of_an_epoch(stop):
         assert bits(resumed) == whole[stop:]
     else:
         assert resumed.epoch == 1
+
+
+def test_the_prefetcher_can_be_read_at_one_sitting():
+    assert len(Path(prefetch.__file__).read_text().splitlines()) < 400
 
 
 class TestBuffers:

@@ -108,6 +108,14 @@ def test_left_early_nothing_is_left():
     assert descriptors() <= before + 1  # multiprocessing keeps a pipe to a helper of its own
 
 
+def test_a_dropped_loader_ends_the_processes_that_wait():
+    loader = DataLoader(Reading(4), 2, num_workers=2, processes=True)
+    list(loader)
+    assert len(processes()) == 2
+    del loader
+    assert not processes()
+
+
 def test_what_pickle_does_not_take_is_refused():
     with pytest.raises(ArgumentError, match="pickle takes them"):
         list(DataLoader(Reading(), 2, collate_fn=lambda samples: samples, num_workers=1, processes=True))
