@@ -309,6 +309,7 @@ class TestTheEnd:
                 def __getitem__(self, index):
                     time.sleep(0.02)
                     return np.zeros(3)
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
             threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
             begun = time.monotonic()
             try:

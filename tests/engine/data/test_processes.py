@@ -134,6 +134,7 @@ from _reading import Reading
 from rawgrad.engine.data import DataLoader
 if __name__ == "__main__":
     loader = DataLoader(Reading(2000, 9, "sleep"), 2, num_workers=2, processes=True)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
     threading.Timer(1.0, os.killpg, (os.getpgid(0), signal.SIGINT)).start()
     try:
         for _ in loader: pass
