@@ -20,6 +20,7 @@ from ..kernels._cuda.table import versions_of
 from ..kernels._devices import device_named
 from ..kernels._dispatch import backend, current_choice, precision
 from ..kernels._dtypes import BFLOAT16
+from ..kernels._launch import architecture
 from . import kernels, programs, shapes
 from .harness import OURS, Clock, Contestant, Work, WrongResult, assert_close, measure
 from .peers import Library, library
@@ -189,7 +190,13 @@ def _compiled_network(program: programs.Program, mode: str, lib: Library) -> Any
 def _versions(operation: str, function: str) -> list[tuple[str, str]]:
     """The versions of ours that compute in float32 exactly."""
     rounding = ("tensor_core", "wgmma")
-    return [(operation, name) for name in versions_of(operation, function) if not any(r in name for r in rounding)]
+    names = versions_of(operation, function, _here())
+    return [(operation, name) for name in names if not any(r in name for r in rounding)]
+
+
+def _here() -> int:
+    """Of the GPU: 90 for sm_90."""
+    return architecture(device_named("cuda").array_module.zeros(1))
 
 
 @dataclass(frozen=True)
@@ -208,7 +215,8 @@ def _gemm(name: str, shape: shapes.Gemm, timer: Timer, peers: Sequence[str]) -> 
 
 def _gemm_tf32(name: str, shape: shapes.Gemm, timer: Timer, peers: Sequence[str]) -> Work:
     """Both round the factors to 10 bits of fraction on the tensor cores."""
-    versions = [("gemm", version) for version in versions_of("gemm", "gemm") if version.endswith("_tf32")]
+    names = versions_of("gemm", "gemm", _here())
+    versions = [("gemm", version) for version in names if version.endswith("_tf32") or "wgmma" in version]
     work = on_gpu(kernels.gemm_work(name, shape, [OURS, *([TORCH] if TORCH in peers else [])]), timer, versions)
     for one in work.contestants:
         one.call = _torch_tf32(one.call) if one.name == TORCH else _our_tf32(one.call)
@@ -218,7 +226,7 @@ def _gemm_tf32(name: str, shape: shapes.Gemm, timer: Timer, peers: Sequence[str]
 
 def _gemm_bf16(name: str, shape: shapes.Gemm, timer: Timer, peers: Sequence[str]) -> Work:
     """Matrices of bfloat16."""
-    versions = [("gemm", version) for version in versions_of("gemm", "gemm", halves=True)]
+    versions = [("gemm", version) for version in versions_of("gemm", "gemm", _here(), halves=True)]
     work = kernels.gemm_work(name, shape, [OURS, *([TORCH] if TORCH in peers else [])])
     return on_gpu(work, timer, versions, bf16=True)
 

@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from ._dtypes import BFLOAT16
 from ._errors import ArgumentError, DtypeError, ShapeError
 
 #: Bytes of a map, and of which it must begin at a multiple.
 MAP_BYTES, MAP_ALIGNMENT = 128, 64
 #: The driver's numbers for element types; that of float32 which becomes tf32 on its way.
-DTYPES = {np.dtype(name): code for code, name in enumerate("u1 u2 u4 i4 u8 i8 f2 f4 f8".split())}
+DTYPES = {np.dtype(name): code for code, name in enumerate("u1 u2 u4 i4 u8 i8 f2 f4 f8".split())} | {BFLOAT16: 9}
 TF32 = 11
 #: And for swizzles, by bytes.
 SWIZZLES = {0: 0, 32: 1, 64: 2, 128: 3}

@@ -109,7 +109,7 @@ def versions_of(operation: str, function: str, here: int | None = None, halves: 
     only = getattr(launcher, "ARCHITECTURES", {})
     names = list(getattr(launcher, "VERSIONS", {}).get(function, {}))
     if halves is not None and (for_halves := getattr(launcher, "FOR_HALVES", ())):
-        names = [n for n in names if (n in for_halves) == halves]
+        names = [n for n in names if (n in for_halves if halves else n not in launcher.ONLY_FOR_HALVES)]
     return [n for n in names if here is None or n not in only or any(runs_on(one, here) for one in only[n])]
 
 

@@ -186,7 +186,7 @@ def _run(
 ) -> Any:
     if a.dtype in HALVES:
         if version is not None:
-            raise BackendError(f"gemm: {', '.join(HALF_WAYS)} take {a.dtype}; the other versions do not")
+            raise BackendError(f"gemm: {', '.join(FOR_HALVES)} take {a.dtype}; the other versions do not")
         return _run_halves(None, a, b, bias, transpose_a, transpose_b, activation, out)
     g = geometry(a.shape, b.shape, transpose_a, transpose_b)
     y = result(out, a, g.y_shape)
@@ -353,5 +353,6 @@ VERSIONS = {
 
 #: Versions that are for some GPUs alone.
 ARCHITECTURES = dict.fromkeys(HOPPER_VERSIONS, ("sm_90a",))
-#: Versions that take float16 and bfloat16; the others do not.
-FOR_HALVES = tuple(HALF_WAYS)
+#: Versions that take float16 and bfloat16, the others do not; and those of them that take nothing else.
+FOR_HALVES = (*(name for name, version in HOPPER_VERSIONS.items() if len(version.kernels) > 1), *HALF_WAYS)
+ONLY_FOR_HALVES = tuple(HALF_WAYS)

@@ -1,4 +1,5 @@
-// General matrix multiplication on Hopper (sm_90a): y = activation(a b^T + bias), float32 rounded to tf32.
+// General matrix multiplication on Hopper (sm_90a): y = activation(a b^T + bias), float32 rounded to tf32; v12 and v13
+// also bf16 and fp16 as they are stored, with float32 sums and y rounded once.
 //
 //   M N K  sizes: a is (M, K), b is (N, K), y is (M, N)
 //   batch  that many independent products; a_many, b_many: whether each has an a, a b, of its own
@@ -20,13 +21,14 @@
 //                 what is fetched together stays in the second-level cache.  The next tile's first stages come while
 //                 the results are written.  Clusters of two, or of 2 x 2, which share their rows of a as well.
 //
-// The tensor cores sum 8 products in an order of their own, then k ascends.
+// The tensor cores sum 8 products (of 16 bits 16) in an order of their own, then k ascends.
 //
 // Sources: NVIDIA, "CUTLASS: efficient GEMM", warp-specialised persistent kernels (a producer warp, a ring of
 // mbarriers); PTX ISA on wgmma and cp.async.bulk.tensor.
 
 #include "activation.cuh"
 #include "cluster.cuh"
+#include "half.cuh"
 #include "tma.cuh"
 #include "wgmma.cuh"
 
@@ -164,14 +166,14 @@ __device__ __forceinline__ void fetch(void* to, const TensorMap& map, int x, int
 // Two neighbouring results of a row, written at once where both ends allow it.
 template <class S>
 __device__ __forceinline__ void put_two(S* y, int n, int N, bool both, float first, float second) {
-  struct alignas(2 * sizeof(S)) Two {
-    S first, second;
-  };
   if (both && n + 1 < N) {
-    *reinterpret_cast<Two*>(y + n) = {S(first), S(second)};
+    if constexpr (sizeof(S) == 2)
+      *reinterpret_cast<uint32_t*>(y + n) = pack(S(), first, second);
+    else
+      *reinterpret_cast<float2*>(y + n) = make_float2(first, second);
   } else {
-    if (n < N) y[n] = S(first);
-    if (n + 1 < N) y[n + 1] = S(second);
+    if (n < N) y[n] = rounded<S>(first);
+    if (n + 1 < N) y[n + 1] = rounded<S>(second);
   }
 }
 
@@ -243,8 +245,8 @@ __device__ __forceinline__ void shared_products(const TensorMap& a, const Tensor
         for (int h = 0; h < 2; ++h) {
           const int m = tiles.m0 + warp * 16 + g + h * 8, n = tiles.n0 + j * 8 + 2 * t;
           float first = sum[4 * j + 2 * h], second = sum[4 * j + 2 * h + 1];
-          if (bias != nullptr && n < N) first += float(bias[n]);
-          if (bias != nullptr && n + 1 < N) second += float(bias[n + 1]);
+          if (bias != nullptr && n < N) first += widened(bias[n]);
+          if (bias != nullptr && n + 1 < N) second += widened(bias[n + 1]);
           if (m < M)
             put_two(y + (tiles.product * M + m) * N, n, N, both, activate_one_of_many(activation, first),
                     activate_one_of_many(activation, second));

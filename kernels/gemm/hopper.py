@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .._devices import device_of
+from .._dtypes import HALVES
 from .._errors import BackendError
 from .._launch import Instance, Kernel, ceil_div, multiprocessors, result, runtime_of
 from .._tensor_map import TensorMap
@@ -17,19 +18,20 @@ from . import Geometry, geometry
 from .cost import Way
 
 _SOURCE = Path(__file__).with_name("gemm_hopper.cu")
-#: As in the source: the depth of a step, and stages of the ring.
-_DEPTH, _STAGES = 32, 4
+#: As in the source: bytes of a row of a tile, and stages of the ring.
+_ROW, _STAGES = 128, 4
 
 
 class Version(NamedTuple):
     """A kernel, its tile of y, and the threads of its block.
 
     Attributes:
+        kernels: its instance for each dtype that it takes.
         rows, columns: of a cluster, in blocks; each fetches such a part of the tiles that it shares.
         persistent: whether a cluster takes one tile after the other.
     """
 
-    kernel: Instance
+    kernels: dict[np.dtype, Instance]
     tile_m: int
     tile_n: int
     threads: int
@@ -39,7 +41,7 @@ class Version(NamedTuple):
 
     def shared(self) -> int:
         """Bytes of the ring and its barriers, in whole kilobytes as its alignment has it."""
-        return _STAGES * (self.tile_m + self.tile_n) * _DEPTH * 4 + 1024
+        return _STAGES * (self.tile_m + self.tile_n) * _ROW + 1024
 
     def grid(self, g: Geometry, batch: int, most_z: int, processors: int) -> tuple[int, int, int]:
         """Whole clusters; of persistent ones as many as there is work for, and as run at once."""
@@ -70,14 +72,18 @@ WAYS = {
     "v13_wgmma_persistent_4": Way(128, 256, False, 8.0, 1, 500 / 96, False, asked=1 / 2),
 }
 _FLOAT32, _SM_90A = np.dtype(np.float32), ("sm_90a",)
-_CLUSTER = Kernel(_SOURCE, "gemm_v12_wgmma_cluster", architectures=_SM_90A, S=(_FLOAT32,))
-_PERSISTENT = Kernel(_SOURCE, "gemm_v13_wgmma_persistent", architectures=_SM_90A, S=(_FLOAT32,), COLUMNS=(1, 2))
+_STORED = (_FLOAT32, *HALVES)
+_TMA = {_FLOAT32: Kernel(_SOURCE, "gemm_v10_wgmma_tma", architectures=_SM_90A)[()]}
+_TWO = {_FLOAT32: Kernel(_SOURCE, "gemm_v11_wgmma_two", architectures=_SM_90A)[()]}
+_CLUSTER = Kernel(_SOURCE, "gemm_v12_wgmma_cluster", architectures=_SM_90A, S=_STORED)
+_PERSISTENT = Kernel(_SOURCE, "gemm_v13_wgmma_persistent", architectures=_SM_90A, S=_STORED, COLUMNS=(1, 2))
+_BY_TWO, _BY_FOUR = ({S: _PERSISTENT[S, columns] for S in _STORED} for columns in (1, 2))
 VERSIONS = {
-    "v10_wgmma_tma": Version(Kernel(_SOURCE, "gemm_v10_wgmma_tma", architectures=_SM_90A)[()], 64, 128, 160),
-    "v11_wgmma_two": Version(Kernel(_SOURCE, "gemm_v11_wgmma_two", architectures=_SM_90A)[()], 128, 256, 288),
-    "v12_wgmma_cluster": Version(_CLUSTER[_FLOAT32], 128, 256, 288, rows=2),
-    "v13_wgmma_persistent_2": Version(_PERSISTENT[_FLOAT32, 1], 128, 256, 288, rows=2, persistent=True),
-    "v13_wgmma_persistent_4": Version(_PERSISTENT[_FLOAT32, 2], 128, 256, 288, rows=2, columns=2, persistent=True),
+    "v10_wgmma_tma": Version(_TMA, 64, 128, 160),
+    "v11_wgmma_two": Version(_TWO, 128, 256, 288),
+    "v12_wgmma_cluster": Version({S: _CLUSTER[S] for S in _STORED}, 128, 256, 288, rows=2),
+    "v13_wgmma_persistent_2": Version(_BY_TWO, 128, 256, 288, rows=2, persistent=True),
+    "v13_wgmma_persistent_4": Version(_BY_FOUR, 128, 256, 288, rows=2, columns=2, persistent=True),
 }
 
 
@@ -92,22 +98,24 @@ def wgmma(
     activation: str | None,
     out: Any,
 ) -> Any:
-    """The matrix product, of float32 rounded to tf32, by a grid of at most ``most_z`` layers."""
-    if a.dtype != np.float32:
-        raise BackendError(f"gemm: the tensor cores' tf32 takes float32; got {a.dtype}")
+    """The matrix product, of float32 rounded to tf32 or of halves, by a grid of at most ``most_z`` layers."""
+    if a.dtype not in version.kernels:
+        others = ", and this version float16 and bfloat16" if len(version.kernels) > 1 else ""
+        raise BackendError(f"gemm: the tensor cores' tf32 takes float32{others}; got {a.dtype}")
     g = geometry(a.shape, b.shape, transpose_a, transpose_b)
     y = result(out, a, g.y_shape)
     if y.size == 0:
         return y
     batch = math.prod(g.batch)
     K = max(g.K, 1)  # an empty sum is one over a zero
+    depth, tf32 = _ROW // a.itemsize, a.dtype == np.float32
     of_a, of_b = _k_fastest(a, g.batch, transpose_a), _k_fastest(b, g.batch, not transpose_b)
-    a_map = TensorMap(of_a, (1, version.tile_m // version.columns, _DEPTH), 128, columns=K, to_tf32=True)
-    b_map = TensorMap(of_b, (1, version.tile_n // version.rows, _DEPTH), 128, columns=K, to_tf32=True)
+    a_map = TensorMap(of_a, (1, version.tile_m // version.columns, depth), _ROW, K, tf32)
+    b_map = TensorMap(of_b, (1, version.tile_n // version.rows, depth), _ROW, K, tf32)
     many = of_a.shape[0] > 1, of_b.shape[0] > 1
     grid = version.grid(g, batch, most_z, multiprocessors(a))
     arguments = a_map, b_map, bias, y, g.M, g.N, K, batch, *many, kind_number(activation)
-    version.kernel(grid, version.threads, *arguments, shared=version.shared())
+    version.kernels[a.dtype](grid, version.threads, *arguments, shared=version.shared())
     return y
 
 
@@ -121,9 +129,10 @@ def _k_fastest(matrix: Any, batch: tuple[int, ...], transpose: bool) -> Any:
         matrix = module.ascontiguousarray(module.broadcast_to(matrix, (*batch, *matrix.shape[-2:])))
     matrix = matrix.reshape(math.prod(matrix.shape[:-2]), *matrix.shape[-2:])
     K = matrix.shape[-2] if transpose else matrix.shape[-1]
-    if not transpose and K and K % 4 == 0 and runtime_of(matrix).address(matrix) % 16 == 0:
+    piece = 16 // matrix.itemsize
+    if not transpose and K and K % piece == 0 and runtime_of(matrix).address(matrix) % 16 == 0:
         return matrix
     rows = matrix.shape[-1] if transpose else matrix.shape[-2]
-    copied = module.zeros((matrix.shape[0], rows, max(ceil_div(K, 4), 1) * 4), matrix.dtype)
+    copied = module.zeros((matrix.shape[0], rows, max(ceil_div(K, piece), 1) * piece), matrix.dtype)
     copied[:, :, :K] = module.moveaxis(matrix, -1, -2) if transpose else matrix
     return copied

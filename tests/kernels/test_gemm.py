@@ -421,6 +421,21 @@ def test_a_persistent_cluster_takes_tile_after_tile(backend, version, batch, M, 
     check_wgmma(backend, version, (batch, M, K), (N, K), (False, True))
 
 
+# As test_clusters_share_what_they_fetch; a step is 64 deep, and rows are pieces of 8: an odd K is copied.
+@pytest.mark.parametrize("version", CLUSTERS)
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize(("M", "N", "K"), [(64, 128, 64), (129, 257, 72), (257, 10, 301), (3, 4, 0)])
+def test_clusters_take_halves(backend, version, dtype, M, N, K):
+    """Products are exact, sums are float32's, and y is rounded once."""
+    skip_unless_there(backend.name, "gemm", "gemm", version)
+    a, b, bias = random((2, M, K), dtype), random((N, K), dtype, seed=1), random((N,), dtype, seed=2)
+    y = gemm(*map(backend.put, (a, b, bias)), transpose_b=True, activation="relu", version=version)
+    assert y.dtype == dtype
+    floats = [x.astype(np.float32) for x in (a, b, bias)]
+    scale = magnitude(*floats, False, True)
+    assert_accurate(backend.get(y), activated("relu"), a, b, bias, False, True, scale=scale)
+
+
 def check_wgmma(backend, version, a_shape, b_shape, flags):
     """``version`` on a of shape (.., M, K) and b of shape (.., N, K), stored as ``flags`` say."""
     skip_unless_there(backend.name, "gemm", "gemm", version)
