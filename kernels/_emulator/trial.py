@@ -152,7 +152,7 @@ class Trial:
 
         Args:
             given: ``name=value`` for each argument that is said; see the head of this file.
-            grid: by default as many blocks as give each element of the largest array a thread.
+            grid: by default as many blocks as give each element of the largest array a thread, in whole clusters.
             block: by default what the kernel's ``__launch_bounds__`` says, else 256 threads.
             seed: of the random numbers.
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from _planted import ORDERS, Case, Gpu, check, gpu_under, line, name_of, planted
 
+from rawgrad.kernels import _launch
 from rawgrad.kernels._dispatch import BACKENDS
 from rawgrad.kernels._emulator.orders import FORWARD
 from rawgrad.kernels._emulator.runtime import record_launches
+from rawgrad.kernels._emulator.trial import Trial, choose_kernel
 from rawgrad.kernels._errors import LaunchError
 from rawgrad.kernels._launch import Kernel
 from rawgrad.kernels._tensor_map import TensorMap
@@ -29,6 +32,14 @@ def gpu(request: pytest.FixtureRequest) -> Iterator[Gpu]:
 def one_order() -> Iterator[Gpu]:
     """For what has nothing to do with the order."""
     yield from gpu_under(FORWARD)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Iterator[Path]:
+    """Where a test writes a source of its own."""
+    yield tmp_path / "own.cu"
+    for key in [key for key in _launch.KERNELS if key[0].is_relative_to(tmp_path)]:
+        del _launch.KERNELS[key]
 
 
 def ints(n: int) -> Callable[[Gpu], Sequence[Any]]:
@@ -193,11 +204,29 @@ def test_a_race_names_the_block_that_owns_the_memory(one_order: Gpu) -> None:
     ],
 )
 def test_a_grid_or_a_cluster_that_cannot_be_is_refused(
-    one_order: Gpu, tmp_path: Any, declared: str, grid: Any, message: str
+    one_order: Gpu, source: Path, declared: str, grid: Any, message: str
 ) -> None:
-    source = tmp_path / "own.cu"
     source.write_text(
         f'#include "common.cuh"\nconstexpr int SIDE = 2;\n__global__ void __cluster_dims__({declared}) k(int* y) {{}}\n'
     )
     with pytest.raises(LaunchError, match=message):
         Kernel(source, "k")(grid, 32, one_order.empty(1, np.int32))
+
+
+# 1000 elements are four blocks of 256, and five of 200, which are three clusters of two.
+@pytest.mark.parametrize(
+    ("declared", "threads", "grid"),
+    [("2", 256, (4,)), ("2", 200, (6,)), ("2, 2", 256, (2, 2, 1)), ("1, 1, 4", 100, (3, 1, 4))],
+)
+def test_a_trial_is_of_whole_clusters(one_order: Gpu, source: Path, declared: str, threads: int, grid: Any) -> None:
+    source.write_text(
+        f'#include "cluster.cuh"\n__global__ void __cluster_dims__({declared}) __launch_bounds__({threads})\n'
+        "k(int* y, int n) {\n"
+        "  const int block = (blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;\n"
+        "  const int i = block * blockDim.x + threadIdx.x;\n"
+        "  if (i < n) y[i] = cluster_size();\n}\n"
+    )
+    trial = Trial.prepare(choose_kernel(source, None), [])
+    assert trial.grid == grid
+    outcome = trial.run()
+    assert not outcome.findings and not outcome.unfinished
