@@ -82,8 +82,8 @@ TENSOR_CORES = {
 #: Of float16 and bfloat16.  Shared memory is the narrowest way: for each k of a tile of 128 x 128 it moves 2048 bytes,
 #: for one of 64 x 64 768, at 128 bytes a cycle; so an SM multiplies 1024 or 683 pairs in a cycle.  `_PEAK` counts 256.
 HALF_WAYS = {
-    "v14_half_cp_async_128": Way(128, 128, False, 4.0, 1, 500 / 64, True),
-    "v14_half_cp_async_64": Way(64, 64, False, 2.7, 3, 500 / 64, True),
+    "v14_half_cp_async_128": Way(128, 128, False, 4.0, 2, 500 / 64, True),
+    "v14_half_cp_async_64": Way(64, 64, False, 2.7, 4, 500 / 64, True),
 }
 _EVERY = WAYS | TENSOR_CORES | HALF_WAYS
 

@@ -383,33 +383,48 @@ gemm_v9_bf16_split(const float* __restrict__ a, const float* __restrict__ b, con
 
 // ---- v14
 
+// How many numbers of a matrix whose rows have `pitch` of them can be copied at once: 8, 2 or 1.
+template <class S>
+__device__ __forceinline__ int half_step(const S* matrix, int pitch) {
+  if (is_vector_aligned(matrix) && pitch % 8 == 0) return 8;
+  return reinterpret_cast<uint64_t>(matrix) % 4 == 0 && pitch % 2 == 0 ? 2 : 1;
+}
+
 // Begin to copy the tile at (row0, k0) of a matrix of `rows` x K, of which k counts below k_end, to its place in shared
-// memory; zeros beyond the edges.  Where 16 bytes cannot be moved at once, numbers are read one by one and put there.
+// memory; zeros beyond the edges.  cp.async takes 4 bytes at least: single numbers are read and put there.
 template <int THREADS, class S, class TILE>
 __device__ __forceinline__ void start_half_tile(TILE& tile, const S* __restrict__ matrix, int rows, int K, int k_end,
-                                                int row0, int k0, bool vector) {
+                                                int row0, int k0, int step) {
   constexpr int CHUNKS = TILE::CHUNKS, COUNT = TILE::SLOW * CHUNKS / THREADS;
   static_assert(TILE::OF_CHUNK == 8 && TILE::SLOW * CHUNKS % THREADS == 0, "every thread has as many");
   const int pitch = TILE::ALONG_K ? K : rows;
   const int fast_end = TILE::ALONG_K ? k_end : rows, slow_end = TILE::ALONG_K ? rows : k_end;
   const int fast0 = TILE::ALONG_K ? k0 : row0, slow0 = TILE::ALONG_K ? row0 : k0;
-#pragma unroll
-  for (int i = 0; i < COUNT; ++i) {
+  const auto each = [&](int i, auto copy) {  // the i-th chunk of this thread: copy(where to, from where, how many numbers)
     const int place = threadIdx.x + i * THREADS, of_fast = place % CHUNKS * 8, of_slow = place / CHUNKS;
-    const int fast = fast0 + of_fast, slow = slow0 + of_slow;
-    uint32_t* to = &tile.words[TILE::word_of(of_slow, of_fast)];
-    const bool inside = slow < slow_end && fast < fast_end;
-    if (vector) {  // inside as a whole or not at all
-      copy_async<16>(to, matrix + (inside ? slow * pitch + fast : 0), inside);
-    } else {
-      Vector<uint32_t> eight = {};
+    const int fast = fast0 + of_fast, slow = slow0 + of_slow, count = slow < slow_end ? fast_end - fast : 0;
+    copy(&tile.words[TILE::word_of(of_slow, of_fast)], matrix + (count > 0 ? slow * pitch + fast : 0), count);
+  };
+  if (step == 8) {  // inside as a whole or not at all, and so are pairs
 #pragma unroll
-      for (int e = 0; e < 8; ++e)
-        if (inside && fast + e < fast_end)
-          eight.of[e / 2] |= static_cast<uint32_t>(matrix[slow * pitch + fast + e].bits) << e % 2 * 16;
-      store_vector(to, eight);
-    }
+    for (int i = 0; i < COUNT; ++i)
+      each(i, [](uint32_t* to, const S* from, int count) { copy_async<16>(to, from, count > 0); });
+    return;
   }
+#pragma unroll 1
+  for (int i = 0; i < COUNT; ++i)
+    each(i, [&](uint32_t* to, const S* from, int count) {
+      Vector<uint32_t> singles = {};
+#pragma unroll
+      for (int pair = 0; pair < 4; ++pair) {
+        const bool inside = 2 * pair < count;
+        if (step == 2)
+          copy_async<4>(&to[pair], inside ? from + 2 * pair : matrix, inside);
+        else if (inside)
+          singles.of[pair] = from[2 * pair].bits | (2 * pair + 1 < count ? from[2 * pair + 1].bits << 16 : 0);
+      }
+      if (step == 1) store_vector(to, singles);
+    });
 }
 
 // As `finish`, to halves, of which a lane's two neighbours go out together where they can.
@@ -449,7 +464,7 @@ __device__ __forceinline__ void finish_halves(const float (&sum)[R][C][4], const
 // K is cut into `splits` slices of `length`, a multiple of 8; of several, each gives a matrix of its own in float32,
 // partials[product][slice], without bias and activation.
 template <class S, int TILE, bool TRANSPOSE_A, bool TRANSPOSE_B>
-__global__ void __launch_bounds__(2 * TILE, TILE == 128 ? 1 : 3)
+__global__ void __launch_bounds__(2 * TILE, TILE == 128 ? 2 : 4)
 gemm_v14_half_cp_async(const S* __restrict__ a, const S* __restrict__ b, const S* __restrict__ bias,
                        S* __restrict__ y, float* __restrict__ partials, int M, int N, int K, int batch, int a_step,
                        int b_step, int activation, int splits, int length) {
@@ -469,13 +484,12 @@ gemm_v14_half_cp_async(const S* __restrict__ a, const S* __restrict__ b, const S
   for (int z = blockIdx.z; z < batch * splits; z += gridDim.z) {
     const S* ai = a + z / splits * a_step;
     const S* bi = b + z / splits * b_step;
-    const bool vector_a = is_vector_aligned(ai) && (TRANSPOSE_A ? M : K) % 8 == 0;
-    const bool vector_b = is_vector_aligned(bi) && (TRANSPOSE_B ? K : N) % 8 == 0;
+    const int step_a = half_step(ai, TRANSPOSE_A ? M : K), step_b = half_step(bi, TRANSPOSE_B ? K : N);
     const int first = z % splits * length, end = min(first + length, K);
     const auto start = [&](int stage, int k0) {  // an empty group where the slice has ended: groups are counted
       if (k0 < end) {
-        start_half_tile<THREADS>(s.a[stage], ai, M, K, end, m0, k0, vector_a);
-        start_half_tile<THREADS>(s.b[stage], bi, N, K, end, n0, k0, vector_b);
+        start_half_tile<THREADS>(s.a[stage], ai, M, K, end, m0, k0, step_a);
+        start_half_tile<THREADS>(s.b[stage], bi, N, K, end, n0, k0, step_b);
       }
       commit_copies();
     };
