@@ -79,9 +79,11 @@ TENSOR_CORES = {
     )
     for side, share in ((64, 0.75 * share_of_128), (128, share_of_128))
 }
-#: Of float16 and bfloat16.  Shared memory is the narrowest way: for each k of a tile of 128 x 128 it moves 2048 bytes,
-#: for one of 64 x 64 768, at 128 bytes a cycle; so an SM multiplies 1024 or 683 pairs in a cycle.  `_PEAK` counts 256.
+#: Of float16 and bfloat16.  Shared memory moves 128 bytes a cycle; for each k it has to move 2816 of them for a tile of
+#: 256 x 128, 2048 for one of 128 x 128 and 768 for one of 64 x 64: enough to multiply 1489, 1024 and 683 pairs in a
+#: cycle, of which tensor cores fed by warps take 1290.  `_PEAK` counts 256 of them.
 HALF_WAYS = {
+    "v14_half_cp_async_256": Way(256, 128, False, 5.0, 1, 500 / 64, True),
     "v14_half_cp_async_128": Way(128, 128, False, 4.0, 2, 500 / 64, True),
     "v14_half_cp_async_64": Way(64, 64, False, 2.7, 4, 500 / 64, True),
 }

@@ -52,7 +52,9 @@ _PIPELINED = Kernel(
     _TENSOR_CORES, "gemm_v8_tensor_core_pipelined", PRECISION=_PRECISIONS.values(), TILE=_SIDES, **_TRANSPOSES
 )
 _SPLIT = Kernel(_TENSOR_CORES, "gemm_v9_bf16_split", TILE=_SIDES, **_TRANSPOSES)
-_HALF = Kernel(_TENSOR_CORES, "gemm_v14_half_cp_async", S=HALVES, TILE=_SIDES, **_TRANSPOSES)
+_HALF = Kernel(_TENSOR_CORES, "gemm_v14_half_cp_async", S=HALVES, TILE=(64, 128, 256), **_TRANSPOSES)
+#: Three stages, 32 deep, where static shared memory is too small for them.
+_HALF_SHARED = {64: 0, 128: 0, 256: 3 * (256 + 128) * 32 * 2}
 #: Where six products of bf16 parts should take less time than one of float32: the tensor cores of these do 16 and 15
 #: times as many operations a second as the rest of the processor, those of sm_86 and sm_89 at most 4 times.  By data
 #: sheets, not by measurement; nothing is known yet of mma.sync on sm_100.
@@ -219,24 +221,25 @@ def _run_slices(
 
 
 def _run_halves(
-    side: int | None, a: Any, b: Any, bias: Any, transpose_a: bool, transpose_b: bool, activation: str | None, out: Any
+    rows: int | None, a: Any, b: Any, bias: Any, transpose_a: bool, transpose_b: bool, activation: str | None, out: Any
 ) -> Any:
-    """float16 and bfloat16: by blocks of ``side`` x ``side``, or as the model says."""
+    """float16 and bfloat16: by blocks of so many rows, or as the model says."""
     if a.dtype not in HALVES:
         raise BackendError(f"gemm: this version takes float16 and bfloat16; got {a.dtype}")
     g = geometry(a.shape, b.shape, transpose_a, transpose_b)
     y = result(out, a, g.y_shape)
     a, a_step = _batched(a, g.batch)
     b, b_step = _batched(b, g.batch)
-    name, splits = (f"v14_half_cp_async_{side}", 1) if side else _chosen(g, a, tuple(HALF_WAYS))
-    side = HALF_WAYS[name].rows
+    name, splits = (f"v14_half_cp_async_{rows}", 1) if rows else _chosen(g, a, tuple(HALF_WAYS))
+    way = HALF_WAYS[name]
     splits, length = slices(g.K, splits)
     batch, kind = math.prod(g.batch), kind_number(activation)
-    grid = ceil_div(g.M, side), ceil_div(g.N, side), min(batch * splits, _MAX_Z)
+    grid = ceil_div(g.M, way.rows), ceil_div(g.N, way.columns), min(batch * splits, _MAX_Z)
     partials = empty(y, (batch, splits, g.M, g.N), np.float32) if splits > 1 else None
     sizes = g.M, g.N, g.K, batch, a_step, b_step
-    kernel = _HALF[a.dtype, side, transpose_a, transpose_b]
-    kernel(grid, 2 * side, a, b, bias, y, partials, *sizes, kind, splits, length)
+    kernel, threads = _HALF[a.dtype, way.rows, transpose_a, transpose_b], 128 if way.rows == 64 else 256
+    shared = _HALF_SHARED[way.rows]
+    kernel(grid, threads, a, b, bias, y, partials, *sizes, kind, splits, length, shared=shared)
     if partials is not None:
         blocks = ceil_div(y.size, 256)
         _SUM_SPLITS[y.dtype](blocks, 256, partials, bias, y, g.M * g.N, g.N, y.size, splits, kind)
@@ -344,7 +347,7 @@ VERSIONS = {
             for side in _SIDES
         },
         **{f"v9_bf16_split_{side}": _pinned(_split(side)) for side in _SIDES},
-        **{f"v14_half_cp_async_{side}": partial(_run_halves, side) for side in _SIDES},
+        **{name: partial(_run_halves, way.rows) for name, way in HALF_WAYS.items()},
         **{f"v15_tensor_core_split_k_{name}": _pinned(_tensor_core_split_k(name)) for name in _PRECISIONS},
         "v15_float32_split_k": _pinned(_tensor_core_split_k("float32_split")),
         **{name: partial(wgmma, version, _MAX_Z) for name, version in HOPPER_VERSIONS.items()},

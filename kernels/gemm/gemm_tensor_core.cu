@@ -460,26 +460,28 @@ __device__ __forceinline__ void finish_halves(const float (&sum)[R][C][4], const
       }
 }
 
-// Block: TILE x TILE of y (64 or 128), 2 TILE threads.  Warp: TILE / 2 x 32 of it.  S: Bf16 or Fp16.
-// K is cut into `splits` slices of `length`, a multiple of 8; of several, each gives a matrix of its own in float32,
+// Block: 64 x 64, 128 x 128 or 256 x 128 of y (TILE: the rows).  Warp: 32 x 32, 64 x 32 or 64 x 64 of it.  S: Bf16 or
+// Fp16.  K is cut into `splits` slices of `length`, a multiple of 8; of several, each gives a matrix of its own in float32,
 // partials[product][slice], without bias and activation.
 template <class S, int TILE, bool TRANSPOSE_A, bool TRANSPOSE_B>
-__global__ void __launch_bounds__(2 * TILE, TILE == 128 ? 2 : 4)
+__global__ void __launch_bounds__(TILE == 64 ? 128 : 256, TILE == 256 ? 1 : TILE == 128 ? 2 : 4)
 gemm_v14_half_cp_async(const S* __restrict__ a, const S* __restrict__ b, const S* __restrict__ bias,
                        S* __restrict__ y, float* __restrict__ partials, int M, int N, int K, int batch, int a_step,
                        int b_step, int activation, int splits, int length) {
-  constexpr int DEPTH = 32, STAGES = 3, THREADS = 2 * TILE, R = TILE / 32, C = 4;
+  constexpr int TILE_N = TILE == 64 ? 64 : 128, WARP_M = TILE == 64 ? 32 : 64, WARP_N = TILE == 256 ? 64 : 32;
+  constexpr int WARPS_M = TILE / WARP_M, THREADS = WARPS_M * (TILE_N / WARP_N) * WARP;
+  constexpr int DEPTH = 32, STAGES = 3, R = WARP_M / 16, C = WARP_N / 8;
   using TileA = MmaTile<S, TILE, DEPTH, !TRANSPOSE_A>;
-  using TileB = MmaTile<S, TILE, DEPTH, TRANSPOSE_B>;
+  using TileB = MmaTile<S, TILE_N, DEPTH, TRANSPOSE_B>;
   struct Shared {
     TileA a[STAGES];
     TileB b[STAGES];
   };
   Shared& s = block_shared<Shared>();
   const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-  const int row = warp % 2 * (TILE / 2), column = warp / 2 * 32;  // of the warp's part
+  const int row = warp % WARPS_M * WARP_M, column = warp / WARPS_M * WARP_N;  // of the warp's part
   const BlockOfY block = block_in_bands();
-  const int m0 = block.m * TILE, n0 = block.n * TILE;
+  const int m0 = block.m * TILE, n0 = block.n * TILE_N;
 
   for (int z = blockIdx.z; z < batch * splits; z += gridDim.z) {
     const S* ai = a + z / splits * a_step;

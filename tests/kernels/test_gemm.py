@@ -558,13 +558,13 @@ def skip_where_numba_is(backend):
         pytest.skip("in Numba it is for float32 and float64")
 
 
-# Tiles have sides of 64 and 128 and are 32 deep, three of them under way: one number; whole tiles; edges on all sides,
-# in lengths that are multiples of 8, of which 16 bytes are copied at once, of 2, and odd; more tiles than are under way;
-# few results of a long sum, whose K is cut where the version is not chosen; an empty sum.
+# Tiles have sides of 64, 128 and 256 and are 32 deep, three of them under way: one number; whole tiles; edges on all
+# sides, in lengths that are multiples of 8, of which 16 bytes are copied at once, of 2, and odd; more tiles than are
+# under way; few results of a long sum, whose K is cut where the version is not chosen; an empty sum.
 @pytest.mark.parametrize("version", HALF_VERSIONS)
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize(
-    ("M", "N", "K"), [(1, 1, 1), (64, 64, 32), (65, 63, 33), (136, 72, 104), (15, 130, 160), (8, 4, 2000), (2, 3, 0)]
+    ("M", "N", "K"), [(1, 1, 1), (64, 64, 32), (65, 63, 33), (264, 136, 104), (15, 130, 160), (8, 4, 2000), (2, 3, 0)]
 )
 def test_halves(backend, version, dtype, M, N, K):
     """Products are exact, sums are float32's, and y is rounded once."""
@@ -588,7 +588,12 @@ def test_halves_that_start_between_vectors(backend, version):
     skip_unless_there(backend.name, "gemm", "gemm", version)
     M, N, K = 72, 80, 40
     a, b = (np.rint(3 * random((2 + n,), seed=n)).astype(np.float16) for n in (M * K, K * N))
-    for skips in ((0, 0, 0), (2, 0, 0), (0, 1, 1), (1, 2, 0)):  # numbers: those behind a multiple of 4 bytes go by pairs
+    for skips in (
+        (0, 0, 0),
+        (2, 0, 0),
+        (0, 1, 1),
+        (1, 2, 0),
+    ):  # numbers: those behind a multiple of 4 bytes go by pairs
         of_a, of_b = a[skips[0] :][: M * K].reshape(M, K), b[skips[1] :][: K * N].reshape(K, N)
         put_a, put_b = backend.put(a)[skips[0] :][: M * K], backend.put(b)[skips[1] :][: K * N]
         out = backend.put(np.zeros(M * N + 1, np.float16))[skips[2] :][: M * N].reshape(M, N)
@@ -668,7 +673,8 @@ def test_versions_take_halves_or_nothing_else(backend):
 def test_what_the_model_chooses_for_halves():
     """Large tiles where they fill an H100, small ones where they do not, and slices of K where those do not either."""
     ways = tuple(HALF_WAYS)
-    assert choose(4096, 4096, 4096, 1, 2, 132, ways) == ("v14_half_cp_async_128", 1)
+    assert choose(4096, 4096, 4096, 1, 2, 132, ways) == ("v14_half_cp_async_256", 1)
+    assert choose(1024, 1024, 1024, 1, 2, 132, ways) == ("v14_half_cp_async_128", 1)
     assert choose(512, 512, 512, 1, 2, 132, ways)[0] == "v14_half_cp_async_64"
     assert choose(64, 64, 16384, 1, 2, 132, ways)[1] > 1
     splits = choose(8192, 128, 2**20, 1, 2, 132, ways)[1]
