@@ -97,7 +97,7 @@ class Ticket:
         return Step(self.number, asked, taken, ready, self.begun, self.ended, self.reader, self.copied)
 
     def opened(self) -> Any:
-        """The batch, or its error is raised; the ticket keeps neither, so that buffers come free."""
+        """The batch, or its error is raised; the ticket, which a reader may still hold, keeps neither."""
         error, self.error = self.error, None
         batch, self.batch = self.batch, None
         if error is None:
@@ -231,20 +231,22 @@ class Prefetcher:
                 patience = self._timeout - waited
                 if patience < 1e-3:
                     raise DataError(said)
-            warnings.warn(said, RuntimeWarning, stacklevel=5)
+            warnings.warn(said, RuntimeWarning, stacklevel=4)
 
     def _at_work(self, ticket: Ticket) -> str:
         """What the reader of ``ticket`` is doing, as far as can be seen from here."""
         shown = ", ".join(map(str, ticket.indices[:5])) + (", …" if len(ticket.indices) > 5 else "")
         if not ticket.begun:
             return f"no reader has begun it (samples {shown})"
-        name = self._threads[ticket.reader].name if self._describe is None else self._describe(ticket.reader)
-        frame = sys._current_frames().get(self._threads[ticket.reader].ident or 0)
-        line = ""
-        if frame is not None:
-            last = traceback.extract_stack(frame)[-1]
-            line = f" is at {last.filename}:{last.lineno}, in {last.name}: {last.line}"
-        return f"{name}, which reads samples {shown},{line}"
+        said = f"which reads samples {shown}"
+        if self._describe is not None:
+            return f"{self._describe(ticket.reader)}, {said}"
+        thread = self._threads[ticket.reader]
+        frame = sys._current_frames().get(thread.ident or 0)
+        if frame is None:
+            return f"{thread.name}, {said}, has ended"
+        last = traceback.extract_stack(frame)[-1]
+        return f"{thread.name}, {said}, is at {last.filename}:{last.lineno}, in {last.name}: {last.line}"
 
     def finish(self) -> None:
         """End the readers after the last batch; what ``interrupt`` would end stays."""
@@ -278,7 +280,6 @@ def _read(
             break
         if not stopped():
             ticket.fill(make, stopped, reader)
-        del ticket  # while this thread waits, it must not hold a batch
     todo.put(None)  # for the other readers
 
 

@@ -214,10 +214,6 @@ class _Blocks:
         for block in dropped:
             del self._all[block]
 
-    def give_up(self) -> None:
-        """The batch under way will not be."""
-        self._free += self._taken
-
     def empty(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         """An array in a free block, or in a new one."""
         probe = np.empty(shape, dtype) if np.prod(shape) * np.dtype(dtype).itemsize < _SMALL else None
@@ -279,7 +275,6 @@ def _serve(socket: Connection, assembler: bytes) -> None:
             except ConnectionError:
                 raise
             except BaseException as error:
-                blocks.give_up()
                 socket.send(("error", _pickled(error), f"{type(error).__name__}: {error}", traceback.format_exc()))
         except (EOFError, ConnectionError):
             return  # the parent is gone

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import traceback
+import tracemalloc
 import weakref
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 
 from rawgrad.engine.data import DataLoader, Dataset, TensorDataset, loader, prefetch
 from rawgrad.engine.data.buffers import Buffers
+from rawgrad.kernels._dispatch import backend, current_choice
 from rawgrad.kernels._errors import ArgumentError, DataError
 
 X = np.arange(40, dtype=np.float32).reshape(20, 2)
@@ -170,6 +172,47 @@ class TestBuffers:
             assert part.numpy().ravel().tolist() == [3 * number + 1, 3 * number + 2]
 
 
+def test_a_batch_that_was_taken_is_held_by_nobody():
+    class Batch:
+        pass
+
+    def collate_fn(samples):
+        batch = Batch()
+        held.append(weakref.ref(batch))
+        return batch
+
+    held: list = []
+    iterator = iter(DataLoader(Samples(8), 4, num_workers=2, collate_fn=collate_fn))
+    gc.disable()
+    try:
+        for _ in range(2):
+            next(iterator)
+        assert len(held) == 2 and all(ref() is None for ref in held)  # while the readers wait for more
+    finally:
+        gc.enable()
+        iterator.close()
+
+
+def test_readers_compute_with_the_backend_of_the_loop():
+    class Asking(Samples):
+        def __getitem__(self, index):
+            return str(current_choice().for_device("cpu"))
+
+    for name in ("numpy", "numba"):
+        with backend(name):
+            assert next(iter(DataLoader(Asking(), 2, num_workers=1))) == [name, name]
+
+
+def test_arrays_with_gaps_are_not_copied_whole():
+    wide = TensorDataset(np.zeros((2000, 2000), np.float32)[:, ::2])
+    tracemalloc.start()
+    try:
+        wide.batch_into(np.arange(2), np.empty)
+        assert tracemalloc.get_traced_memory()[1] < 100_000  # of 8 MB
+    finally:
+        tracemalloc.stop()
+
+
 class TestErrors:
     def test_at_their_place_with_their_traceback(self):
         def act(index):
@@ -204,19 +247,20 @@ class TestErrors:
             with pytest.raises(RuntimeError, match="batch 0 raised StopIteration"):
                 list(DataLoader(Samples(act=act), 2, num_workers=workers))
 
-    def test_no_error_keeps_a_batch_alive(self):
-        class Big(np.ndarray):
+    def test_an_error_that_was_handled_is_gone(self):
+        class Loud(Exception):
             pass
 
-        def collate_fn(samples):
-            held.append(weakref.ref(big := np.zeros(3).view(Big)))
-            return {"x": samples[0][0], "big": str(big)}
+        def act(index):
+            raise Loud
 
-        held: list = []
         gc.disable()
         try:
-            list(DataLoader(Samples(), 5, num_workers=1, collate_fn=collate_fn))
-            assert len(held) == 4 and all(ref() is None for ref in held)
+            try:
+                list(DataLoader(Samples(act=act), 2, num_workers=1))
+            except Loud as error:
+                held = weakref.ref(error)
+            assert held() is None  # no cycle of error, traceback and ticket
         finally:
             gc.enable()
 
@@ -262,7 +306,7 @@ class TestTheEnd:
         reading, iterator = self.begun()
         begun = time.monotonic()
         reading.close()
-        assert time.monotonic() - begun < 0.1 and not self.readers()
+        assert time.monotonic() - begun < 0.5 and not self.readers()  # stress.py holds it to 0.1
         assert list(iterator) == []
         assert len(next(iter(reading))) == 2  # it can be used again
 
@@ -297,6 +341,33 @@ class TestTheEnd:
         thread = threading.Timer(0.05, iterator.close)
         thread.start()
         thread.join()
+        assert not self.readers()
+
+    def test_batches_on_order_are_not_read_any_more(self):
+        class Whole(Samples):
+            def batch(self, indices):
+                self.asked.append(indices)
+                time.sleep(0.03)
+                return np.zeros(2)
+
+        data = Whole(1000)
+        iterator = iter(DataLoader(data, 4, num_workers=1, prefetch=20))
+        next(iterator)
+        before = len(data.asked)
+        begun = time.monotonic()
+        iterator.close()
+        assert time.monotonic() - begun < 0.5 and len(data.asked) <= before + 1
+
+    def test_should_closing_be_cut_off_readers_end_by_themselves(self, monkeypatch):
+        monkeypatch.setattr(prefetch, "_LOOK", 0.02)
+        iterator = iter(DataLoader(Samples(), 4, num_workers=3))
+        next(iterator)
+        iterator._source._end.detach()  # as if an interrupt had come when it was called
+        assert len(self.readers()) == 3
+        del iterator
+        until = time.monotonic() + 2
+        while self.readers() and time.monotonic() < until:
+            time.sleep(0.01)
         assert not self.readers()
 
     def test_an_interrupt_while_waiting(self):

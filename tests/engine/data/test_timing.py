@@ -80,6 +80,8 @@ def steps(waiting, computing, reading, copying=None, count=5):
          "took 40 ms to read by one of 2 readers, 10 ms to compute with; 4 readers might keep up"),
         ((1000, 1000, 1), 0, "epoch 2: reading held the run back: waiting for data took 5 s of 9 s (56%); a batch "
          "took 1 ms to read, 1 s to compute with; num_workers=1 would read beside computing"),
+        ((5, 1, 8, 6), 2, "epoch 2: copying held the run back: waiting for data took 25 ms of 29 ms (86%); a batch "
+         "took 8 ms to read by one of 2 readers, 6 ms to copy, 1 ms to compute with"),
         ((5, 1, 2, 6), 1, "epoch 2: copying held the run back: waiting for data took 25 ms of 29 ms (86%); a batch "
          "took 2 ms to read, 6 ms to copy, 1 ms to compute with"),
     ],

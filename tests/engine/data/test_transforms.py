@@ -134,6 +134,11 @@ def test_flip():
         RandomHorizontalFlip(2)
 
 
+def test_each_transform_of_several_has_draws_of_its_own():
+    twice = Compose([RandomHorizontalFlip(), RandomHorizontalFlip()])(IMAGES, draws())
+    assert not np.array_equal(twice, IMAGES)  # the same draws would turn all of them back
+
+
 def test_rotation():
     square = IMAGES[:, :, :5, :5]
     for degrees, turns in ((90, 1), (180, 2), (-90, 3), (0, 0)):  # counter-clockwise, as np.rot90 turns
@@ -164,6 +169,16 @@ def test_through_the_loader():
     assert batches(sample_transform=ALL, transform=ALL, num_workers=1, processes=True) == batches(
         sample_transform=ALL, transform=ALL
     )
+
+
+def test_processes_take_over_the_seed_of_a_state():
+    options = {"num_workers": 1, "processes": True, "transform": ALL}
+    with DataLoader(Pictures(), 5, seed=1, **options) as loader, DataLoader(Pictures(), 5, seed=2, **options) as other:
+        state = loader.state_dict()
+        first = [x.numpy().tobytes() for x, _ in loader]
+        assert first != [x.numpy().tobytes() for x, _ in other]
+        other.load_state_dict(state)
+        assert first == [x.numpy().tobytes() for x, _ in other]
 
 
 def test_members_of_dicts_and_bare_arrays():
