@@ -13,7 +13,7 @@ waits, all CPU work over the cores where it computes.
 
 *Arrays in memory.*  Rows of 64×784 float32 with a little computing between: with readers asked for, and
 without.  *A ready batch*: how long ``next()`` takes when the batch lies ready.  *The first batch*: from
-the construction of the loader.
+the construction of the loader.  *Copies* (with a GPU): which share of them computing hides.
 
 All batches of the first round are checked against the data before anything is reported.
 """
@@ -33,7 +33,10 @@ from typing import Any
 
 import numpy as np
 
+from ..autograd import randn, tensor
 from ..engine.data import DataLoader, Dataset, TensorDataset
+from ..kernels._dispatch import BACKENDS
+from ..kernels._gpu import synchronize
 from . import load, machine, peers
 from .harness import OURS, WrongResult
 from .readers import PIXELS, Pictures, Pipe, write_pictures, write_rows
@@ -290,6 +293,54 @@ def first_batch(rounds: int) -> Spread:
     return Spread.of(seconds)
 
 
+@dataclass
+class Hidden:
+    """How much of the copy to a GPU computing hides.
+
+    Attributes:
+        copy, computing, step: seconds a batch.
+        share: of the copy that does not show in the step, from 0 to 1.
+    """
+
+    copy: float
+    computing: float
+    step: float
+    share: float
+
+
+def hidden(batch: int = 256, width: int = 12_288, batches: int = 100, products: int = 40, side: int = 2048) -> Hidden:
+    """Batches of ``batch`` × ``width`` float32 through the ring, with matrix products on the device between.
+
+    Args:
+        products: of side³ a step; so many that computing takes longer than copying.
+    """
+    distinct = 8 * batch
+    rows = _Rows(np.random.default_rng(0).random((distinct, width), np.float32))
+    factor = randn(side, side, device="cuda")
+
+    def step(x: Any) -> None:
+        for _ in range(products):
+            factor @ factor
+        x.sum()
+
+    def timed(loader: Iterable[Any]) -> float:
+        for number, (x,) in enumerate(loader):
+            step(x)
+            if number == _HEAD - 1:
+                synchronize()
+                start = time.perf_counter()
+        synchronize()
+        return (time.perf_counter() - start) / (batches - _HEAD)
+
+    there = (tensor(rows.inner.arrays[0][:batch], device="cuda"),)
+    computing = timed([there] * batches)
+    order = (np.arange(batch * batches) % distinct).tolist()
+    loader = DataLoader(rows, batch, sampler=order, num_workers=2, device="cuda")
+    took = timed(loader)
+    copy = float(np.median(loader.timing.copying[_HEAD:]))
+    return Hidden(copy, computing, took, float(np.clip(1 - (took - computing) / copy, 0, 1)))
+
+
 def table(points: Sequence[Point]) -> str:
     """The sweep as a table in Markdown, milliseconds a step, and each contestant's share over the ideal."""
     names = list(points[0].steps)
@@ -373,6 +424,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, seconds in lying.items():
         say(f"a ready batch, {name}: median {1e6 * seconds['median']:.1f} µs, 99 % {1e6 * seconds['p99']:.1f} µs")
     say(f"the first batch: {1e3 * first.median:.2f} ms, at most {1e3 * first.high:.2f} ms")
+    covered = None
+    if "cuda" in BACKENDS and not BACKENDS["cuda"].problem():
+        covered = hidden()
+        say(f"copies to the GPU: {1e3 * covered.copy:.2f} ms each, {covered.share:.0%} of it hidden behind computing")
     if options.out:
         commit, dirty = machine.commit()
         report = {
@@ -387,6 +442,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "in_memory": {name: asdict(spread) for name, spread in memory.items()},
             "ready": lying,
             "first_batch": asdict(first),
+            "hidden_copies": None if covered is None else asdict(covered),
         }
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(report, indent=1) + "\n")

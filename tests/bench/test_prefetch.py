@@ -65,3 +65,10 @@ def test_a_whole_report(tmp_path, capsys):
         assert picture.width > 500
     said = capsys.readouterr().out
     assert "| pipe | 0.5 |" in said and "arrays in memory, a reader asked for" in said
+
+
+@pytest.mark.backends("emulated", "cuda")
+def test_hidden_copies(backend):
+    """On the simulated GPU the times mean nothing, but it all runs."""
+    found = prefetch.hidden(batch=2, width=5, batches=10, products=1, side=4)
+    assert found.copy > 0 and found.step > 0 and found.computing > 0 and 0 <= found.share <= 1
