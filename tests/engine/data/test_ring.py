@@ -257,3 +257,25 @@ class TestResident:
             DataLoader(Samples(), device=backend.device.name, resident=True)
         with pytest.raises(ArgumentError, match="resident must be False without a GPU"):
             DataLoader(TensorDataset(X), resident=True)
+
+
+def test_captured_steps_take_batches_from_everywhere(backend):
+    """A step that is replayed reads fixed memory; batches from slots of the ring are copied there like others."""
+    from rawgrad import nn, optim
+    from rawgrad.engine.train import fit
+
+    def losses(**options):
+        rg.manual_seed(0)
+        model = nn.Linear(3, 4).to(backend.device.name)
+        loader = DataLoader(
+            TensorDataset(X, Y % 4), 8, shuffle=True, seed=1, device=backend.device.name, **options
+        )  # fmt: skip
+        optimizer = optim.SGD(model.parameters(), lr=1e-3)
+        return [
+            step.loss
+            for step in fit(
+                model, loader, nn.CrossEntropyLoss(), optimizer, epochs=2, progress=False, capture=True
+            ).steps
+        ]
+
+    assert losses() == losses(num_workers=2) == losses(resident=True)
