@@ -36,7 +36,7 @@ KINDS = (
     "wait for an mbarrier that never ends",
     "write into what the asynchronous proxy may still read",
     "accumulators touched while a wgmma is under way",
-    "written by a thread, read by the asynchronous proxy without a fence between",
+    "written by a thread, used by the asynchronous proxy without a fence between",
     "shared memory of a block that may not be running",
 )
 #: Not found by a launch but by comparing several: see orders.py.

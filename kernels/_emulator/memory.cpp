@@ -430,10 +430,20 @@ Finding* complain_shared(FindingKind kind, const void* place, size_t bytes, Acce
 
 void begin_landing(const void* to, size_t bytes, const void* caller, const char* operation) {
   check_in_shared(to, bytes, WRITE, caller, operation, true);
-  access_memory(to, bytes, WRITE, caller);
-  memset(const_cast<void*>(to), 0xff, bytes);
   SharedPlace shared;
   find_shared(reinterpret_cast<uintptr_t>(to), caller, shared);
+  if (shared.offset + bytes <= shared.limit)
+    for_shared_cells(shared.cell(), bytes, [&](SharedCell& cell) {
+      const Writer& w = cell.writer;
+      const bool by_copy = w.agent || cell.in_flight_in == cluster_serial;
+      if (!in_cluster(w.block) || by_copy || passed_fence(w)) return;
+      if (Finding* f = complain(PROXY, to, bytes, WRITE, caller, shared.where())) {
+        f->second = party_of(w.block, w.thread, WRITE, w.code);
+        f->has_second = 1;
+      }
+    });
+  access_memory(to, bytes, WRITE, caller);
+  memset(const_cast<void*>(to), 0xff, bytes);
   for_shared_cells(shared.cell(), bytes, [](SharedCell& cell) { cell.in_flight_in = cluster_serial; });
 }
 

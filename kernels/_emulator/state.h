@@ -40,7 +40,7 @@ enum FindingKind : int32_t {  // in the order of KINDS in findings.py
   MBARRIER_WAIT,    // a wait for a phase that never ends
   OPERANDS,         // a write into what the asynchronous proxy may still read
   ACCUMULATORS,     // accumulators touched while a wgmma may write them, or given to it without its fence
-  PROXY,            // written by a thread, read by the asynchronous proxy, without a fence between
+  PROXY,            // written by a thread, used by the asynchronous proxy, without a fence between
   ABSENT_BLOCK,     // shared memory of a block of the cluster that may not run: not yet, no more, or none of that rank
 };
 enum Space : int32_t { GLOBAL, SHARED, LOCAL, NOWHERE };

@@ -31,6 +31,7 @@ from ..activation.cuda import kind_number
 from . import Geometry, geometry
 from .cost import DEPTH, HALF_WAYS, TENSOR_CORES, WAYS, choose, slices
 from .hopper import VERSIONS as HOPPER_VERSIONS
+from .hopper import Version as HopperVersion
 from .hopper import wgmma
 
 _TEMPLATES: dict[str, Any] = {"T": FLOATS, "TRANSPOSE_A": BOOLS, "TRANSPOSE_B": BOOLS}
@@ -329,6 +330,10 @@ def _pinned(version: Callable[..., _Plan]) -> Callable[..., Any]:
     return lambda *arguments: _run(version, *arguments)
 
 
+def _hopper(version: HopperVersion) -> Callable[..., Any]:
+    return lambda *arguments: wgmma(version, _MAX_Z, *arguments)
+
+
 VERSIONS = {
     "gemm": {
         "v1_plain": _pinned(_plain),
@@ -350,7 +355,7 @@ VERSIONS = {
         **{name: partial(_run_halves, way.rows) for name, way in HALF_WAYS.items()},
         **{f"v15_tensor_core_split_k_{name}": _pinned(_tensor_core_split_k(name)) for name in _PRECISIONS},
         "v15_float32_split_k": _pinned(_tensor_core_split_k("float32_split")),
-        **{name: partial(wgmma, version, _MAX_Z) for name, version in HOPPER_VERSIONS.items()},
+        **{name: _hopper(version) for name, version in HOPPER_VERSIONS.items()},
     }
 }
 

@@ -20,6 +20,9 @@
 //   v13_wgmma_persistent  as many clusters as fit on the GPU at once take one tile after the other, in bands, so that
 //                 what is fetched together stays in the second-level cache.  The next tile's first stages come while
 //                 the results are written.  Clusters of two, or of 2 x 2, which share their rows of a as well.
+//   v16_wgmma_cluster_slices  for few results of long sums: the blocks of a cluster own the same 64 x 128 of y, and each
+//                 a slice of k.  Their sums meet in shared memory: each block adds its share of the rows, in the order
+//                 of the slices, and writes it.  No workspace, no second launch.
 //
 // The tensor cores sum 8 products (of 16 bits 16) in an order of their own, then k ascends.
 //
@@ -317,4 +320,106 @@ gemm_v13_wgmma_persistent(const __grid_constant__ TensorMap a, const __grid_cons
                           bool b_many, int activation) {
   shared_products<S, 2, COLUMNS, 4>(a, b, bias, y, M, N, K, a_many, b_many, activation,
                                     TilesInBands<2, COLUMNS>(M, N, batch));
+}
+
+// ---- v16
+
+constexpr int SLICE_M = 64, SLICE_N = 128;  // of y, of a cluster of v16
+
+// The ring, and in its place, when it is empty, the block's sums.  Lines of 136: the float pairs that 16 lanes write at
+// once, of four lines, then fall into all banks.
+template <class S, int STAGES>
+struct Slice {
+  union {
+    Ring<S, SLICE_M, SLICE_N, STAGES> ring;
+    float sums[SLICE_M][SLICE_N + 8];
+  };
+};
+
+// Cluster: SLICES blocks, one behind the other along z, and a 64 x 128 tile of y.  Block: five warps, as in v10, and a
+// slice of k; then 64 / SLICES rows of the tile.
+template <class S, int SLICES>
+__global__ void __cluster_dims__(1, 1, SLICES) __launch_bounds__(160, 2)
+gemm_v16_wgmma_cluster_slices(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b,
+                              const S* __restrict__ bias, S* __restrict__ y, int M, int N, int K, int batch, bool a_many,
+                              bool b_many, int activation) {
+  constexpr int STAGES = 4, MULTIPLIERS = 4, ROWS = SLICE_M / SLICES;  // the last: of y, that a block writes
+  using OfSlice = Slice<S, STAGES>;
+  constexpr int DEPTH = decltype(OfSlice::ring)::DEPTH;
+  OfSlice& shared = block_shared<OfSlice>();
+  auto& s = shared.ring;
+  static_assert(sizeof(shared.sums) <= sizeof(s.a) + sizeof(s.b), "the barriers stay");
+  const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, rank = cluster_rank();
+  const int m0 = blockIdx.x * SLICE_M, n0 = blockIdx.y * SLICE_N;
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < STAGES; ++i) {
+      init_barrier(s.full[i], 1);
+      init_barrier(s.empty[i], MULTIPLIERS);
+    }
+    fence_barrier_init();
+  }
+  __syncthreads();  // the barriers are there before anyone uses them
+  const int steps = ceil_div(K, DEPTH), of_slice = ceil_div(steps, SLICES);
+  const int first = rank * of_slice, last = min(first + of_slice, steps);  // of no steps, maybe, where K is short
+  const int g = lane / 4, t = lane % 4;
+  const bool both = reinterpret_cast<uint64_t>(y) / sizeof(S) % 2 == 0 && N % 2 == 0;
+  Place<STAGES> at;
+
+  for (int i = blockIdx.z / SLICES; i < batch; i += gridDim.z / SLICES) {
+    float sum[SLICE_N / 2] = {};
+    if (warp == MULTIPLIERS) {
+      if (lane == 0) {
+        for (int step = first; step < last; ++step, at.next()) {
+          wait(s.empty[at.stage], at.parity ^ 1);  // nobody multiplies what the copies overwrite; at first it is empty
+          arrive_expect(s.full[at.stage], s.BYTES);
+          load_box(s.a[at.stage], a, step * DEPTH, m0, a_many ? i : 0, s.full[at.stage]);
+          load_box(s.b[at.stage], b, step * DEPTH, n0, b_many ? i : 0, s.full[at.stage]);
+        }
+      }
+    } else {
+      int before = 0;  // the stage of the step before
+      for (int step = first; step < last; ++step, at.next()) {
+        wait(s.full[at.stage], at.parity);  // both tiles have come
+        const uint64_t of_a = matrix_descriptor<128>(s.a[at.stage]), of_b = matrix_descriptor<128>(s.b[at.stage]);
+        begin_products();
+#pragma unroll
+        for (int k = 0; k < s.ROW; k += 32)
+          multiply_group(typename TakenAs<S>::type(), sum, further(of_a, k), further(of_b, k), true);
+        commit_products();
+        wait_products<1>(sum);  // those of the step before have ended
+        if (step > first && lane == 0) arrive(s.empty[before]);
+        before = at.stage;
+      }
+      wait_products<0>(sum);  // all have ended
+      if (first < last && lane == 0) arrive(s.empty[before]);
+    }
+    __syncthreads();  // nobody multiplies what the sums overwrite
+    if (warp < MULTIPLIERS) {
+#pragma unroll
+      for (int j = 0; j < SLICE_N / 8; ++j)
+#pragma unroll
+        for (int h = 0; h < 2; ++h)
+          *reinterpret_cast<float2*>(&shared.sums[warp * 16 + g + h * 8][j * 8 + 2 * t]) =
+              make_float2(sum[4 * j + 2 * h], sum[4 * j + 2 * h + 1]);
+    }
+    cluster_sync();  // the sums of all slices are there before anyone adds them
+    for (int pair = threadIdx.x; pair < ROWS * SLICE_N / 2; pair += blockDim.x) {
+      const int row = rank * ROWS + pair / (SLICE_N / 2), column = pair % (SLICE_N / 2) * 2;
+      const int m = m0 + row, n = n0 + column;
+      if (m >= M || n >= N) continue;
+      float2 of_all = make_float2(0, 0);
+#pragma unroll
+      for (int slice = 0; slice < SLICES; ++slice) {
+        const float2 part = load_from_block(reinterpret_cast<const float2*>(&shared.sums[row][column]), slice);
+        of_all.x += part.x;
+        of_all.y += part.y;
+      }
+      if (bias != nullptr) of_all.x += widened(bias[n]);
+      if (bias != nullptr && n + 1 < N) of_all.y += widened(bias[n + 1]);
+      put_two(y + (i * M + m) * N, n, N, both, activate_one_of_many(activation, of_all.x),
+              activate_one_of_many(activation, of_all.y));
+    }
+    fence_async_proxy();  // the copies of the next product come after what was written in their place
+    cluster_sync();       // and after all have read it; nor does a block end before
+  }
 }

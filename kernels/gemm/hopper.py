@@ -28,6 +28,7 @@ class Version(NamedTuple):
     Attributes:
         kernels: its instance for each dtype that it takes.
         rows, columns: of a cluster, in blocks; each fetches such a part of the tiles that it shares.
+        slices: of k, where the blocks of a cluster have one each.
         persistent: whether a cluster takes one tile after the other.
     """
 
@@ -38,6 +39,7 @@ class Version(NamedTuple):
     rows: int = 1
     columns: int = 1
     persistent: bool = False
+    slices: int = 1
 
     def shared(self) -> int:
         """Bytes of the ring and its barriers, in whole kilobytes as its alignment has it."""
@@ -47,7 +49,7 @@ class Version(NamedTuple):
         """Whole clusters; of persistent ones as many as there is work for, and as run at once."""
         down, across = ceil_div(g.M, self.tile_m * self.rows), ceil_div(g.N, self.tile_n * self.columns)
         if not self.persistent:
-            return down * self.rows, across * self.columns, min(batch, most_z)
+            return down * self.rows, across * self.columns, min(batch, max(1, most_z // self.slices)) * self.slices
         size = self.rows * self.columns
         return self.rows, self.columns, min(down * across * batch, most_z, _at_once(size, processors))
 
@@ -78,12 +80,19 @@ _TWO = {_FLOAT32: Kernel(_SOURCE, "gemm_v11_wgmma_two", architectures=_SM_90A)[(
 _CLUSTER = Kernel(_SOURCE, "gemm_v12_wgmma_cluster", architectures=_SM_90A, S=_STORED)
 _PERSISTENT = Kernel(_SOURCE, "gemm_v13_wgmma_persistent", architectures=_SM_90A, S=_STORED, COLUMNS=(1, 2))
 _BY_TWO, _BY_FOUR = ({S: _PERSISTENT[S, columns] for S in _STORED} for columns in (1, 2))
+#: 8 is the largest cluster, and what few results want; 2 where 66 tiles are there, or so.
+_COUNTS = (2, 4, 8)
+_SLICES = Kernel(_SOURCE, "gemm_v16_wgmma_cluster_slices", architectures=_SM_90A, S=_STORED, SLICES=_COUNTS)
 VERSIONS = {
     "v10_wgmma_tma": Version(_TMA, 64, 128, 160),
     "v11_wgmma_two": Version(_TWO, 128, 256, 288),
     "v12_wgmma_cluster": Version({S: _CLUSTER[S] for S in _STORED}, 128, 256, 288, rows=2),
     "v13_wgmma_persistent_2": Version(_BY_TWO, 128, 256, 288, rows=2, persistent=True),
     "v13_wgmma_persistent_4": Version(_BY_FOUR, 128, 256, 288, rows=2, columns=2, persistent=True),
+    **{
+        f"v16_wgmma_cluster_slices_{n}": Version({S: _SLICES[S, n] for S in _STORED}, 64, 128, 160, slices=n)
+        for n in _COUNTS
+    },
 }
 
 

@@ -208,7 +208,7 @@ class TestRows:
     def test_rows_of_bfloat16(self, emulated: None, row: gpu_rows.GpuRow) -> None:
         product, loss = shapes.Gemm(17, 5, 9), shapes.SoftmaxCrossEntropy(3, 20)
         of_halves = sorted(gpu.table.versions_of("gemm", "gemm", 90, halves=True))
-        assert len(of_halves) == 6 and {"v13_wgmma_persistent_4", "v14_half_cp_async_64"} < set(of_halves)
+        assert len(of_halves) > 4 and {"v13_wgmma_persistent_4", "v14_half_cp_async_64"} < set(of_halves)
         for build, names in (
             (partial(gpu_rows._gemm_bf16, "product", product), of_halves),
             (

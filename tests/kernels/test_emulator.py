@@ -347,6 +347,10 @@ CASES = [
         "bulk", "loads_over_readers", floats(64, 32), (1, 2 * LANES + 32), RACE, "byte ",
         [("STILL READING", None, "reads"), ("NEXT LOAD", None, "writes")], also=[KINDS[7]],
     ),
+    Case(
+        "bulk", "loads_over_writers", floats(32), (1, LANES), KINDS[21], "byte 0",
+        [("OVER WRITERS", (0, 0, 0), "writes"), ("UNDER THE COPY", None, "writes")],
+    ),
     Case("bulk", "load_never_waited", floats(32), (1, [1] * 32), KINDS[11], "copy of 128 bytes",
          [("LOST LOAD", (0, 0, 0), "")]),
     Case("bulk", "misaligned_load", floats(32), (1, LANES), KINDS[4], "byte 4",

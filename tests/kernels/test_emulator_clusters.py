@@ -115,7 +115,7 @@ CASES = [
     ),
     Case(
         "clusters", "stores_what_a_peer_wrote", ints(64), (0, np.tile(LANES[::-1], 2)),
-        "written by a thread, read by the asynchronous proxy without a fence between", "byte ",
+        "written by a thread, used by the asynchronous proxy without a fence between", "byte ",
         [("WRITTEN BY A PEER", None, "writes"), ("STORED UNFENCED", (0, 0, 0), "reads")], grid=2,
     ),
     Case(

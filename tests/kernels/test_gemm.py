@@ -412,6 +412,27 @@ def test_clusters_share_what_they_fetch(backend, version, a, b):
     check_wgmma(backend, version, a, b, (False, True))
 
 
+SLICES = [f"v16_wgmma_cluster_slices_{n}" for n in (2, 4, 8)]
+
+
+# Tiles of 64 x 128, steps of 32: one step, so that all slices but the first are empty; slices that end before others;
+# more steps than the ring holds, in each of 2 slices, then of 4; edges in the rows that a block writes; an empty sum.
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [((64, 32), (2, 128, 32)), ((2, 65, 300), (129, 300)), ((33, 600), (7, 600)), ((2, 3), (1, 3)), ((3, 0), (4, 0))],
+)
+@pytest.mark.parametrize("version", SLICES)
+def test_the_blocks_of_a_cluster_have_slices(backend, version, a, b):
+    check_wgmma(backend, version, a, b, (False, True))
+
+
+@pytest.mark.parametrize("version", SLICES)
+def test_clusters_of_slices_go_on_to_further_products(backend, version, monkeypatch):
+    """One to four layers of clusters for five products: the next one's copies come where the sums were."""
+    monkeypatch.setattr("rawgrad.kernels.gemm.cuda._MAX_Z", 8)
+    check_wgmma(backend, version, (5, 9, 330), (10, 330), (False, True))
+
+
 # (300, 300): of 2 x 2 tiles of clusters of two, or 2 x 1 of four, in two products, each cluster has several; the ring
 # goes on from one to the next.  (2100, 257): nine of them below each other, one more than a band has.
 @pytest.mark.parametrize(("batch", "M", "N", "K"), [(2, 300, 300, 33), (1, 2100, 257, 1)])
@@ -422,7 +443,7 @@ def test_a_persistent_cluster_takes_tile_after_tile(backend, version, batch, M, 
 
 
 # As test_clusters_share_what_they_fetch; a step is 64 deep, and rows are pieces of 8: an odd K is copied.
-@pytest.mark.parametrize("version", CLUSTERS)
+@pytest.mark.parametrize("version", [*CLUSTERS, "v16_wgmma_cluster_slices_4"])
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize(("M", "N", "K"), [(64, 128, 64), (129, 257, 72), (257, 10, 301), (3, 4, 0)])
 def test_clusters_take_halves(backend, version, dtype, M, N, K):
@@ -464,7 +485,7 @@ def test_wgmma_takes_what_is_empty_and_what_is_not_aligned(backend):
     np.testing.assert_array_equal(backend.get(y), host[1:].reshape(6, 8))
 
 
-@pytest.mark.parametrize("version", CLUSTERS)
+@pytest.mark.parametrize("version", [*CLUSTERS, *SLICES])
 def test_a_result_that_begins_between_two_pairs(backend, version):
     """Two neighbouring results are written at once only where they begin at a multiple of 8 bytes."""
     skip_unless_there(backend.name, "gemm", "gemm", version)

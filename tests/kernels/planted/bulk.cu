@@ -137,6 +137,20 @@ __global__ void odd_bytes(const float* x, float* y, int mended) {
   y[threadIdx.x] = s.of[0][0][threadIdx.x];
 }
 
+// A copy overwrites what threads have written there.
+__global__ void loads_over_writers(const float* x, float* y, int mended) {
+  Boxes& s = ready();
+  s.of[0][0][threadIdx.x] = threadIdx.x;  // UNDER THE COPY
+  if (mended) fence_async_proxy();
+  __syncwarp();
+  if (threadIdx.x == 0) {
+    arrive_expect(s.barrier, 128);
+    load_bytes(s.of[0], x, 128, s.barrier);  // OVER WRITERS
+  }
+  wait(s.barrier, 0);
+  y[threadIdx.x] = s.of[0][0][threadIdx.x];
+}
+
 // ---- stores
 
 __global__ void stores_without_a_fence(float* y, int mended) {
