@@ -77,7 +77,10 @@ def from_dlpack(source: Any) -> Tensor:
         raise DtypeError(f"from_dlpack: expected an array with __dlpack__; got {type(source).__name__}")
     kind = int(source.__dlpack_device__()[0])
     if kind in _ON_HOST:
-        return Tensor(np.from_dlpack(source))
+        try:
+            return Tensor(np.from_dlpack(source))
+        except (BufferError, RuntimeError) as error:  # NumPy takes no bfloat16 this way
+            raise DtypeError(f"from_dlpack: NumPy does not take this {type(source).__name__}: {error}") from None
     if kind in _ON_CUDA:
         return Tensor(device_named("cuda").array_module.from_dlpack(source))
     raise DeviceError(f"from_dlpack: {type(source).__name__} lives on a device of DLPack's kind {kind}, unknown here")

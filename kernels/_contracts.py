@@ -12,7 +12,7 @@ import numpy as np
 
 from ._devices import device_of
 from ._dtypes import FLOATS as FLOATS
-from ._dtypes import HALVES
+from ._dtypes import is_half
 from ._errors import ArgumentError, DeviceError, DtypeError, ShapeError
 
 #: Kernels index with 32 bits.
@@ -53,7 +53,7 @@ def common_float(operation: str, *, halves: bool = False, **arrays: Any) -> np.d
     for argument, array in arrays.items():
         if array is None:
             continue
-        if array.dtype not in FLOATS and not (halves and array.dtype in HALVES):
+        if array.dtype not in FLOATS and not (halves and is_half(array.dtype)):
             raise float_error(operation, argument, array.dtype, halves)
         if dtype is None:
             dtype, first = array.dtype, argument
@@ -69,7 +69,7 @@ def common_float(operation: str, *, halves: bool = False, **arrays: Any) -> np.d
 def float_error(operation: str, argument: str, dtype: np.dtype, halves: bool = False) -> DtypeError:
     """What is raised for an argument that is of no floating dtype that the operation takes."""
     known = "float32, float64, float16 or bfloat16" if halves else "float32 or float64"
-    advice = '; it has no kernels for halves: convert by .to("float32") first' if dtype in HALVES else ""
+    advice = '; it has no kernels for halves: convert by .to("float32") first' if is_half(dtype) else ""
     return DtypeError(f"{operation}: {argument} must be {known}; got {dtype}{advice}")
 
 

@@ -29,7 +29,7 @@ import numpy as np
 from ._cuda.source import Parameter, Source, read_source
 from ._devices import device_of, is_array
 from ._dtypes import FLOATS as FLOATS
-from ._dtypes import HALVES, wide
+from ._dtypes import HALVES, is_half, wide
 from ._errors import ArgumentError, BackendError, DeviceError, DtypeError, LaunchError, ShapeError
 from ._tensor_map import MAP_ALIGNMENT, MAP_BYTES, TensorMap
 
@@ -556,7 +556,7 @@ def _slot(parameter: Parameter, bound: dict[str, Any], source: Source) -> _Slot:
         dtype = _TYPES[name][0] if name in _TYPES else np.dtype(_COMPONENTS[name]) if name in _COMPONENTS else None
     if dtype is not None and parameter.pointer:
         return _Slot(parameter, dtype, None, None, "P")
-    if dtype in HALVES:
+    if dtype is not None and is_half(dtype):
         raise LaunchError(f"{source.path}: {parameter.name} is a {parameter.type}; numbers are handed over as float")
     if dtype is not None:
         return _Slot(parameter, None, dtype, None, _TYPES[_C_NAMES[dtype]][1], _limits(dtype))

@@ -40,7 +40,7 @@ import numpy as np
 from ._cuda.device import own_folder_hidden
 from ._cuda.simulator import simulated
 from ._devices import device_of, is_array
-from ._dtypes import HALVES
+from ._dtypes import is_half
 from ._errors import BackendError, LaunchError
 from ._launch import ceil_div, runtime_of
 from ._tensor_list import CHUNK, THREADS, Arrays
@@ -111,7 +111,7 @@ class Kernel:
         if instance is None:
             values = templates if isinstance(templates, tuple) else (templates,)
             for value in values:
-                if value in HALVES:
+                if isinstance(value, np.dtype) and is_half(value):
                     raise BackendError(f"{self.name}: in Numba it is for float32 and float64; got {value}")
             types = [value.type if isinstance(value, np.dtype) else value for value in values]
             instance = self._instances[templates] = Instance(self.name, self._make(*types))

@@ -29,6 +29,7 @@ import numpy as np
 from .._cuda.source import read_source
 from .._devices import device_named
 from .._dispatch import backend
+from .._dtypes import kind_of
 from .._errors import ArgumentError, DataError, LaunchError
 from .._launch import _TYPES, Instance, Kernel, _Slot, ceil_div
 from .findings import Finding
@@ -341,7 +342,7 @@ def _array(
         "zeros": lambda: np.zeros(count),
         "ones": lambda: np.ones(count),
         "arange": lambda: np.arange(count),
-        "random": lambda: rng.standard_normal(count) if dtype.kind == "f" else rng.integers(0, 2, count),
+        "random": lambda: rng.standard_normal(count) if kind_of(dtype) == "f" else rng.integers(0, 2, count),
     }[maker]()
     return module.array(made.astype(dtype).reshape(shape)), said
 

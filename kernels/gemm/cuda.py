@@ -12,7 +12,7 @@ import numpy as np
 
 from .._devices import device_of
 from .._dispatch import current_choice
-from .._dtypes import HALVES, wide
+from .._dtypes import HALVES, is_half, wide
 from .._errors import BackendError
 from .._launch import (
     BOOLS,
@@ -187,7 +187,7 @@ def _run(
     activation: str | None,
     out: Any,
 ) -> Any:
-    if a.dtype in HALVES:
+    if is_half(a.dtype):
         if version is not None:
             raise BackendError(f"gemm: {', '.join(FOR_HALVES)} take {a.dtype}; the other versions do not")
         return _run_halves(None, a, b, bias, transpose_a, transpose_b, activation, out)
@@ -225,7 +225,7 @@ def _run_halves(
     rows: int | None, a: Any, b: Any, bias: Any, transpose_a: bool, transpose_b: bool, activation: str | None, out: Any
 ) -> Any:
     """float16 and bfloat16: by blocks of so many rows, or as the model says."""
-    if a.dtype not in HALVES:
+    if not is_half(a.dtype):
         raise BackendError(f"gemm: this version takes float16 and bfloat16; got {a.dtype}")
     g = geometry(a.shape, b.shape, transpose_a, transpose_b)
     y = result(out, a, g.y_shape)
@@ -296,7 +296,7 @@ def linear_backward(
     if wanted[2]:
         h, sums = _column_sums(grad, y, activation, activation is not None and (wanted[0] or wanted[1]))
     elif activation is not None:
-        halves = grad.dtype in HALVES  # for which activation_backward has no kernel
+        halves = is_half(grad.dtype)  # for which activation_backward has no kernel
         h = _column_sums(grad, y, activation, True)[0] if halves else activation_backward(grad, y, activation)
     return (
         gemm(h, b, None, False, False, None, None) if wanted[0] else None,

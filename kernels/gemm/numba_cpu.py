@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .._contracts import deliver
-from .._dtypes import HALVES, halves_in_float32
+from .._dtypes import halves_in_float32, is_half
 from .._jit import in_parts, serial, thread_slots, workspace
 from .._simd import Pointer, Stage, Value, simd, vector_bytes
 from .._simd_tile import Tile, pack_columns, pack_rows, registers_fit, totals
@@ -372,7 +372,7 @@ def linear_backward(
     activation: str | None,
     wanted: tuple[bool, bool, bool],
 ) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
-    if grad.dtype in HALVES and activation is not None:  # h is rounded before it is multiplied
+    if activation is not None and is_half(grad.dtype):  # h is rounded before it is multiplied
         grad, y, activation = halves_in_float32()(activation_backward)(grad, y, activation), None, None
     return _linear_backward(grad, a, b, y, activation, wanted)
 

@@ -24,7 +24,8 @@ mean is 0/0 = NaN (and its gradient 0), as in torch.  Logits of any finite size 
 infinite -log p, their product is NaN: all as in torch.
 
 float16 and bfloat16 are computed with in float32; the loss stays float32, and the gradient is rounded once.  A
-gradient below 6e-8 is 0 in float16, which a mean over thousands of examples reaches: take the sum and scale it, or bfloat16.
+gradient below 6e-8 is 0 in float16, which a mean over thousands of examples reaches: take the sum and scale
+it, or bfloat16.
 
 Sources: Bridle, 1990 (softmax with cross-entropy); Szegedy et al., "Rethinking the Inception
 architecture", 2016 (label smoothing).

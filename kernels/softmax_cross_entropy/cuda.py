@@ -10,7 +10,7 @@ import numpy as np
 
 from .._contracts import INTEGERS
 from .._devices import device_of
-from .._dtypes import HALVES, wide
+from .._dtypes import HALVES, is_half, wide
 from .._faults import fault_flag, watch
 from .._launch import BOOLS, FLOATS, Kernel, architecture, ceil_div, empty, runtime_of
 from . import label_error
@@ -54,7 +54,7 @@ def _smem_tile(dtype: np.dtype, N: int, C: int, vector: bool) -> tuple[Callable[
 
 def _register_tile(dtype: np.dtype, N: int, C: int, vector: bool) -> tuple[Callable[..., None], int, int]:
     """The smallest team whose tile holds a row; the largest one reads longer rows tile by tile."""
-    team = 4 if C <= (32 if dtype in HALVES else 16) else 32 if C * wide(dtype).itemsize <= 32 * 64 else 256
+    team = 4 if C <= (32 if is_half(dtype) else 16) else 32 if C * wide(dtype).itemsize <= 32 * 64 else 256
     threads = max(team, 128)
     return _REGISTER_TILE[dtype, team, vector], ceil_div(N, threads // team), threads
 

@@ -196,6 +196,16 @@ def test_weights_in_float32_and_products_in_halves(there: Any, dtype: str) -> No
     assert losses == sorted(losses, reverse=True) and losses[-1] < 0.4
 
 
+@pytest.mark.backends("numba")
+def test_to_and_from_torch(there: Any) -> None:
+    torch = pytest.importorskip("torch")
+    assert rg.from_dlpack(torch.ones(2, dtype=torch.float16)).dtype == np.float16
+    with pytest.raises(DtypeError, match="from_dlpack: NumPy does not take this Tensor"):
+        rg.from_dlpack(torch.ones(2, dtype=torch.bfloat16))
+    with pytest.raises(BufferError):  # which the protocol asks for
+        torch.from_dlpack(there([1.0], "bfloat16"))
+
+
 def test_a_module_in_halves(there: Any, backend: Any) -> None:
     layer = nn.Linear(4, 3, device=backend.device.name)
     weight = host(layer.weight)
