@@ -140,3 +140,10 @@ __device__ __forceinline__ void wait_cluster(Barrier& barrier, int parity) {
   } while (!ended);
 #endif
 }
+
+// Compilers refuse the word for older GPUs even on templates that nobody instantiates there, so a source with kernels
+// for both kinds would compile for the newer ones alone.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+#undef __cluster_dims__
+#define __cluster_dims__(...)
+#endif
