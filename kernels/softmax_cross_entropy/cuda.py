@@ -16,11 +16,13 @@ from .._launch import BOOLS, FLOATS, Kernel, architecture, ceil_div, empty, runt
 from . import label_error
 
 _STORED = (*FLOATS, *HALVES)
+#: Threads that share a row in registers, each of them 64 bytes of it.
+_TEAMS = (32, 64, 128, 256)
 _LABELS = Kernel(__file__, "softmax_cross_entropy_labels", S=_STORED, LABEL=INTEGERS)
 _PLAIN = Kernel(__file__, "softmax_cross_entropy_forward_v1_plain", S=_STORED)
 _SMEM_TILE = Kernel(__file__, "softmax_cross_entropy_forward_v2_smem_tile", S=_STORED)
 _REGISTER_TILE = Kernel(
-    __file__, "softmax_cross_entropy_forward_v3_register_tile", S=_STORED, TEAM=(4, 32, 256), VECTOR=BOOLS
+    __file__, "softmax_cross_entropy_forward_v3_register_tile", S=_STORED, TEAM=(4, *_TEAMS), VECTOR=BOOLS
 )
 _WITH_CLUSTERS = ("sm_90", "sm_100")
 _CLUSTER = Kernel(
@@ -54,8 +56,11 @@ def _smem_tile(dtype: np.dtype, N: int, C: int, vector: bool) -> tuple[Callable[
 
 def _register_tile(dtype: np.dtype, N: int, C: int, vector: bool) -> tuple[Callable[..., None], int, int]:
     """The smallest team whose tile holds a row; the largest one reads longer rows tile by tile."""
-    team = 4 if C <= (32 if is_half(dtype) else 16) else 32 if C * wide(dtype).itemsize <= 32 * 64 else 256
-    threads = max(team, 128)
+    if C <= (32 if is_half(dtype) else 16):
+        team = 4
+    else:
+        team = next((team for team in _TEAMS if C * wide(dtype).itemsize <= team * 64), _TEAMS[-1])
+    threads = team if team > 32 else 128
     return _REGISTER_TILE[dtype, team, vector], ceil_div(N, threads // team), threads
 
 

@@ -21,7 +21,7 @@
 //
 //   forward_v1_plain          a thread owns a row and reads it twice from global memory
 //   forward_v2_smem_tile      a block owns a row and keeps it in shared memory in between: one reading
-//   forward_v3_register_tile  a team of 4, 32 or 256 threads owns a row and keeps it in registers; 16 bytes
+//   forward_v3_register_tile  a team of 4 to 256 threads owns a row and keeps it in registers; 16 bytes
 //                             at a time where the layout allows (VECTOR)
 //   forward_v4_cluster        the blocks of a cluster share a row too long for one, each keeps its part in 64 KB of
 //                             shared memory, and they tell each other what they have seen (sm_90 and newer)

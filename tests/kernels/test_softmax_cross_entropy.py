@@ -110,8 +110,8 @@ def whole_rows(z, target, weight, smoothing):
     return -(t * log_p).sum(axis=1), np.exp(log_p) * t.sum(axis=1, keepdims=True) - t
 
 
-# Where a tile ends, or one kind of team gives way to the next: 16 classes; 512 and 4096 in float32, 256 and 2048 in
-# float64; then rows of three tiles.  Multiples of 4 and of 2 classes can be read by 16 bytes, the others cannot.
+# Where a tile ends, or one kind of team gives way to the next: 16 classes; 512, 1024, 2048 and 4096 in float32, half
+# as many in float64; then rows of three tiles.  Multiples of 4 and of 2 classes can be read by 16 bytes, others cannot.
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("kind", ["labels", "probabilities", "labels, smoothed, weighted"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -120,7 +120,8 @@ def test_rows_of_every_length(backend, version, kind, dtype, aligned):
     rng = np.random.default_rng(8)
     tile = 16384 // np.dtype(dtype).itemsize
     smoothing = 0.1 if "smoothed" in kind else 0.0
-    for C in (15, 16, 17, tile // 8 - 1, tile // 8, tile // 8 + 1, tile - 1, tile, tile + 1, 2 * tile + 8):
+    ends = [n + more for n in (16, tile // 8, tile) for more in (-1, 0, 1)]
+    for C in (*ends, tile // 4, tile // 4 + 1, tile // 2, tile // 2 + 1, 2 * tile + 8):
         z = rng.uniform(-4, 4, (2, C)).astype(dtype)
         target = make_target(rng, kind if kind == "probabilities" else "labels", 2, C, dtype)
         weight = rng.uniform(0.5, 2, C).astype(dtype) if "weighted" in kind else None
