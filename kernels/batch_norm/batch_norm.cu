@@ -23,8 +23,7 @@
 // Source: Ioffe and Szegedy, "Batch normalization", 2015.
 
 #include "async.cuh"
-#include "cluster.cuh"
-#include "reduce.cuh"
+#include "shares.cuh"
 
 // Where number m of channel c lies.
 __device__ __forceinline__ int place(int m, int c, int C, int L) {
@@ -341,23 +340,9 @@ batch_norm_input_v2_slabs(const T* __restrict__ grad, const T* __restrict__ x, c
 
 // ---- v3: a channel for a cluster
 
-constexpr int CLUSTER_THREADS = 256;
-// So many numbers of x a block keeps, forward; half as many bytes again of x and of g, backward: 64 and 96 KB.
-template <class T>
-constexpr int KEPT = 64 * 1024 / sizeof(T);
+// So many numbers of x, and of g, a block keeps in the backward pass: 96 KB.
 template <class T>
 constexpr int KEPT_BACKWARD = 48 * 1024 / sizeof(T);
-
-// The numbers of a channel that a block owns: equal parts, of whole vectors whether they are moved so or not.
-struct Share {
-  int first, count;
-};
-template <class T>
-__device__ __forceinline__ Share share_of(int block, int blocks, int M) {
-  constexpr int SIZE = Vector<T>::SIZE;
-  const int part = ceil_div(ceil_div(M, blocks), SIZE) * SIZE, first = min(block * part, M);
-  return {first, min(part, M - first)};
-}
 
 // Start copying a share of channel c to shared memory.
 template <bool VECTOR, class T>
@@ -377,7 +362,7 @@ batch_norm_forward_v3_cluster(const T* __restrict__ x, const T* __restrict__ wei
   struct Shared {
     alignas(16) T x[KEPT<T>];
     TeamValues<T, CLUSTER_THREADS> values;
-    T sum[CLUSTER], rest[CLUSTER], squares[CLUSTER];  // each block's moments, written by that one
+    MomentsOfBlocks<T, CLUSTER> of_blocks;
   };
   Shared& s = block_shared<Shared>();
   cluster_arrive();  // this block has begun, and may be written to
@@ -390,23 +375,8 @@ batch_norm_forward_v3_cluster(const T* __restrict__ x, const T* __restrict__ wei
   __syncthreads();  // all threads' copies have arrived before sums are made of them
   const Moments<T> moments = staged_moments<CLUSTER_THREADS>(s.x, threadIdx.x, own.count, s.values);
 
-  cluster_wait();  // every block has begun before one writes to it
-  if (threadIdx.x < CLUSTER) {
-    store_to_block(&s.sum[rank], threadIdx.x, moments.sum);
-    store_to_block(&s.rest[rank], threadIdx.x, moments.rest);
-    store_to_block(&s.squares[rank], threadIdx.x, moments.squares);
-  }
-  cluster_sync();  // the moments of every block are written before any block reads them
-  T sum = 0, total = 0;
-  for (int block = 0; block < CLUSTER; ++block) sum += s.sum[block];
-  const T mu = sum / T(M);
-  for (int block = 0; block < CLUSTER; ++block) {
-    const T n = T(share_of<T>(block, CLUSTER, M).count);
-    if (n == T(0)) break;  // nor have those after it any
-    const T d = s.sum[block] / n - mu;
-    total += s.squares[block] + d * (T(2) * s.rest[block] + n * d);
-  }
-  const T r = reciprocal_deviation(total / T(M), eps), scale = r * weight_of_c;
+  const Two<T> of_channel = moments_of_cluster<CLUSTER>(moments, M, s.of_blocks);
+  const T mu = of_channel.first, r = reciprocal_deviation(of_channel.second, eps), scale = r * weight_of_c;
 
   for (int m = threadIdx.x * STEP; m < own.count; m += CLUSTER_THREADS * STEP) {
     Part<T, VECTOR> part = load_part<VECTOR>(&s.x[m]);

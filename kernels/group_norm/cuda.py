@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .._launch import BOOLS, FLOATS, Kernel, ceil_div, empty, runtime_of
+from .._launch import BOOLS, FLOATS, Kernel, architecture, ceil_div, empty, runtime_of
 
 _FORWARD_PLAIN = Kernel(__file__, "group_norm_forward_v1_plain", T=FLOATS)
 _BACKWARD_PLAIN = Kernel(__file__, "group_norm_backward_v1_plain", T=FLOATS)
@@ -20,6 +20,15 @@ _NORMALIZE = Kernel(__file__, "group_norm_normalize_v2_slabs", T=FLOATS, VECTOR=
 _CHANNELS = Kernel(__file__, "group_norm_channels_v2_slabs", **_TEAMS)
 _MERGE_CHANNELS = Kernel(__file__, "group_norm_merge_channels_v2_slabs", T=FLOATS)
 _INPUT = Kernel(__file__, "group_norm_input_v2_slabs", T=FLOATS, VECTOR=BOOLS)
+
+_WITH_CLUSTERS = ("sm_90", "sm_100")
+_CLUSTERS: dict[str, Any] = {"T": FLOATS, "CLUSTER": (1, 2, 4, 8), "VECTOR": BOOLS}
+_FORWARD_CLUSTER = Kernel(__file__, "group_norm_forward_v3_cluster", _WITH_CLUSTERS, **_CLUSTERS)
+
+#: Bytes that a block of v3 keeps, as the source says, and what else its shared memory holds at most.
+_KEPT, _REST = 64 * 1024, 1024
+#: Two for each of 132 multiprocessors: clusters grow until there are so many blocks.
+_ENOUGH_BLOCKS = 264
 
 _SLAB_BYTES = 16 * 1024  # SLAB of reduce.cuh, whose 256 threads are 1 team or 8
 
@@ -64,6 +73,30 @@ def _forward_slabs(x: Any, groups: int, weight: Any, bias: Any, y: Any, mean: An
     _STATISTICS[x.dtype, vector](slabs * sets, 256, x, partial, sets, W * L)
     _MERGE_STATISTICS[x.dtype](ceil_div(sets, 8), 256, partial, mean, rstd, sets, W * L, eps)
     _NORMALIZE[x.dtype, vector](slabs * sets, 256, x, mean, rstd, weight, bias, y, sets, groups, W, L)
+
+
+def _cluster(x: Any, sets: int, D: int) -> int | None:
+    """How many blocks keep a set of D numbers in v3, or None if eight cannot; more if there are few sets."""
+    blocks = next((n for n in _CLUSTERS["CLUSTER"] if D <= n * (_KEPT // x.itemsize)), None)
+    while blocks is not None and blocks < 8 and sets * blocks < _ENOUGH_BLOCKS and D > blocks * _slab(x):
+        blocks *= 2
+    return blocks
+
+
+def _forward_cluster(x: Any, groups: int, weight: Any, bias: Any, y: Any, mean: Any, rstd: Any, eps: float) -> None:
+    """v3; longer sets than a cluster keeps are done by v2."""
+    sets, W, L = _sizes(x, groups)
+    blocks = _cluster(x, sets, W * L)
+    if blocks is None:
+        return _forward_slabs(x, groups, weight, bias, y, mean, rstd, eps)
+    kernel = _FORWARD_CLUSTER[x.dtype, blocks, _vector(W * L, x, y)]
+    kernel(sets * blocks, 256, x, weight, bias, y, mean, rstd, groups, W, L, eps, shared=_KEPT + _REST)
+
+
+def _has_clusters(x: Any, groups: int) -> bool:
+    """Whether v3 is the default: for sets that v2 would read twice, on a GPU that has clusters.  By bytes."""
+    _, W, L = _sizes(x, groups)
+    return W * L > _slab(x) and architecture(x) >= 90
 
 
 def _backward_plain(grad: Any, x: Any, groups: int, weight: Any, mean: Any, rstd: Any, dx: Any) -> Any:
@@ -114,7 +147,7 @@ def _backward(
 
 def group_norm_forward(x: Any, groups: int, weight: Any, bias: Any, eps: float) -> tuple[Any, Any, Any]:
     """As the reference's; see the package's docstring."""
-    return _forward(_forward_slabs, x, groups, weight, bias, eps)
+    return _forward(_forward_cluster if _has_clusters(x, groups) else _forward_slabs, x, groups, weight, bias, eps)
 
 
 def group_norm_backward(grad: Any, x: Any, groups: int, weight: Any, mean: Any, rstd: Any) -> tuple[Any, Any, Any]:
@@ -125,10 +158,14 @@ def group_norm_backward(grad: Any, x: Any, groups: int, weight: Any, mean: Any, 
 VERSIONS = {
     "group_norm_forward": {
         "v1_plain": lambda *arguments: _forward(_forward_plain, *arguments),
-        "v2_slabs": group_norm_forward,
+        "v2_slabs": lambda *arguments: _forward(_forward_slabs, *arguments),
+        "v3_cluster": lambda *arguments: _forward(_forward_cluster, *arguments),
     },
     "group_norm_backward": {
         "v1_plain": lambda *arguments: _backward(_backward_plain, *arguments),
         "v2_slabs": group_norm_backward,
     },
 }
+
+#: Versions that are for some GPUs alone.
+ARCHITECTURES = {"v3_cluster": _WITH_CLUSTERS}

@@ -19,12 +19,15 @@
 //              (VECTOR), and read once.  A longer one is cut into slabs of 16 KB, so that few sets still fill a
 //              GPU: sums of the slabs (of each channel, in the backward pass), their merger by a warp per set,
 //              and the result slab by slab
+//   v3_cluster (forward) up to eight blocks of a cluster keep a longer set in their shared memory, and tell each other
+//              their moments: one launch, one reading (sm_90 and newer)
 //
 // The variance is the mean of (x - mean)², never E[x²] - mean²; see reduce.cuh for the order of sums.
 //
 // Source: Wu and He, "Group normalization", 2018.
 
-#include "reduce.cuh"
+#include "async.cuh"
+#include "shares.cuh"
 
 // Weight and bias of a set's channels, read once for as many neighbouring numbers as share a channel.
 template <class T>
@@ -388,5 +391,50 @@ group_norm_input_v2_slabs(const T* __restrict__ grad, const T* __restrict__ x, c
       part.of[e] = of_set.gradient(part.of[e], of_x.of[e], channel);
     }
     store_part<VECTOR>(&dx[set * D + m], part);
+  }
+}
+
+// ---- v3: a set for a cluster
+
+// Cluster: a set.  Block: 256 threads and a share of it.
+template <class T, int CLUSTER, bool VECTOR>
+__global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(CLUSTER_THREADS, 3)
+group_norm_forward_v3_cluster(const T* __restrict__ x, const T* __restrict__ weight, const T* __restrict__ bias,
+                              T* __restrict__ y, T* __restrict__ mean, T* __restrict__ rstd, int G, int W, int L,
+                              double eps) {
+  constexpr int STEP = Part<T, VECTOR>::SIZE;
+  struct Shared {
+    alignas(16) T x[KEPT<T>];
+    TeamValues<T, CLUSTER_THREADS> values;
+    MomentsOfBlocks<T, CLUSTER> of_blocks;
+  };
+  Shared& s = block_shared<Shared>();
+  cluster_arrive();  // this block has begun, and may be written to
+  const int set = blockIdx.x / CLUSTER, rank = cluster_rank(), D = W * L, first = set % G * W;
+  const Share own = share_of<T>(rank, CLUSTER, D);
+  const T* from = x + set * D + own.first;
+  for (int m = threadIdx.x * STEP; m < own.count; m += CLUSTER_THREADS * STEP)
+    copy_async<STEP * sizeof(T)>(&s.x[m], &from[m], true);
+  commit_copies();
+  wait_copies<0>();
+  __syncthreads();  // all threads' copies have arrived before sums are made of them
+  const Moments<T> moments = staged_moments<CLUSTER_THREADS>(s.x, threadIdx.x, own.count, s.values);
+  const Two<T> of_cluster = moments_of_cluster<CLUSTER>(moments, D, s.of_blocks);
+
+  const OfSet<T> of_set{of_cluster.first, reciprocal_deviation(of_cluster.second, eps)};
+  Affine<T> channel(weight, bias, first, L);
+  for (int m = threadIdx.x * STEP; m < own.count; m += CLUSTER_THREADS * STEP) {
+    Part<T, VECTOR> part = load_part<VECTOR>(&s.x[m]);
+    channel.at(own.first + m);
+#pragma unroll
+    for (int e = 0; e < STEP; ++e) {
+      if (e > 0) channel.next();
+      part.of[e] = of_set.normalized(part.of[e], channel);
+    }
+    store_part<VECTOR>(&y[set * D + own.first + m], part);
+  }
+  if (rank == 0 && threadIdx.x == 0) {
+    mean[set] = of_set.mean;
+    rstd[set] = of_set.rstd;
   }
 }

@@ -18,10 +18,12 @@ from _norms import (
     traffic,
 )
 from _tolerance import assert_accurate, assert_within
+from _versions import skip_unless_there
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rawgrad.kernels import group_norm as ops
+from rawgrad.kernels._dispatch import backend as use_backend
 from rawgrad.kernels._errors import ArgumentError, DtypeError, ShapeError
 
 EPS = 1e-3
@@ -186,17 +188,50 @@ def test_traffic_of_sets_of_one_slab(backend, sizes, threads):
     ]
 
 
+# What 1, 2 and 8 blocks keep, just so and one more (float32: 16384 each); of multiples of 16 bytes and not; more than
+# eight keep.  The backward pass has no clusters.
+@pytest.mark.backends("emulated", "cuda")
+@pytest.mark.parametrize(
+    ("dtype", "sizes", "blocks"),
+    [
+        (np.float32, (1, 2, 2, 8192), 1),
+        (np.float32, (2, 1, 5, 3277), 2),
+        (np.float64, (1, 1, 2, 8193), 4),
+        (np.float32, (1, 1, 2, 65536), 8),
+        (np.float32, (1, 1, 1, 131073), None),
+    ],
+    ids=str,
+)
+def test_clusters_keep_long_sets(backend, dtype, sizes, blocks, monkeypatch):
+    skip_unless_there(backend.name, "group_norm", "group_norm_forward", "v3_cluster")
+    from rawgrad.kernels.group_norm import cuda
+
+    monkeypatch.setattr(cuda, "_ENOUGH_BLOCKS", 1)
+    N, G, W, L = sizes
+    p = problem(sizes, over=(2, 3), sums=(0, 3), dtype=dtype)
+    x, grad = (backend.put(a.reshape(N, G * W, L)) for a in (p.x, p.grad))
+    weight, bias = (backend.put(a.reshape(-1)) for a in (p.weight, p.bias))
+    assert cuda._cluster(x, N * G, W * L) == blocks
+    y, mean, rstd = ops.group_norm_forward(x, G, weight, bias, EPS)
+    gradients = ops.group_norm_backward(grad, x, G, weight, mean, rstd)
+    assert_equations(p, *(backend.get(a) for a in (y, mean, rstd, *gradients)))
+
+
 def test_traffic_of_longer_sets(backend):
     """Twice x, and twice g; besides, a few numbers for each slab, each channel and each thread."""
     N, G, W, L, slabs = 2, 2, 10, 600, 2
     C, sets, size = G * W, N * G, N * G * W * L
     x, c = backend.put(np.ones((N, C, L), np.float32)), backend.put(np.ones(C, np.float32))
     of_set = backend.put(np.ones((N, G), np.float32))
-    assert traffic(backend, lambda: ops.group_norm_forward(x, G, c, c, EPS)) == [
-        (size, 3 * slabs * sets),
-        (4 * slabs * sets, 2 * sets),
-        (size + size // 2 + 2 * 256 * slabs * sets, size),
-    ]
+    with use_backend(backend.name, group_norm="v2_slabs"):
+        assert traffic(backend, lambda: ops.group_norm_forward(x, G, c, c, EPS)) == [
+            (size, 3 * slabs * sets),
+            (4 * slabs * sets, 2 * sets),
+            (size + size // 2 + 2 * 256 * slabs * sets, size),
+        ]
+    # Two blocks keep a set, and read it once; every four numbers read weight and bias of their channel.
+    forward = traffic(backend, lambda: ops.group_norm_forward(x, G, c, c, EPS))
+    assert forward == [(size + size // 2, size + 2 * sets)]
     assert traffic(backend, lambda: ops.group_norm_backward(x, x, G, c, of_set, of_set)) == [
         (2 * size + 2 * 256 * N * C, 2 * N * C),
         (3 * N * C, 2 * sets),

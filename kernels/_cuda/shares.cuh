@@ -1,0 +1,52 @@
+// A set of numbers that the blocks of a cluster keep together in their shared memory, and its mean and variance
+// (sm_90 and newer).  Each block has a share; its moments (reduce.cuh) go to all blocks of the cluster, and every block
+// merges them in the order of the ranks, so that all have the same bits.
+#pragma once
+#include "cluster.cuh"
+#include "reduce.cuh"
+
+constexpr int CLUSTER_THREADS = 256;  // of a block
+// So many numbers a block keeps where a kernel needs one array of them: 64 KB.
+template <class T>
+constexpr int KEPT = 64 * 1024 / sizeof(T);
+
+// The numbers of a set of M that a block owns: equal parts, of whole vectors whether they are moved so or not.
+struct Share {
+  int first, count;
+};
+template <class T>
+__device__ __forceinline__ Share share_of(int block, int blocks, int M) {
+  constexpr int SIZE = Vector<T>::SIZE;
+  const int part = ceil_div(ceil_div(M, blocks), SIZE) * SIZE, first = min(block * part, M);
+  return {first, min(part, M - first)};
+}
+
+// The moments of every block's share, each written by that block.
+template <class T, int CLUSTER>
+struct MomentsOfBlocks {
+  T sum[CLUSTER], rest[CLUSTER], squares[CLUSTER];
+};
+
+// Mean and variance of the set of M numbers, of which this block's share has the moments `own`.  Every block has called
+// cluster_arrive() when it began, and not yet waited.  Afterwards no block touches another one.
+template <int CLUSTER, class T>
+__device__ __forceinline__ Two<T> moments_of_cluster(const Moments<T>& own, int M, MomentsOfBlocks<T, CLUSTER>& of) {
+  const int rank = cluster_rank();
+  cluster_wait();  // every block has begun before one writes to it
+  if (threadIdx.x < CLUSTER) {
+    store_to_block(&of.sum[rank], threadIdx.x, own.sum);
+    store_to_block(&of.rest[rank], threadIdx.x, own.rest);
+    store_to_block(&of.squares[rank], threadIdx.x, own.squares);
+  }
+  cluster_sync();  // the moments of every block are written before any block reads them
+  T sum = 0, total = 0;
+  for (int block = 0; block < CLUSTER; ++block) sum += of.sum[block];
+  const T mean = sum / T(M);
+  for (int block = 0; block < CLUSTER; ++block) {
+    const T n = T(share_of<T>(block, CLUSTER, M).count);
+    if (n == T(0)) break;  // nor have those after it any
+    const T d = of.sum[block] / n - mean;
+    total += of.squares[block] + d * (T(2) * of.rest[block] + n * d);
+  }
+  return {mean, total / T(M)};
+}
