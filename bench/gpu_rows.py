@@ -21,9 +21,9 @@ from ..kernels._devices import device_named
 from ..kernels._dispatch import backend, current_choice, precision
 from ..kernels._dtypes import BFLOAT16
 from ..kernels._launch import architecture
-from . import kernels, programs, shapes
+from . import kernels, optimizer_step, programs, shapes
 from .harness import OURS, Clock, Contestant, Work, WrongResult, assert_close, measure
-from .peers import Library, library
+from .peers import Library, detail, library
 from .results import Row
 
 #: At most so many calls are queued at once; a stream takes about a thousand launches.
@@ -281,6 +281,33 @@ def _conv2d(name: str, shape: shapes.Conv2d, gradient: bool, timer: Timer, peers
     return _with_torch(work, "conv2d", "conv2d_forward", timer, peers)
 
 
+def _adam(name: str, sizes: Sequence[int], timer: Timer, peers: Sequence[str]) -> Work:
+    """A step over tensors of these sizes: ours, its versions, and torch's fused one."""
+    values, count = optimizer_step.numbers(sizes), sum(sizes)
+    sets = min(256, -(-2 * _cache_of_gpu() // (4 * 4 * count)))
+    contestants: list[Contestant] = []
+    for who in (OURS, *([TORCH] if TORCH in peers else [])):
+        lib = library(who, "cuda")
+        inputs = [(optimizer_step.optimizer(lib, values),) for _ in range(sets)]
+        ways: list[tuple[str, Any, str]] = [(who, lambda function: function, detail(who))]
+        if who == OURS:
+            versions = [version for _, version in _versions("adam", "adam_step")]
+            ways += [(f"{OURS} {v}", partial(_pinned, operation="adam", version=v), v) for v in versions]
+        for called, way, said in ways:
+            result = partial(way(optimizer_step.result), lib, values)
+            contestants.append(GpuContestant(called, way(lambda one: one.step()), inputs, said, result, timer=timer))
+    return Work(
+        name,
+        f"Adam over {count:,} numbers in {len(sizes)} tensors",
+        contestants,
+        reference=lambda: optimizer_step.reference(values),
+        reference_name="rawgrad's NumPy reference in float64, three steps",
+        check=lambda found, right: assert_close(found, right, 1e-6),
+        flops=optimizer_step.OPERATIONS * count,
+        bytes=optimizer_step.BYTES * count,
+    )
+
+
 def _train_step(name: str, batch: int, timer: Timer, peers: Sequence[str]) -> Work:
     who = [OURS, *([TORCH] if TORCH in peers else [])]
     work = programs.train_step(name, batch, who, "cuda")
@@ -320,6 +347,8 @@ def _rows() -> Iterator[GpuRow]:
         yield GpuRow(name, partial(_with_torch, of, "softmax_cross_entropy", function, compiled=True))
     name = "softmax_cross_entropy_2048x32000_bf16"  # 262 MB of traffic
     yield GpuRow(name, partial(_softmax_cross_entropy_bf16, name, loss(2048, 32000)))
+    for name, sizes in (("adam_1M_in_8", (125_000,) * 8), ("adam_100M", (60_000_000, 30_000_000, 10_000_000))):
+        yield GpuRow(name, partial(_adam, name, sizes))
     steps = ("p5", 100), ("p5", 512), ("p9", 100), ("p9_dropout", 100), ("p10", 100), ("p10_dropout", 100)
     for program, batch in steps:
         name = f"train_step_{program}_batch{batch}"

@@ -255,6 +255,17 @@ class TestRows:
         assert len(timer.host_seconds) == 3 and len(calls) == 250 + 26
         assert calls[:4] == [1, 2, 1, 2]
 
+    def test_a_step_of_the_optimizer_is_right_in_every_version(self, emulated: None) -> None:
+        work = gpu_rows._adam("w", (5, 2100), HostTimer(), [])
+        assert [one.name for one in work.contestants] == ["rawgrad", "rawgrad v1_tensor_list", "rawgrad v2_loads_first"]
+        right = work.reference()
+        for one in work.contestants:
+            work.check(one.checked_result(), right)
+            one.call(*one.inputs[0])
+        with pytest.raises(AssertionError):
+            work.check([part + np.float32(1e-4) for part in right], right)
+        assert {"adam_1M_in_8", "adam_100M"} <= set(gpu_rows.ROWS)
+
     def test_a_training_step_is_right_on_the_device(self, emulated: None) -> None:
         harness.validate(programs.train_step("p9", 2, ["rawgrad"], "cuda"))
 
