@@ -340,7 +340,7 @@ def _rows() -> Iterator[GpuRow]:
     work = partial(kernels.max_pool2d_work, "max_pool2d_p5_layer1", pool)
     build = partial(_with_torch, work, "max_pool2d", "max_pool2d_forward")
     yield GpuRow("max_pool2d_p5_layer1", build)
-    for N, C in ((256, 32000), (512, 10)):
+    for N, C in ((256, 32000), (512, 131072), (512, 10)):
         name = f"softmax_cross_entropy_{N}x{C}"
         of = partial(kernels.softmax_cross_entropy_work, name, loss(N, C))
         function = "softmax_cross_entropy_forward"
