@@ -93,7 +93,7 @@ __device__ __forceinline__ uint32_t pack(Fp16, float low, float high) {
 
 // As it is stored.
 template <class S>
-__device__ __forceinline__ S rounded(Wide<S> x) {
+__device__ __forceinline__ S narrowed(Wide<S> x) {
   if constexpr (sizeof(S) == 2)
     return S{static_cast<uint16_t>(pack(S(), x, 0.0f))};
   else
@@ -110,7 +110,7 @@ __device__ __forceinline__ void load_wide(Wide<S>* to, const S* from) {
 }
 
 template <class S>
-__device__ __forceinline__ void store_rounded(S* to, const Wide<S>* from) {
+__device__ __forceinline__ void store_narrowed(S* to, const Wide<S>* from) {
   if constexpr (sizeof(S) == 2) {
     Vector<uint32_t> pairs;
 #pragma unroll

@@ -185,9 +185,9 @@ struct RowTile {
       const unsigned c = place(base, i);
       if (c < length) {
         if constexpr (VECTOR) {
-          store_rounded(row + c, of + i);
+          store_narrowed(row + c, of + i);
         } else {
-          row[c] = rounded<S>(of[i]);
+          row[c] = narrowed<S>(of[i]);
         }
       }
     }

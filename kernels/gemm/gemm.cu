@@ -400,7 +400,7 @@ gemm_sum_splits(const Wide<S>* __restrict__ partials, const S* __restrict__ bias
 #pragma unroll 4
   for (int slice = 1; slice < splits; ++slice) sum += from[slice * MN];
   if (bias != nullptr) sum += widened(bias[i % N]);
-  y[i] = rounded<S>(activate(activation, sum));
+  y[i] = narrowed<S>(activate(activation, sum));
 }
 
 // ---- for linear_backward
@@ -423,7 +423,7 @@ gemm_column_sums(const S* __restrict__ grad, const S* __restrict__ y, S* __restr
   const T sum = column_sum<T>(first, end, [&](int row) {
     const int at = row * N + n;
     S value = grad[at];
-    if (y != nullptr) value = rounded<S>(gradient_by_output(activation, widened(value), widened(y[at])));
+    if (y != nullptr) value = narrowed<S>(gradient_by_output(activation, widened(value), widened(y[at])));
     if (h != nullptr) h[at] = value;
     return widened(value);
   }, s.values);

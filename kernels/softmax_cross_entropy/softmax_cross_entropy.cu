@@ -161,7 +161,7 @@ softmax_cross_entropy_forward_v1_plain(const S* __restrict__ z, const S* __restr
 
   const T loss = sum_in_runs<T>(0, C, 1, [&](unsigned c) {
     T part = 0;
-    grad[n * C + c] = rounded<S>(example.gradient(c, widened(row[c]), example.spread ? example.asked(c) : T(0), part));
+    grad[n * C + c] = narrowed<S>(example.gradient(c, widened(row[c]), example.spread ? example.asked(c) : T(0), part));
     return part;
   });
   losses[n] = example.counted(loss);
@@ -212,7 +212,7 @@ softmax_cross_entropy_forward_v2_smem_tile(const S* __restrict__ z, const S* __r
     const T logit = c < TILE ? s.z[c] : widened(row[c]);
     T d = 0, part = 0;
     if (example.spread) d = c < TILE ? s.d[c] : example.asked(c);
-    grad[n * C + c] = rounded<S>(example.gradient(c, logit, d, part));
+    grad[n * C + c] = narrowed<S>(example.gradient(c, logit, d, part));
     return part;
   });
   loss = team_sum<THREADS>(loss, s.values);

@@ -13,10 +13,10 @@ __global__ void widen(const S* stored, Wide<S>* one, Wide<S>* eight) {
 template <class S>
 __global__ void narrow(const Wide<S>* wide, S* one, S* eight) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
-  one[i] = rounded<S>(wide[i]);
+  one[i] = narrowed<S>(wide[i]);
   if (i % 8 == 0) {
     Wide<S> all[8];
     for (int e = 0; e < 8; ++e) all[e] = wide[i + e];
-    store_rounded(&eight[i], all);
+    store_narrowed(&eight[i], all);
   }
 }
