@@ -175,8 +175,8 @@ __device__ __forceinline__ void put_two(S* y, int n, int N, bool both, float fir
     else
       *reinterpret_cast<float2*>(y + n) = make_float2(first, second);
   } else {
-    if (n < N) y[n] = rounded<S>(first);
-    if (n + 1 < N) y[n + 1] = rounded<S>(second);
+    if (n < N) y[n] = narrowed<S>(first);
+    if (n + 1 < N) y[n + 1] = narrowed<S>(second);
   }
 }
 
