@@ -127,6 +127,11 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def compiled_here(path: Path, expressions: Sequence[str], architecture: str) -> Compiled:
+    """As :func:`.nvrtc.compiled` by this process's own NVRTC: for other processes, which cannot be handed one."""
+    return compiled(required(), path, expressions, architecture)
+
+
 def compile_all(nvrtc: Nvrtc, kernels: Sequence[Kernel]) -> dict[Work, Compiled]:
     """Compile every instance of ``kernels`` for every architecture, on all cores; what was compiled before is kept."""
     every = list(works(kernels))

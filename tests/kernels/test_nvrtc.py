@@ -5,9 +5,10 @@ NVRTC needs no GPU.  What was compiled once is kept in the cache folder, so only
 
 from __future__ import annotations
 
+import multiprocessing
 import re
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -28,13 +29,14 @@ RESULTS: Results = {}
 
 
 def begin_ahead(items: list[pytest.Item], pool: ThreadPoolExecutor) -> None:
-    """Compile all that the selected tests will ask for."""
-    library = nvrtc.find()
-    if library is None:
-        return
+    """Compile all that the selected tests will ask for, in processes: other tests measure the memory of this one."""
     wanted = {item.callspec.params["kernel"]: None for item in items if "results" in item.fixturenames}
+    if not wanted or nvrtc.find() is None:
+        return
+    processes = ProcessPoolExecutor(pool._max_workers, multiprocessing.get_context("spawn"))
     for work in table.works(wanted):
-        RESULTS[work] = pool.submit(nvrtc.compiled, library, work.kernel.path, work.expressions, work.architecture)
+        what = work.kernel.path, work.expressions, work.architecture
+        RESULTS[work] = pool.submit(lambda *given: processes.submit(table.compiled_here, *given).result(), *what)
 
 
 @pytest.fixture(scope="session")
@@ -94,13 +96,20 @@ def test_the_pages_numbers_are_those_of_the_compiler(kernel: Kernel, library: Nv
     if table.version_in(page) != str(library):
         pytest.skip(f"{PAGE.name} was written with {table.version_in(page)}; here is {library}")
 
-    def rows(text: str) -> list[str]:
-        cells = [line.split(" | ") for line in text.splitlines() if line.startswith("| `")]
-        return [" | ".join([*row[:3], *(re.sub(r"^\d+", "", cell) for cell in row[3:])]) for row in cells]
+    def cells(text: str) -> dict[str, dict[str, str]]:
+        found, columns = {}, []
+        for line in text.splitlines():
+            values = [value.strip() for value in line.strip("|").split("|")]
+            if line.startswith("| instance"):
+                columns = values
+            elif line.startswith("| `"):
+                row = {column: value for column, value in zip(columns, values, strict=True) if value}
+                found[values[0]] = {c: re.sub(r"^\d+", "", v) if c.startswith("sm_") else v for c, v in row.items()}
+        return found
 
     made = {work: results[work].result() for work in table.works([kernel])}
-    found = rows(table.document(library, made))
-    stale = set(found) - set(rows(page))
+    found, written = cells(table.document(library, made)), cells(page)
+    stale = [f"{name}: {of}; the page has {written.get(name)}" for name, of in found.items() if of != written.get(name)]
     assert found and not stale, "\n".join([*stale, HINT])
 
 
