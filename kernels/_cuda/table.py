@@ -176,7 +176,8 @@ shared memory costs 1 KB, registers are given to warps in units of 256, from one
 
 def source_line(path: Path) -> str:
     """What the page says of a ``.cu`` file: a digest of its code and its headers', without comments and spaces."""
-    code = " ".join(without_comments(read_source(path).text).split())
+    text = re.sub(r"^#line .*$", "", read_source(path).text, flags=re.MULTILINE)  # where the checkout is
+    code = " ".join(without_comments(text).split())
     return f"The source and its headers: `{hashlib.sha256(code.encode()).hexdigest()[:16]}`."
 
 
