@@ -1,4 +1,4 @@
-// Sums and maxima over a warp and over a block, always in the same order.
+// Sums over a warp and over a block, always in the same order.
 //
 // A warp meets in a butterfly: after the exchange over distance 16, 8, 4, 2, 1 every lane holds the
 // result.  Addition is commutative, so all lanes hold the same bits.
@@ -9,14 +9,6 @@ template <class T>
 __device__ __forceinline__ T warp_sum(T value) {
 #pragma unroll
   for (int distance = WARP / 2; distance > 0; distance /= 2) value += __shfl_xor_sync(ALL_LANES, value, distance);
-  return value;
-}
-
-template <class T>
-__device__ __forceinline__ T warp_max(T value) {  // NaN wins
-#pragma unroll
-  for (int distance = WARP / 2; distance > 0; distance /= 2)
-    value = max_nan(value, __shfl_xor_sync(ALL_LANES, value, distance));
   return value;
 }
 
@@ -36,19 +28,6 @@ __device__ __forceinline__ T block_sum(T value, WarpValues<T, THREADS>& values) 
   __syncthreads();  // every warp's sum is written before any thread reads it
   value = T(0);
   for (int w = 0; w < THREADS / WARP; ++w) value += values.of_warp[w];
-  __syncthreads();  // all have read before `values` may be written again
-  return value;
-}
-
-// The maximum likewise; NaN wins.
-template <int THREADS, class T>
-__device__ __forceinline__ T block_max(T value, WarpValues<T, THREADS>& values) {
-  const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-  value = warp_max(value);
-  if (lane == 0) values.of_warp[warp] = value;
-  __syncthreads();  // every warp's maximum is written before any thread reads it
-  value = values.of_warp[0];
-  for (int w = 1; w < THREADS / WARP; ++w) value = max_nan(value, values.of_warp[w]);
   __syncthreads();  // all have read before `values` may be written again
   return value;
 }
