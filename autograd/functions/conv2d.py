@@ -22,6 +22,7 @@ from ...kernels.conv2d import (
     Geometry,
     conv2d_backward_bias,
     conv2d_backward_input,
+    conv2d_backward_parameters,
     conv2d_backward_weight,
     conv2d_forward,
     conv2d_relu_pool_forward,
@@ -53,6 +54,17 @@ def _forward(
     )
 
 
+def _gradients(
+    wanted: tuple[bool, ...], x: Any, weight: Any, grad: Any, g: Geometry, y: Any = None
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """dL/dx, dL/dw, dL/db: those wanted, from arrays."""
+    dx = Tensor(conv2d_backward_input(grad, weight, g, y=y)) if wanted[0] else None
+    if wanted[1] and wanted[2]:
+        return dx, *map(Tensor, conv2d_backward_parameters(x, grad, g, y=y))
+    dw = Tensor(conv2d_backward_weight(x, grad, g, y=y)) if wanted[1] else None
+    return dx, dw, Tensor(conv2d_backward_bias(grad, y=y)) if wanted[2] else None
+
+
 class Conv2d(Function):
     """y = conv(x, w) + b"""
 
@@ -67,11 +79,14 @@ class Conv2d(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, weight = ctx.saved_tensors
+        wanted, none = ctx.needs_input_grad, (None,) * 4
+        if not is_grad_enabled():
+            return *_gradients(wanted, raw(x), raw(weight), grad.array, ctx.geometry), *none
         return (
             None if weight is None else Conv2dBackwardInput.apply(grad, weight, ctx.geometry),
             None if x is None else Conv2dBackwardWeight.apply(x, grad, ctx.geometry),
-            Conv2dBackwardBias.apply(grad) if ctx.needs_input_grad[2] else None,
-            *(None,) * 4,
+            Conv2dBackwardBias.apply(grad) if wanted[2] else None,
+            *none,
         )
 
 
@@ -148,12 +163,7 @@ class Conv2dRelu(Function):
         g, options, wanted, none = ctx.geometry, ctx.options, ctx.needs_input_grad, (None,) * 4
         if is_grad_enabled():
             return *differentiate_again(lambda x, w, b: _then_relu(x, w, b, options), (x, weight, bias), grad), *none
-        return (
-            Tensor(conv2d_backward_input(grad.array, weight.array, g, y=y.array)) if wanted[0] else None,
-            Tensor(conv2d_backward_weight(x.array, grad.array, g, y=y.array)) if wanted[1] else None,
-            Tensor(conv2d_backward_bias(grad.array, y=y.array)) if wanted[2] else None,
-            *none,
-        )
+        return *_gradients(wanted, x.array, weight.array, grad.array, g, y.array), *none
 
 
 def _then_relu(x: Tensor, weight: Tensor, bias: Tensor | None, options: tuple[Any, ...]) -> Tensor:
@@ -182,13 +192,7 @@ class Conv2dReluPool(Function):
         if is_grad_enabled():
             return *differentiate_again(lambda *of: _unfused(*of, *ctx.options), (x, weight, bias), grad), None, None
         h = max_pool2d_backward(activation_backward(grad.array, y.array, "relu"), codes.array, p)
-        return (
-            Tensor(conv2d_backward_input(h, weight.array, g)) if wanted[0] else None,
-            Tensor(conv2d_backward_weight(x.array, h, g)) if wanted[1] else None,
-            Tensor(conv2d_backward_bias(h)) if wanted[2] else None,
-            None,
-            None,
-        )
+        return *_gradients(wanted, x.array, weight.array, h, g), None, None
 
 
 def _unfused(x: Tensor, weight: Tensor, bias: Tensor | None, options: tuple[Any, ...], pool: tuple[Any, ...]) -> Tensor:

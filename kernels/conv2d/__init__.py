@@ -42,6 +42,7 @@ Backends: ``numpy`` (reference.py); ``numba`` (numba_cpu.py); ``cuda`` and ``emu
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -284,6 +285,31 @@ def conv2d_backward_bias(grad: Any, *, y: Any = None, out: Any = None, version: 
     _check_gradient("conv2d_backward_bias", grad, y, grad.shape)
     check_out("conv2d_backward_bias", out, (grad.shape[1],), dtype, device, grad, y)
     return _operation.run("conv2d_backward_bias", device, grad, y, out, version=version)
+
+
+def conv2d_backward_parameters(
+    x: Any, grad: Any, g: Geometry, *, y: Any = None, version: str | None = None
+) -> tuple[Any, Any]:
+    """Both of :func:`conv2d_backward_weight` and :func:`conv2d_backward_bias`, where a backend can by one reading.
+
+    Args:
+        x, grad, g, y: as in :func:`conv2d_backward_weight`.
+        version: one of that function's.
+    """
+    device = common_device("conv2d_backward_parameters", x=x, grad=grad, y=y)
+    common_float("conv2d_backward_parameters", x=x, grad=grad, y=y)
+    check_shape("conv2d_backward_parameters", "x", x, g.x_shape, "N C H W")
+    _check_gradient("conv2d_backward_parameters", grad, y, g.y_shape)
+    return _operation.run("conv2d_backward_parameters", device, x, grad, g, y, version=version)
+
+
+def one_after_the_other(weight: Callable[..., Any], bias: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
+    """``conv2d_backward_parameters`` of a backend that computes the two gradients by two kernels."""
+
+    def conv2d_backward_parameters(x: Any, grad: Any, g: Geometry, y: Any) -> tuple[Any, Any]:
+        return weight(x, grad, g, y, None), bias(grad, y, None)
+
+    return conv2d_backward_parameters
 
 
 def _check_gradient(operation: str, grad: Any, y: Any, shape: tuple[int, ...]) -> None:

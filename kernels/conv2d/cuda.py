@@ -14,7 +14,7 @@ from .._errors import BackendError
 from .._launch import FLOATS, Kernel, ceil_div, empty, result
 from ..max_pool2d import Geometry as PoolGeometry
 from ..max_pool2d.cuda import max_pool2d_forward
-from . import Geometry
+from . import Geometry, one_after_the_other
 
 _THREADS = 256  # of a block of v1 and v2
 #: A register tile (v3) has eight times as many rows and 16 times as many columns as one thread owns of it.
@@ -697,6 +697,8 @@ def conv2d_backward_bias(grad: Any, y: Any, out: Any) -> Any:
     return _summed(grad, slices, db, lambda p: kernel(slices * K, _THREADS, grad, y, p, N, K, P * Q, length))
 
 
+conv2d_backward_parameters = one_after_the_other(conv2d_backward_weight, conv2d_backward_bias)
+
 VERSIONS = {
     "conv2d_relu_pool_forward": {
         "v1_plain": _pooled(_forward_plain),
@@ -725,4 +727,8 @@ VERSIONS = {
         "v4_direct": _weight_direct,
         **{f"v5_tensor_core_{name}": _weight_tensor(name) for name in _PRECISIONS},
     },
+}
+VERSIONS["conv2d_backward_parameters"] = {
+    name: one_after_the_other(version, conv2d_backward_bias)
+    for name, version in VERSIONS["conv2d_backward_weight"].items()
 }

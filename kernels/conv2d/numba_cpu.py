@@ -356,6 +356,19 @@ def conv2d_relu_pool_forward(
 # ---- backward to the weight
 
 
+@simd(returns="array")
+def _sum(s: Stage, array: Pointer, y: Pointer, at: Value, count: Value, RELU: bool) -> Value:
+    """Of ``count`` elements, in four vectors of sums; with RELU of what a ReLU that gave y lets through."""
+    lanes = s.lanes(array)
+    sums = [s.variable(s.zero(array, lanes)) for _ in range(4)]
+    with s.range(0, count, 4 * lanes) as i:
+        for part, total in enumerate(sums):
+            place, here = at + i + part * lanes, s.first(count - i - part * lanes, lanes)
+            vector = array.load(place, lanes, here)
+            total.value += _passed(vector, y.load(place, lanes, here)) if RELU else vector
+    return ((sums[0].value + sums[1].value) + (sums[2].value + sums[3].value)).sum()
+
+
 @simd
 def _pack_passed(
     s: Stage, grad: Pointer, y: Pointer, at: Value, pitch: Value, rows: Value, steps: Value, panel: Pointer, to: Value,
@@ -416,6 +429,19 @@ def _outers(
     _add_or_store(s, sums, to, [sum_.value for row in tile.sums for sum_ in row], add)
 
 
+@simd
+def _column_sums(
+    s: Stage, panel: Pointer, at: Value, steps: Value, sums: Pointer, to: Value, add: Value, width: int
+) -> None:
+    """sums[k] = sum over a panel's steps of its k-th number."""
+    lanes = s.lanes(panel)
+    totals_ = [s.variable(s.zero(panel, lanes)) for _ in range(width // lanes)]
+    with s.range(0, steps) as i:
+        for v, total in enumerate(totals_):
+            total.value += panel.load(at + i * width + v * lanes, lanes)
+    _add_or_store(s, sums, to, [total.value for total in totals_], add)
+
+
 @cache
 def _correlate_weight(OUTERS: bool, of_k: int, of_taps: int, lanes: int) -> Any:
     size = (of_k * of_taps + lanes - 1) // lanes * lanes  # elements of a tile's sums
@@ -424,8 +450,12 @@ def _correlate_weight(OUTERS: bool, of_k: int, of_taps: int, lanes: int) -> Any:
     def sum_part(
         part, slot, x, grad, relu, N, G, K, source_size, grad_size, RS, rows, blocks, at_once, of_part,
         inputs, together, tiles, firsts, step, height, pitch, offsets, images, image_size, grads, grad_pitch, sums,
+        of_bias,
     ):  # fmt: skip
-        """A part's images and input channels, tile after tile; ``relu`` as in the other passes."""
+        """A part's images and input channels, tile after tile; ``relu`` as in the other passes.
+
+        Whoever has the first input channels adds up the gradient itself, too, if there is room in ``of_bias``.
+        """
         C, H, W = source_size
         P, Q = grad_size
         chunks = (C + inputs - 1) // inputs
@@ -435,6 +465,7 @@ def _correlate_weight(OUTERS: bool, of_k: int, of_taps: int, lanes: int) -> Any:
         grad_step = (of_k if OUTERS else K) * plane
         image_plane = len(firsts) * height * pitch
         grad_at = slot * at_once * grad_step
+        bias_at, with_bias = (share * G + group) * tiles[0] * of_k, of_bias.size > 0 and chunk == 0
         for piece in range(begin, end, at_once):
             pieces, p0 = min(at_once, end - piece), piece % blocks * rows
             heights = min(rows, P - p0)
@@ -442,6 +473,9 @@ def _correlate_weight(OUTERS: bool, of_k: int, of_taps: int, lanes: int) -> Any:
                 n = (piece + i) // blocks
                 _fill(grad, relu, (n * G + group) * K * P * Q, K, P * Q, P, Q, _WHOLE, 1, 1, p0, rows, Q, grad_pitch,
                       grads, grad_at + i * grad_step, plane)  # fmt: skip
+                for k in range(K if with_bias else 0):
+                    total = _sum(grads, relu, grad_at + i * grad_step + k * plane, plane, False)
+                    of_bias[bias_at + k] = total if piece + i == begin else of_bias[bias_at + k] + total
             for c in range(chunk * inputs, min((chunk + 1) * inputs, C), together):
                 channels = min(together, min((chunk + 1) * inputs, C) - c)
                 owner = part * ((inputs + together - 1) // together) + (c - chunk * inputs) // together
@@ -459,6 +493,9 @@ def _correlate_weight(OUTERS: bool, of_k: int, of_taps: int, lanes: int) -> Any:
                         else:
                             pack_columns(grad, here, P * Q, K - k, heights * Q, grads, grad_at + i * grad_step, of_k,
                                          of_k)  # fmt: skip
+                        if with_bias and c == 0:
+                            _column_sums(grads, grad_at + i * grad_step, heights * Q, of_bias, bias_at + k,
+                                         piece + i - begin, of_k)  # fmt: skip
                     for j in range(0, channels * RS, of_taps):
                         to = ((owner * tiles[0] + k // of_k) * tiles[1] + j // of_taps) * size
                         if OUTERS:
@@ -470,7 +507,7 @@ def _correlate_weight(OUTERS: bool, of_k: int, of_taps: int, lanes: int) -> Any:
                                   of_taps)  # fmt: skip
 
     @in_parts
-    def add_parts(tile, slot, parts, all_tiles, out, K, C, RS, inputs, together, tiles, sums):
+    def add_parts(tile, slot, parts, all_tiles, out, G, K, C, RS, inputs, together, tiles, sums, of_bias, db):
         """A tile's sums of all parts, added in order, to their places in the gradient."""
         chunks, of_chunk = (C + inputs - 1) // inputs, (inputs + together - 1) // together
         at, owner = tile * size, tile // (tiles[0] * tiles[1])
@@ -484,6 +521,11 @@ def _correlate_weight(OUTERS: bool, of_k: int, of_taps: int, lanes: int) -> Any:
             for tap in range(taps):
                 e = tap * of_k + i if OUTERS else i * of_taps + tap
                 out[((group * K + k + i) * C + chunk * inputs + c) * RS + j + tap] = sums[at + e]
+        for i in range(min(of_k, K - k) if db.size and chunk == 0 and c == 0 and j == 0 else 0):
+            total = db.dtype.type(0)
+            for share in range(parts):
+                total += of_bias[(share * G + group) * tiles[0] * of_k + k + i]
+            db[group * K + k + i] = total
 
     return sum_part, add_parts
 
@@ -492,13 +534,30 @@ def conv2d_backward_weight(
     x: np.ndarray, grad: np.ndarray, g: Geometry, y: np.ndarray | None, out: np.ndarray | None
 ) -> np.ndarray:
     dw = np.empty(g.weight_shape, x.dtype) if out is None else out
+    _parameters(x, grad, g, y, dw, np.empty(0, x.dtype))
+    return dw
+
+
+def conv2d_backward_parameters(
+    x: np.ndarray, grad: np.ndarray, g: Geometry, y: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    dw, db = np.empty(g.weight_shape, x.dtype), np.empty(g.K, x.dtype)
+    _parameters(x, grad, g, y, dw, db)
+    return dw, db
+
+
+def _parameters(x: np.ndarray, grad: np.ndarray, g: Geometry, y: np.ndarray | None, dw: Any, db: Any) -> None:
+    """Both gradients, into ``dw``, and ``db`` if that is not empty."""
     if not grad.size or not dw.size:
         dw.fill(0)
-        return dw
+        if db.size:
+            conv2d_backward_bias(grad, y, db)
+        return
     plan, lanes = weight_plan(g, x.itemsize), vector_bytes() // x.itemsize
     K, slots = g.K // g.G, thread_slots() * plan.at_once
     # With room for panels that end beyond the last output channel, and vectors beyond the last element.
-    of_grad = math.ceil(K / plan.channels) * plan.channels * plan.rows * plan.grad_pitch
+    channels = math.ceil(K / plan.channels) * plan.channels
+    of_grad = channels * plan.rows * plan.grad_pitch
     image_size = math.ceil((plan.image.plane * plan.together + lanes) / lanes) * lanes
     owners = g.G * math.ceil(g.C // g.G / plan.inputs)  # of tiles: parts of the channels
     tiles = owners * math.ceil(plan.inputs / plan.together) * plan.tiles[0] * plan.tiles[1]
@@ -506,30 +565,18 @@ def conv2d_backward_weight(
     sums = workspace(
         "conv2d partial", plan.parts * tiles * math.ceil(plan.channels * plan.taps / lanes) * lanes, x.dtype
     )
+    of_bias = workspace("conv2d bias", plan.parts * g.G * channels, x.dtype) if db.size else db
     sum_part(
         plan.parts * owners, x.reshape(-1), grad.reshape(-1), _flat(y, x), g.N, g.G, K,
         (g.C // g.G, g.H, g.W), (g.P, g.Q), g.R * g.S, plan.rows, plan.blocks, plan.at_once, plan.pieces, plan.inputs,
         plan.together, plan.tiles, plan.image.firsts, plan.image.step, plan.image.height, plan.image.pitch,
         plan.offsets, workspace("conv2d images", slots * image_size, x.dtype), image_size,
-        workspace("conv2d gradients", slots * of_grad, x.dtype), plan.grad_pitch, sums,
+        workspace("conv2d gradients", slots * of_grad, x.dtype), plan.grad_pitch, sums, of_bias,
     )  # fmt: skip
     add_parts(
-        tiles, plan.parts, tiles, dw.reshape(-1), K, g.C // g.G, g.R * g.S, plan.inputs, plan.together, plan.tiles, sums
-    )
-    return dw
-
-
-@simd(returns="array")
-def _sum(s: Stage, array: Pointer, y: Pointer, at: Value, count: Value, RELU: bool) -> Value:
-    """Of ``count`` elements, in four vectors of sums; with RELU of what a ReLU that gave y lets through."""
-    lanes = s.lanes(array)
-    sums = [s.variable(s.zero(array, lanes)) for _ in range(4)]
-    with s.range(0, count, 4 * lanes) as i:
-        for part, total in enumerate(sums):
-            place, here = at + i + part * lanes, s.first(count - i - part * lanes, lanes)
-            vector = array.load(place, lanes, here)
-            total.value += _passed(vector, y.load(place, lanes, here)) if RELU else vector
-    return ((sums[0].value + sums[1].value) + (sums[2].value + sums[3].value)).sum()
+        tiles, plan.parts, tiles, dw.reshape(-1), g.G, K, g.C // g.G, g.R * g.S, plan.inputs, plan.together,
+        plan.tiles, sums, of_bias, db,
+    )  # fmt: skip
 
 
 @in_parts

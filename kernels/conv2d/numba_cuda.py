@@ -17,7 +17,7 @@ from .._numba_cuda import cuda, device, kernel
 from ..activation.numba_cuda import activation_backward, activation_forward
 from ..max_pool2d import Geometry as PoolGeometry
 from ..max_pool2d.numba_cuda import max_pool2d_forward
-from . import Geometry
+from . import Geometry, one_after_the_other
 from .cuda import _classes, _forward_tile, _input_axes, _input_tile, _slices, _weight_tile
 
 PATCH, OTHER = 4096, 2048  # cuda.py fits tiles into these
@@ -395,8 +395,14 @@ def conv2d_backward_bias(grad: Any, y: Any, out: Any) -> Any:
     return _summed(grad, slices, db, lambda partials: kernel(slices * K, 256, grad, partials, N, K, P * Q, length))
 
 
+conv2d_backward_parameters = one_after_the_other(conv2d_backward_weight, conv2d_backward_bias)
+
 VERSIONS = {
     "conv2d_forward": {"v2_smem_tile": conv2d_forward},
     "conv2d_backward_input": {"v2_smem_tile": conv2d_backward_input},
     "conv2d_backward_weight": {"v2_smem_tile": conv2d_backward_weight},
+}
+VERSIONS["conv2d_backward_parameters"] = {
+    name: one_after_the_other(version, conv2d_backward_bias)
+    for name, version in VERSIONS["conv2d_backward_weight"].items()
 }

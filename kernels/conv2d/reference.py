@@ -80,6 +80,12 @@ def conv2d_backward_bias(grad: np.ndarray, y: np.ndarray | None, out: np.ndarray
     return deliver(_before_relu(grad, y).sum(axis=(0, 2, 3)), out)
 
 
+def conv2d_backward_parameters(
+    x: np.ndarray, grad: np.ndarray, g: Geometry, y: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    return conv2d_backward_weight(x, grad, g, y, None), conv2d_backward_bias(grad, y, None)
+
+
 def _correlate(
     x: np.ndarray,
     weight: np.ndarray,

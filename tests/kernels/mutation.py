@@ -53,7 +53,10 @@ _INITIALISED = re.compile(
 )
 _COMPARISON = re.compile(r"(?<=[\w\])] )(<=|>=|<|>|==|!=)(?= [\w(\-])")
 _TURNED = {"<": "<=", "<=": "<", ">": ">=", ">=": ">", "==": "!=", "!=": "=="}
-_WAITS = ("__syncthreads();", "__syncwarp();", "wait_copies<0>();", "wait_copies<STAGES - 2>();", "commit_copies();")
+_WAITS = re.compile(  # statements that make threads, copies, products or blocks wait for each other
+    r"(?<![\w:])(?:__syncthreads|__syncwarp|team_sync|cluster_\w+|wait\w*(?:<[^>;]*>)?|(?:commit|fence|arrive)\w*)"
+    r"\([^;{}]*\);"
+)
 
 
 @dataclass(frozen=True)
@@ -113,9 +116,8 @@ def _closing(line: str, opening: int) -> int:
 
 def mutants_of_line(line: str) -> Iterator[tuple[int, str, str, str]]:
     """(column, kind, before, after) of each mutant of one line."""
-    for wait in _WAITS:
-        for found in re.finditer(re.escape(wait), line):
-            yield found.start(), "barrier removed", wait, ";"
+    for found in _WAITS.finditer(line):
+        yield found.start(), "barrier removed", found[0], ";"
     for found in re.finditer(r"\b(if|while)( constexpr)? \(", line):
         opening = found.end() - 1
         closing = _closing(line, opening)
@@ -157,7 +159,7 @@ def mutants_of(path: Path) -> list[Mutant]:
     lines = source.splitlines()
     # Where each version's kernel begins; what stands before it, in its section or as its helper, belongs to it.
     plain = re.sub(r"//.*", "", source)
-    kernels = re.finditer(r"__global__[^;{]*?\b\w+?_(v\d_\w+)\(", plain)
+    kernels = re.finditer(r"__global__[^;{]*?\b\w+?_(v\d+_\w+)\(", plain)
     begins = [(plain.count("\n", 0, kernel.end()) + 1, kernel[1]) for kernel in kernels]
     seen: Counter[str] = Counter()
     found = []

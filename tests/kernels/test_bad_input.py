@@ -38,6 +38,7 @@ from rawgrad.kernels.batch_norm import batch_norm_backward, batch_norm_forward, 
 from rawgrad.kernels.conv2d import (
     conv2d_backward_bias,
     conv2d_backward_input,
+    conv2d_backward_parameters,
     conv2d_backward_weight,
     conv2d_forward,
     conv2d_relu_pool_forward,
@@ -135,6 +136,7 @@ def calls(n: int = 2) -> dict[str, Call]:
     call(conv2d_forward, {"x": f(n, 2, 5, 4), "weight": f(3, 2, 2, 3), "bias": f(3)}, activation="relu")
     call(conv2d_backward_input, {"grad": f(n, 3, 4, 2), "weight": f(3, 2, 2, 3), "y": f(n, 3, 4, 2)}, g=convolved)
     call(conv2d_backward_weight, {"x": f(n, 2, 5, 4), "grad": f(n, 3, 4, 2), "y": f(n, 3, 4, 2)}, g=convolved)
+    call(conv2d_backward_parameters, {"x": f(n, 2, 5, 4), "grad": f(n, 3, 4, 2), "y": f(n, 3, 4, 2)}, g=convolved)
     call(conv2d_backward_bias, {"grad": f(n, 3, 4, 2), "y": f(n, 3, 4, 2)})
     call(
         conv2d_relu_pool_forward,

@@ -19,6 +19,7 @@ from rawgrad.kernels.activation import activation_backward, activation_forward
 from rawgrad.kernels.conv2d import (
     conv2d_backward_bias,
     conv2d_backward_input,
+    conv2d_backward_parameters,
     conv2d_backward_weight,
     conv2d_forward,
     conv2d_relu_pool_forward,
@@ -148,15 +149,48 @@ def check_all_passes(backend, version, g, dtype, layouts=("C", "C", "C"), seed=0
         dw = conv2d_backward_weight(device_x, device_grad, g, version=version)
         db = conv2d_backward_bias(device_grad)
 
-    for result, definition, arguments in (
+    results = [
         (y, forward, (x, weight, bias, g)),
         (dx, backward_input, (grad, weight, g)),
         (dw, backward_weight, (x, grad, g)),
         (db, backward_bias, (grad,)),
-    ):
+    ]
+    if backend.name == "numba":  # where one kernel computes both; the others call the two
+        both = conv2d_backward_parameters(device_x, device_grad, g)
+        np.testing.assert_array_equal(both[0], dw)
+        results.append((both[1], backward_bias, (grad,)))
+    for result, definition, arguments in results:
         assert result.dtype == dtype
         magnitudes = (abs(a) if isinstance(a, np.ndarray) else a for a in arguments)
         assert_accurate(backend.get(result), definition, *arguments, scale=definition(*magnitudes))
+
+
+# Why each: sums of dot products; of outer products, where output channels fill vectors; several of those tiles, in
+# groups; planes in several blocks; parts of the input channels, whose first alone adds up the gradient.
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize(
+    ("x_shape", "weight_shape", "padding", "groups"),
+    [
+        ((3, 2, 9, 7), (5, 2, 3, 3), 1, 1),
+        ((2, 3, 6, 6), (32, 3, 3, 3), 0, 1),
+        ((2, 4, 5, 5), (140, 2, 2, 2), 1, 2),
+        ((1, 1, 200, 150), (3, 1, 2, 2), 0, 1),
+        ((2, 1500, 2, 2), (1500, 1500, 2, 2), 0, 1),
+    ],
+)
+def test_both_gradients_of_the_parameters_at_once(backend, x_shape, weight_shape, padding, groups, relu):
+    if x_shape[1] == 1500 and backend.name not in ("numba", "numpy"):
+        pytest.skip("two kernels compute these gradients")
+    rng, g = np.random.default_rng(0), geometry(x_shape, weight_shape, 1, padding, 1, groups)
+    x, grad, y = (rng.standard_normal(shape).astype("f") for shape in (x_shape, g.y_shape, g.y_shape))
+    device_x, device_grad, device_y = map(backend.put, (x, grad, y))
+    given_y = device_y if relu else None
+    with untouched(device_x, device_grad, device_y):
+        dw, db = conv2d_backward_parameters(device_x, device_grad, g, y=given_y)
+    alone = conv2d_backward_weight(device_x, device_grad, g, y=given_y)
+    np.testing.assert_array_equal(backend.get(dw), backend.get(alone))
+    passed = np.where(y <= 0, 0, grad) if relu else grad
+    assert_accurate(backend.get(db), backward_bias, passed, scale=backward_bias(abs(passed)))
 
 
 def options(g):
