@@ -60,7 +60,8 @@ def _gradients(
     """dL/dx, dL/dw, dL/db: those wanted, from arrays."""
     dx = Tensor(conv2d_backward_input(grad, weight, g, y=y)) if wanted[0] else None
     if wanted[1] and wanted[2]:
-        return dx, *map(Tensor, conv2d_backward_parameters(x, grad, g, y=y))
+        both = conv2d_backward_parameters(x, grad, g, y=y)
+        return dx, Tensor(both[0]), Tensor(both[1])
     dw = Tensor(conv2d_backward_weight(x, grad, g, y=y)) if wanted[1] else None
     return dx, dw, Tensor(conv2d_backward_bias(grad, y=y)) if wanted[2] else None
 

@@ -699,7 +699,7 @@ def conv2d_backward_bias(grad: Any, y: Any, out: Any) -> Any:
 
 conv2d_backward_parameters = one_after_the_other(conv2d_backward_weight, conv2d_backward_bias)
 
-VERSIONS = {
+VERSIONS: dict[str, dict[str, Callable[..., Any]]] = {
     "conv2d_relu_pool_forward": {
         "v1_plain": _pooled(_forward_plain),
         "v2_smem_tile": _pooled(_forward_smem),

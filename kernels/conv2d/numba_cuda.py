@@ -397,7 +397,7 @@ def conv2d_backward_bias(grad: Any, y: Any, out: Any) -> Any:
 
 conv2d_backward_parameters = one_after_the_other(conv2d_backward_weight, conv2d_backward_bias)
 
-VERSIONS = {
+VERSIONS: dict[str, dict[str, Callable[..., Any]]] = {
     "conv2d_forward": {"v2_smem_tile": conv2d_forward},
     "conv2d_backward_input": {"v2_smem_tile": conv2d_backward_input},
     "conv2d_backward_weight": {"v2_smem_tile": conv2d_backward_weight},
