@@ -88,18 +88,17 @@ def most_threads() -> int:
 
 @contextmanager
 def short_waits() -> Iterator[None]:
-    """Threads that GNU's OpenMP starts inside sleep once they have waited for about 250 µs.
+    """Threads that GNU's OpenMP starts inside sleep once they have waited for about 50 µs.
 
     By itself it lets them spin for milliseconds.  Where other processes want the cores too, a thread that has
     been suspended is then waited for by one that will not let it run, and a step takes many times as long.
-    Kernels of a training step that use several threads follow each other sooner (with 50 µs a step of P9 or P10 took
-    2 to 3 % longer), so nothing is lost on an idle machine.
+    Kernels of a training step mostly follow each other sooner; docs/cpu-kernels.md has what more would gain and cost.
     ``OMP_WAIT_POLICY`` and ``GOMP_SPINCOUNT`` have the last word; OpenMP reads them when it is loaded.
     """
     if "OMP_WAIT_POLICY" in os.environ or _SPINS in os.environ:
         yield
         return
-    os.environ[_SPINS] = "5000"
+    os.environ[_SPINS] = "1000"
     try:
         yield
     finally:

@@ -504,7 +504,7 @@ def test_a_number_that_numba_cannot_start_any_more(tmp_path: Path) -> None:
 
 # libgomp itself says, when it is loaded, how long its threads will spin.
 @pytest.mark.parametrize(
-    ("given", "spins"), [({}, "5000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, "0")]
+    ("given", "spins"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, "0")]
 )
 def test_waiting_threads_soon_sleep(tmp_path: Path, given: dict[str, str], spins: str) -> None:
     code = (
