@@ -37,7 +37,23 @@ for line in sys.stdin:
 PIXELS = 784
 
 
-class Pipe(Dataset):
+class Whole(Dataset):
+    """Samples that are read many at a time: ``dataset[indices]`` is ``batch(indices)``, as PyTorch asks for them."""
+
+    samples: int
+
+    def __len__(self) -> int:
+        return self.samples
+
+    def __getitem__(self, indices: Any) -> tuple[np.ndarray, np.ndarray]:
+        return self.batch(np.atleast_1d(indices))
+
+    def batch(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The samples, and their indices."""
+        raise NotImplementedError
+
+
+class Pipe(Whole):
     """Rows of 784 bytes from a file, through a pipe that lets ``rate`` bytes a second through.
 
     Samples that are asked for together must follow one another in the file.
@@ -49,12 +65,6 @@ class Pipe(Dataset):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": None}  # each process has a pipe of its own
-
-    def __len__(self) -> int:
-        return self.samples
-
-    def __getitem__(self, indices: Any) -> tuple[np.ndarray, np.ndarray]:
-        return self.batch(np.atleast_1d(indices))
 
     def batch(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(n, 784) float32 in [0, 1], and the indices."""
@@ -80,17 +90,11 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     process.communicate()  # closes both ends
 
 
-class Pictures(Dataset):
+class Pictures(Whole):
     """Grey PNG pictures ``0.png``, ``1.png``, … of a folder."""
 
     def __init__(self, folder: Path, samples: int) -> None:
         self.folder, self.samples = folder, samples
-
-    def __len__(self) -> int:
-        return self.samples
-
-    def __getitem__(self, indices: Any) -> tuple[np.ndarray, np.ndarray]:
-        return self.batch(np.atleast_1d(indices))
 
     def batch(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(n, H, W) float32 in [0, 1], and the indices."""
