@@ -114,15 +114,19 @@ def _applied(transform: Any, value: Any, draws: Draws, alone: bool = False) -> A
     return transform(array[None], draws)[0] if alone else transform(array, draws)
 
 
-def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
-    """A batch with each array and Tensor in it changed; dicts, tuples and lists keep their structure."""
+def _holds_array(value: Any) -> bool:
+    return raw_array(value) is not None
+
+
+def mapped(value: Any, change: Callable[[Any], Any], chosen: Callable[[Any], bool] = _holds_array) -> Any:
+    """A batch with what is ``chosen`` in it, arrays and Tensors, changed; dicts, tuples, lists keep their structure."""
     if isinstance(value, Mapping):
-        return {key: mapped(member, change) for key, member in value.items()}
+        return {key: mapped(member, change, chosen) for key, member in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(mapped(member, change) for member in value))
+        return type(value)(*(mapped(member, change, chosen) for member in value))
     if isinstance(value, tuple | list):
-        return type(value)(mapped(member, change) for member in value)
-    return value if raw_array(value) is None else change(value)
+        return type(value)(mapped(member, change, chosen) for member in value)
+    return change(value) if chosen(value) else value
 
 
 def collate(samples: list[Any], empty: Empty | None = None) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ...kernels._devices import device_named, device_of
+from ...kernels._devices import Device, device_named, device_of
 from ...kernels._errors import ArgumentError, CheckpointError
 from .assemble import BROKEN, Assembler, collate, mapped
 from .buffers import Buffers, Empty
@@ -214,12 +214,12 @@ class DataLoader:
             tried: whether a few were made without readers already, and took too long.
         """
         if self.resident and self._fits():
-            return Synchronous(orders, self._gatherer(epoch)), None, []
+            return Synchronous(orders, _finished(self._gatherer(epoch), self.device, None)), None, []
         assembler = Assembler(
             self.dataset, self.collate_fn, self.sample_transform, self.transform, self.seed, self.broken
         )
         if not (self.num_workers and self.prefetch) or (not tried and self._is_cheap() is not False):
-            return Synchronous(orders, _maker(assembler, None)), None, []
+            return Synchronous(orders, _finished(_assembling(assembler, None), self.device, None)), None, []
         in_use = _MEMBERS * (self.prefetch + self.num_workers + 2)
         ring = None
         if self.device is not None and not self._to_host:
@@ -231,11 +231,10 @@ class DataLoader:
             makes: Sequence[Make] = remotes
         else:
             empty = Buffers(_bytes, in_use).empty if ring is None else ring.empty
-            makes = [_maker(assembler, empty)] * self.num_workers
+            makes = [_assembling(assembler, empty)] * self.num_workers
         return Prefetcher(
-            orders, makes if ring is None else [_loading(make, ring) for make in makes], self.prefetch,
-            timeout=self.timeout, interrupt=partial(end, remotes), settle=None if ring is None else ring.close,
-            describe=(lambda reader: f"reader process {remotes[reader].pid}") if remotes else None,
+            orders, [_finished(make, self.device, ring) for make in makes], self.prefetch, timeout=self.timeout,
+            interrupt=partial(end, remotes), settle=None if ring is None else ring.close,
         ), ring, remotes  # fmt: skip
 
     def _fits(self) -> bool:
@@ -246,7 +245,7 @@ class DataLoader:
             mapped(self._all(1), lambda array: sizes.append(raw_array(array).nbytes))
             free, _ = self.device.array_module.cuda.runtime.memGetInfo()
             if sum(sizes) * len(self.dataset) <= free // 2:
-                self._resident = mapped(self._all(len(self.dataset)), self._there)
+                self._resident = mapped(self._all(len(self.dataset)), partial(_there, self.device))
         return self._resident is not None
 
     def _all(self, count: int) -> Any:
@@ -254,14 +253,9 @@ class DataLoader:
         assert method is not None
         return method(np.arange(count))
 
-    def _there(self, value: Any) -> Any:
-        array = raw_array(value)
-        here = device_of(array)
-        return array if self.device is None or here is self.device else self.device.from_host(here.to_host(array))
-
     def _gatherer(self, epoch: int) -> Make:
         """What makes batches of a resident data set: the order goes to the device once, and rows are taken there."""
-        order = self._there(self._order(epoch))
+        order = _there(self.device, self._order(epoch))
 
         def make(ticket: Ticket, stopped: Callable[[], bool]) -> Any:
             first = ticket.number * self.batch_size
@@ -278,11 +272,6 @@ class DataLoader:
         if self.shuffle:
             return random_order(self.seed, epoch, len(self.dataset))
         return np.arange(len(self.dataset))
-
-    def _delivered(self, value: Any) -> Any:
-        """An array of a batch as a Tensor on the loader's device; a Tensor that is there already as it is."""
-        array = self._there(value) if self.device is not None else raw_array(value)
-        return value if array is getattr(value, "array", None) else _tensor(array)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loader stands: everything that :meth:`load_state_dict` needs to go on."""
@@ -349,17 +338,17 @@ class Pass:
             raise StopIteration
         loader, ring = self._loader, self._ring
         try:
-            if ring is not None:
+            if ring is None:
+                ticket, batch = self._source.take()
+            else:
                 ring.release()
-            ticket, batch = self._source.take()
-            if ring is not None:
+                ticket, batch = self._source.take()
                 ring.deliver(ticket.copied)
             # Counted before it is handed out: a state saved in the loop's body means "this one is done".
             loader.epoch, loader._next_batch = self._epoch, ticket.number + 1
             if ticket.missing:
                 self._missing.update(ticket.missing)
                 loader.missing.update(ticket.missing)
-            batch = mapped(batch, loader._delivered)
             if self._trying:
                 self._judge()
             return batch
@@ -367,8 +356,10 @@ class Pass:
             loader.epoch, loader._next_batch = self._epoch + 1, 0
             if not self._over:
                 self._over = True
-                self._source.finish()
-                loader._idle += self._remotes
+                idle = self._remotes[:]
+                self._remotes.clear()  # closing is not to end them
+                self._source.close()
+                loader._idle += idle
                 self._tell_missing()
             raise
         except BaseException:
@@ -406,8 +397,8 @@ def _orders(order: np.ndarray, size: int, numbers: range, epoch: int) -> Iterato
     return ((number, order[number * size : (number + 1) * size], epoch) for number in numbers)
 
 
-def _maker(assembler: Assembler, empty: Empty | None) -> Make:
-    """What fills a ticket in this process."""
+def _assembling(assembler: Assembler, empty: Empty | None) -> Make:
+    """What assembles the batch of a ticket in this process."""
 
     def make(ticket: Ticket, stopped: Callable[[], bool]) -> Any:
         return assembler(ticket.indices, ticket.epoch, empty, stopped, ticket.missing)
@@ -415,14 +406,31 @@ def _maker(assembler: Assembler, empty: Empty | None) -> Make:
     return make
 
 
-def _loading(make: Make, ring: Ring) -> Make:
-    """``make``, with the batch on its way to the device."""
+def _finished(make: Make, device: Device | None, ring: Ring | None) -> Make:
+    """``make`` and all else that is done to a batch before training takes it: the way to the device, Tensors."""
 
-    def make_and_load(ticket: Ticket, stopped: Callable[[], bool]) -> Any:
-        batch, ticket.copied = ring.load(make(ticket, stopped))
-        return batch
+    def make_and_finish(ticket: Ticket, stopped: Callable[[], bool]) -> Any:
+        batch = make(ticket, stopped)
+        if ring is not None:
+            batch, ticket.copied = ring.load(batch)
+        return mapped(batch, partial(_as_tensor, device))
 
-    return make_and_load
+    return make_and_finish
+
+
+def _as_tensor(device: Device | None, value: Any) -> Any:
+    """An array of a batch as a Tensor on ``device``; a Tensor that is there already as it is."""
+    from ...autograd import Tensor
+
+    array = _there(device, value)
+    return value if array is getattr(value, "array", None) else Tensor(array)
+
+
+def _there(device: Device | None, value: Any) -> Any:
+    """The raw array of ``value`` on ``device``; None leaves it where it is."""
+    array = raw_array(value)
+    here = device_of(array)
+    return array if device is None or here is device else device.from_host(here.to_host(array))
 
 
 def _bytes(size: int) -> np.ndarray:
@@ -432,12 +440,6 @@ def _bytes(size: int) -> np.ndarray:
 def _check_integer(name: str, value: Any, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         raise ArgumentError(f"DataLoader: {name} must be an integer of at least {least}; got {value!r}")
-
-
-def _tensor(array: Any) -> Any:
-    from ...autograd import Tensor
-
-    return Tensor(array)
 
 
 def _default_seed() -> int:

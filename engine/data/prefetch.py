@@ -65,11 +65,13 @@ class Ticket:
         begun, ended: when it was read, in nanoseconds; 0 before.
         copied: when its copy to the device was given and when it ended, if there was one.
         reader: which reader filled it.
+        where: what that reader waits for, in messages; None: nothing but its own thread's work.
         missing: samples that were skipped or replaced, with the reason of each.
     """
 
     __slots__ = (
         "batch", "begun", "copied", "done", "ended", "epoch", "error", "indices", "missing", "number", "reader",
+        "where",
     )  # fmt: skip
 
     def __init__(self, number: int, indices: np.ndarray, epoch: int) -> None:
@@ -80,6 +82,7 @@ class Ticket:
         self.error: BaseException | None = None
         self.begun = self.ended = self.reader = 0
         self.copied: Any = None
+        self.where: str | None = None
         self.missing: list[tuple[int, str]] = []
 
     def fill(self, make: Make, stopped: Callable[[], bool], reader: int) -> None:
@@ -91,6 +94,11 @@ class Ticket:
             self.error = error
         self.ended = _now()
         self.done.release()
+
+    @property
+    def samples(self) -> str:
+        """The samples, for messages."""
+        return "samples " + ", ".join(map(str, self.indices[:5])) + (", …" if len(self.indices) > 5 else "")
 
     def step(self, asked: int, taken: int, ready: int) -> Step:
         """The times of the filled ticket."""
@@ -133,13 +141,11 @@ class Synchronous:
     def take(self) -> tuple[Ticket, Any]:
         """The next ticket and its batch; raises StopIteration after the last."""
         asked = _now()
-        ticket = Ticket(*next(self.orders))
+        number, indices, epoch = next(self.orders)
+        ticket = Ticket(number, indices, epoch)
         ticket.fill(self._make, never, 0)
         self.steps.append(ticket.step(asked, ticket.ended, 0))
         return ticket, ticket.opened()
-
-    def finish(self) -> None:
-        """Nothing is left to end."""
 
     def close(self) -> None:
         """Take no more."""
@@ -156,7 +162,6 @@ class Prefetcher:
         interrupt: called by :meth:`close` before it waits for the readers, to wake those that wait.
         settle: called when they have ended, in whichever way.
         timeout: seconds after which waiting for one batch is an error; None: never.
-        describe: says of the reader ``i`` what it may be waiting for, for messages.
 
     Attributes:
         readers: how many there are.
@@ -172,11 +177,10 @@ class Prefetcher:
         interrupt: Callable[[], None] | None = None,
         settle: Callable[[], None] | None = None,
         timeout: float | None = None,
-        describe: Callable[[int], str] | None = None,
     ) -> None:
         self.orders, self.readers = orders, len(makes)
         self.steps: list[Step] = []
-        self._ahead, self._timeout, self._describe = ahead, timeout, describe
+        self._timeout = timeout
         self._line: deque[Ticket] = deque()
         self._todo: SimpleQueue[Ticket | None] = SimpleQueue()
         stop = threading.Event()
@@ -197,8 +201,8 @@ class Prefetcher:
             thread.start()
 
     def _order_one(self) -> None:
-        for order in self.orders:
-            ticket = Ticket(*order)
+        for number, indices, epoch in self.orders:
+            ticket = Ticket(number, indices, epoch)
             self._line.append(ticket)
             self._todo.put(ticket)
             return
@@ -213,7 +217,9 @@ class Prefetcher:
         if not self._line:
             raise StopIteration
         asked = _now()
-        ready = sum(not ticket.done.locked() for ticket in self._line)
+        ready = 0
+        for ticket in self._line:
+            ready += ticket.ended > 0
         ticket = self._line.popleft()
         if not ticket.done.acquire(False):
             self._wait(ticket)
@@ -235,24 +241,17 @@ class Prefetcher:
 
     def _at_work(self, ticket: Ticket) -> str:
         """What the reader of ``ticket`` is doing, as far as can be seen from here."""
-        shown = ", ".join(map(str, ticket.indices[:5])) + (", …" if len(ticket.indices) > 5 else "")
         if not ticket.begun:
-            return f"no reader has begun it (samples {shown})"
-        said = f"which reads samples {shown}"
-        if self._describe is not None:
-            return f"{self._describe(ticket.reader)}, {said}"
+            return f"no reader has begun it ({ticket.samples})"
+        said = f"which reads {ticket.samples}"
+        if ticket.where is not None:
+            return f"{ticket.where}, {said}"
         thread = self._threads[ticket.reader]
         frame = sys._current_frames().get(thread.ident or 0)
         if frame is None:
             return f"{thread.name}, {said}, has ended"
         last = traceback.extract_stack(frame)[-1]
         return f"{thread.name}, {said}, is at {last.filename}:{last.lineno}, in {last.name}: {last.line}"
-
-    def finish(self) -> None:
-        """End the readers after the last batch; what ``interrupt`` would end stays."""
-        if detached := self._end.detach():
-            stop, todo, threads, _, settle = detached[2]
-            _end(stop, todo, threads, None, settle)
 
     def close(self) -> None:
         """End the readers now; what they made is dropped.  Waits for them at most :data:`CLOSING` seconds."""

@@ -5,12 +5,14 @@ bounds and errors are the prefetcher's, as with threads.  A batch comes through 
 without a name (``memfd_create``; elsewhere a file that is removed at once), whose descriptors pass
 through the socket between the two.  What has no name cannot be left behind, whoever is killed.
 
-The process makes blocks and writes into those that are free; the parent says with each order which
-are free again, because no array refers to them any more (``buffers.py``).
+In the process they are buffers like those of threads (``buffers.py``), made and used again by the same
+rule; it also keeps those that the parent uses, until that says, with an order, that no array of its own
+refers to them any more.
 """
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import pickle
@@ -19,15 +21,17 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterable
-from multiprocessing import get_context, reduction
+from dataclasses import dataclass
+from multiprocessing import current_process, get_context, reduction
 from multiprocessing.connection import Connection
-from typing import Any, NamedTuple
+from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 
 from ...kernels._errors import ArgumentError, DataError
 from .assemble import Assembler, mapped
-from .buffers import countable, fits, is_alone, shaped
+from .buffers import Buffers, countable, is_alone, shaped
 from .dataset import raw_array
 from .prefetch import Stopped, Ticket, never
 
@@ -35,13 +39,21 @@ from .prefetch import Stopped, Ticket, never
 _SMALL = 4096
 #: Blocks of one process that may hold batches in use, each a descriptor; whoever keeps more gets copies.
 _LENT = 32
-#: Free blocks of one process that are kept.
-_KEPT = 16
+#: Blocks that a process keeps, in use or free.
+_KEPT = _LENT + 16
+#: Of reader processes.
+_NAME = "rawgrad reader process"
+#: What they need of a program.
+_GUARD = (
+    'with processes, a program must be a file and begin to read under `if __name__ == "__main__":`, since each '
+    "reader process imports it first"
+)
 #: Seconds that a process which was asked to end is waited for, before it is made to.
 _PATIENCE = 0.04
 
 
-class _Place(NamedTuple):
+@dataclass(frozen=True)
+class _Place:
     """Stands in a message for an array that lies in a block."""
 
     block: int
@@ -50,7 +62,14 @@ class _Place(NamedTuple):
 
 
 def packed(assembler: Assembler) -> bytes:
-    """``assembler`` for :class:`Remote`."""
+    """``assembler`` for :class:`Remote`.
+
+    Raises:
+        ArgumentError: pickle does not take it.
+        SystemExit: in a reader process that imports the program; the program's own process then says why.
+    """
+    if current_process().name == _NAME and getattr(current_process(), "_inheriting", False):
+        raise SystemExit(1)
     try:
         return bytes(reduction.ForkingPickler.dumps(assembler))
     except Exception as error:  # whatever the data set's own pickling raises
@@ -74,6 +93,7 @@ class Remote:
         self._blocks: dict[int, np.ndarray] = {}
         self._lent: set[int] = set()
         self._starting = threading.Lock()
+        self._answered = False  # it has begun to work
         self._ended = False
 
     @property
@@ -87,9 +107,7 @@ class Remote:
                 raise Stopped
             context = get_context("spawn")
             self._socket, theirs = context.Pipe()
-            self._process = context.Process(
-                target=_serve, args=(theirs, self._assembler), name="rawgrad reader process", daemon=True
-            )
+            self._process = context.Process(target=_serve, args=(theirs, self._assembler), name=_NAME, daemon=True)
             # An interrupt of the terminal goes to all its processes; this one is to end with its parent.
             before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             try:
@@ -107,23 +125,24 @@ class Remote:
         """
         if self._process is None:
             self._start()
+        ticket.where = f"reader process {self.pid}"
         free = [block for block in self._lent if is_alone(self._blocks, block)]
         self._lent.difference_update(free)
-        dropped = free[max(0, _KEPT - (len(self._blocks) - len(self._lent) - len(free))) :]
-        for block in dropped:
-            del self._blocks[block]
         try:
-            self._socket.send(((ticket.indices, ticket.epoch), free, dropped))
+            self._socket.send((ticket.indices, ticket.epoch, free))
             while (answer := self._socket.recv())[0] == "block":
                 self._map(*answer[1:])
-        except (EOFError, OSError) as error:
-            if stopped() or self._ended:
-                raise Stopped from None
-            raise DataError(self._death(ticket)) from error
+        except (EOFError, OSError):
+            raise (Stopped if stopped() or self._ended else DataError(self._death(ticket))) from None
+        self._answered = True
         if answer[0] == "error":
             raise _error(self.pid, *answer[1:])
-        ticket.missing += answer[2]
-        return mapped_places(answer[1], self._array)
+        _, batch, missing, kept = answer
+        ticket.missing += missing
+        batch = mapped(batch, self._array, lambda member: isinstance(member, _Place))
+        if len(kept) < len(self._blocks):
+            self._blocks = {block: self._blocks[block] for block in kept}
+        return batch
 
     def _map(self, block: int, size: int) -> None:
         descriptor = reduction.recv_handle(self._socket)
@@ -141,8 +160,8 @@ class Remote:
         self._process.join(1)
         code = self._process.exitcode
         how = f"by {signal.Signals(-code).name}" if code is not None and code < 0 else f"with exit code {code}"
-        shown = ", ".join(map(str, ticket.indices[:5])) + (", …" if len(ticket.indices) > 5 else "")
-        return f"DataLoader: reader process {self.pid} died {how} at batch {ticket.number}, samples {shown}"
+        said = f"DataLoader: {ticket.where} died {how} at batch {ticket.number}, {ticket.samples}"
+        return said if self._answered else f"{said}, before it began; {_GUARD}"
 
     def ask_to_end(self) -> None:
         """Let the process end, and none start."""
@@ -169,19 +188,6 @@ def end(remotes: Iterable[Remote]) -> None:
         remote.wait_for_end()
 
 
-def mapped_places(value: Any, change: Callable[[_Place], Any]) -> Any:
-    """A message with each :class:`_Place` in it changed."""
-    if isinstance(value, _Place):
-        return change(value)
-    if isinstance(value, dict):
-        return {key: mapped_places(member, change) for key, member in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(mapped_places(member, change) for member in value))
-    if isinstance(value, tuple | list):
-        return type(value)(mapped_places(member, change) for member in value)
-    return value
-
-
 def _error(pid: int | None, pickled: bytes | None, text: str, trace: str) -> BaseException:
     error = DataError(f"DataLoader: a reader raised {text}") if pickled is None else pickle.loads(pickled)
     error.add_note(f"In reader process {pid}:\n{trace}")
@@ -198,38 +204,35 @@ def _flat(descriptor: int, size: int) -> np.ndarray:
 
 
 class _Blocks:
-    """The blocks of a process."""
+    """The blocks of a process: buffers (``buffers.py``) whose memory the parent sees too.
+
+    Those that the parent uses are referred to by ``_lent``, and so not free.
+    """
 
     def __init__(self, socket: Connection) -> None:
         self._socket = socket
-        self._all: dict[int, np.ndarray] = {}
-        self._free: list[int] = []
-        self._taken: list[int] = []  # by the batch under way
+        self._buffers = Buffers(self._new, _KEPT)
+        self._numbers: WeakValueDictionary[int, np.ndarray] = WeakValueDictionary()  # all that there are
+        self._lent: dict[int, np.ndarray] = {}
         self._last = 0
 
-    def begin(self, free: list[int], dropped: list[int]) -> None:
-        """A new batch: these blocks may be written again, of which those are not kept."""
-        self._free += [block for block in free if block not in dropped]
-        self._taken = []
-        for block in dropped:
-            del self._all[block]
+    @property
+    def kept(self) -> list[int]:
+        """The blocks that there are."""
+        return list(self._numbers)
+
+    def take_back(self, free: list[int]) -> None:
+        """The parent does not use these any more."""
+        for block in free:
+            del self._lent[block]
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        """An array in a free block, or in a new one."""
-        probe = np.empty(shape, dtype) if np.prod(shape) * np.dtype(dtype).itemsize < _SMALL else None
-        if probe is not None:
-            return probe
-        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        block = next((block for block in self._free if fits(self._all[block], size)), None)
-        if block is None:
-            block = self._new(size)
-        else:
-            self._free.remove(block)
-        self._taken.append(block)
-        array: np.ndarray = shaped(self._all[block], shape, dtype)
+        """An array in a block, unless it is small."""
+        small = math.prod(shape) * np.dtype(dtype).itemsize < _SMALL
+        array: np.ndarray = np.empty(shape, dtype) if small else self._buffers.empty(shape, dtype)
         return array
 
-    def _new(self, size: int) -> int:
+    def _new(self, size: int) -> np.ndarray:
         self._last += 1
         if hasattr(os, "memfd_create"):
             descriptor = os.memfd_create("rawgrad batch")
@@ -238,24 +241,32 @@ class _Blocks:
                 descriptor = os.dup(file.fileno())
         try:
             os.ftruncate(descriptor, size)
-            self._all[self._last] = _flat(descriptor, size)
+            self._numbers[self._last] = flat = _flat(descriptor, size)
             self._socket.send(("block", self._last, size))
             reduction.send_handle(self._socket, descriptor, os.getppid())
         finally:
             os.close(descriptor)
-        return self._last
+        return flat
 
     def placed(self, value: Any) -> Any:
         """What is sent for an array or a Tensor of a batch."""
         array = raw_array(value)
         if type(array) is not np.ndarray or array.nbytes < _SMALL or array.dtype.hasobject:
             return array
-        block = next((b for b in self._taken if array.base is self._all[b] and array.flags.c_contiguous), None)
-        if block is None or array.ctypes.data != self._all[block].ctypes.data:
-            into = self.empty(array.shape, array.dtype)
-            into[...] = array
-            block = self._taken[-1]
+        block = self._block_of(array)
+        if block is None:
+            inside = self.empty(array.shape, array.dtype)
+            inside[...] = array
+            return self.placed(inside)
+        self._lent[block] = self._numbers[block]
         return _Place(block, array.shape, array.dtype.str)
+
+    def _block_of(self, array: np.ndarray) -> int | None:
+        """The block that ``array`` is the beginning of."""
+        for block, flat in self._numbers.items():
+            if array.base is flat and array.flags.c_contiguous and array.ctypes.data == flat.ctypes.data:
+                return block
+        return None
 
 
 def _serve(socket: Connection, assembler: bytes) -> None:
@@ -265,13 +276,13 @@ def _serve(socket: Connection, assembler: bytes) -> None:
     blocks = _Blocks(socket)
     while True:
         try:
-            (indices, epoch), free, dropped = socket.recv()
-            blocks.begin(free, dropped)
+            indices, epoch, free = socket.recv()
+            blocks.take_back(free)
             try:
                 make = make or pickle.loads(assembler)
                 missing: list[tuple[int, str]] = []
-                batch = make(indices, epoch, blocks.empty, never, missing)
-                socket.send(("batch", mapped(batch, blocks.placed), missing))
+                batch = mapped(make(indices, epoch, blocks.empty, never, missing), blocks.placed)
+                socket.send(("batch", batch, missing, blocks.kept))
             except ConnectionError:
                 raise
             except BaseException as error:

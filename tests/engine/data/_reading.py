@@ -62,6 +62,16 @@ class Reading(Dataset):
         time.sleep(30)
 
 
+class Growing(Dataset):
+    """60 samples, each larger than the one before."""
+
+    def __len__(self):
+        return 60
+
+    def __getitem__(self, index):
+        return np.full(1024 * (index + 1), index, np.float32)
+
+
 def total(samples):
     """A collate_fn whose arrays are its own."""
     return {"sum": np.sum([x for x, _ in samples], 0).T, "names": [str(y) for _, y in samples]}

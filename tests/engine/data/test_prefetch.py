@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rawgrad.autograd import Tensor
 from rawgrad.engine.data import DataLoader, Dataset, TensorDataset, loader, prefetch
 from rawgrad.engine.data.buffers import Buffers
 from rawgrad.kernels._dispatch import backend, current_choice
@@ -191,6 +192,16 @@ def test_a_batch_that_was_taken_is_held_by_nobody():
     finally:
         gc.enable()
         iterator.close()
+
+
+def test_all_that_a_batch_needs_is_done_by_readers(monkeypatch):
+    """What training does with a batch that is ready is to take it: that is what makes ``next`` quick."""
+    by = []
+    there = loader._there
+    monkeypatch.setattr(loader, "_there", lambda *a: (by.append(threading.current_thread().name), there(*a))[1])
+    batches = list(DataLoader(Samples(), 4, num_workers=2, device="cpu"))
+    assert all(isinstance(part, Tensor) for batch in batches for part in batch)
+    assert len(by) == 2 * len(batches) and set(by) <= {"rawgrad reader 0", "rawgrad reader 1"}
 
 
 def test_readers_compute_with_the_backend_of_the_loop():

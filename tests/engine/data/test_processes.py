@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -17,7 +18,7 @@ from rawgrad.engine.data import processes as module
 from rawgrad.kernels._errors import ArgumentError, DataError
 
 sys.path.insert(0, str(Path(__file__).parent))  # the processes get it too
-from _reading import Reading, descriptors, total
+from _reading import Growing, Reading, descriptors, total
 
 
 def bits(batches):
@@ -121,10 +122,47 @@ def test_what_pickle_does_not_take_is_refused():
         list(DataLoader(Reading(), 2, collate_fn=lambda samples: samples, num_workers=1, processes=True))
 
 
+def test_a_program_that_is_not_to_be_imported_is_told_so(tmp_path):
+    """Without the guard each process would begin by reading in processes of its own."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        """
+import sys
+sys.path.insert(0, sys.argv[1])
+from _reading import Reading
+from rawgrad.engine.data import DataLoader
+print("begun", flush=True)
+for _ in DataLoader(Reading(4), 2, num_workers=1, processes=True): pass
+"""
+    )
+    done = subprocess.run(
+        [sys.executable, str(program), str(Path(__file__).parent)], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (1, "begun\nbegun\n")
+    assert done.stderr.count("Traceback") == 1  # the program's own
+    last = done.stderr.splitlines()[-1]
+    assert "died with exit code 1 at batch 0, samples 0, 1, before it began; with processes, a program must" in last
+    assert 'under `if __name__ == "__main__":`' in last
+
+
+def test_memory_is_used_again_in_the_process_though_arrays_are_not_made_there():
+    """``total`` makes its arrays itself, so each is copied to a block, and always to one of a few."""
+    with DataLoader(Reading(80), 2, collate_fn=total, num_workers=1, processes=True) as loader:
+        for batch in loader:
+            assert not batch["sum"].array.flags.owndata
+        assert 1 <= len(loader._idle[0]._blocks) <= 6
+
+
+def test_blocks_that_fit_nothing_any_more_are_given_back():
+    """Each batch is larger than all before, so each needs a new block."""
+    with DataLoader(Growing(), num_workers=1, processes=True) as loader:
+        for number, x in enumerate(loader):
+            assert x.shape == (1, 1024 * (number + 1)) and (x.numpy() == number).all()
+        assert len(loader._idle[0]._blocks) == module._KEPT < number
+
+
 def test_an_interrupt_of_the_terminal_and_exit_say_nothing(tmp_path):
     """SIGINT goes to the whole group, as from a terminal; then the interpreter ends in the middle of a loop."""
-    import subprocess
-
     program = tmp_path / "program.py"
     program.write_text(
         """
