@@ -168,6 +168,8 @@ def _declare_train(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, metavar="N", help="of everything random (default: 0)")
     add("--seeds", type=int, default=1, metavar="N", help="repeat with so many seeds, for programs with a known curve")
     add("--threads", type=int, metavar="N", help="threads of the kernels on the CPU (default: all)")
+    add("--workers", type=int, default=0, metavar="N", help="readers that make batches ahead of time (default: none)")
+    add("--prefetch", type=int, metavar="N", help="batches that they may be ahead (default: 2, or 1 more than readers)")
     add("--resume", action="store_true", help="go on after the last finished epoch; starts afresh if there is none")
     add("--capture", action="store_true", help="on a GPU: start a whole step by one call (docs/graphs.md)")
     add("--quiet", action="store_true", help="print the last line only")
@@ -238,7 +240,7 @@ def _train(options: argparse.Namespace) -> int:
             key: getattr(options, key)
             for key in (
                 "data_dir", "epochs", "steps", "limit", "batch_size", "lr", "optimizer", "seed", "seeds", "resume",
-                "quiet", "capture",
+                "quiet", "workers", "prefetch", "capture",
             )
         },
     )  # fmt: skip

@@ -24,6 +24,8 @@ class Options:
         seeds: how many seeds to run, counted up from ``seed``, where a program has a curve to repeat.
         resume: continue from the state in ``out``; starts afresh where there is none.
         quiet: print only the last line.
+        workers: how many readers make batches ahead of time; 0: training makes them itself.
+        prefetch: how many batches they may be ahead; None: two, or one more than there are readers.
         capture: on a GPU, capture the training step and replay it (``docs/graphs.md``).
     """
 
@@ -40,13 +42,19 @@ class Options:
     seeds: int = 1
     resume: bool = False
     quiet: bool = False
+    workers: int = 0
+    prefetch: int | None = None
     capture: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "steps", "limit", "batch_size", "seeds"):
+        for name in ("epochs", "steps", "limit", "batch_size", "seeds", "prefetch"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ArgumentError(f"--{name.replace('_', '-')} must be at least 1; got {value}")
+        if self.workers < 0:
+            raise ArgumentError(f"--workers must be at least 0; got {self.workers}")
+        if self.prefetch is not None and not self.workers:
+            raise ArgumentError("--prefetch must come with --workers of at least 1: nobody else reads ahead")
 
     def but(self, **changes: Any) -> Options:
         """These options with some changed."""

@@ -62,7 +62,10 @@ OTHER_ROWS: dict[str, tuple[str, str]] = {
     "P7": ("rawgrad predict IMAGE ...", "read digits from pictures; `rawgrad evaluate --pictures` tries 10,000"),
     "P11": ("", "not in this version: a live view; each run leaves curves.png, steps.csv, epochs.csv"),
     "P12": ("", "not in this version: a character language model"),
-    "P13": ("python -m rawgrad.bench.prefetch", "asynchronous reading beside a synchronous loop and PyTorch's loader"),
+    "P13": (
+        "rawgrad train ... --workers N",
+        "asynchronous reading; `python -m rawgrad.bench.prefetch` measures it beside a synchronous loop and PyTorch's",
+    ),
     "P14": ("rawgrad data [mnist]", "data checks: the machine's, and samples for the eye"),
     "P15": (
         "rawgrad train ...",

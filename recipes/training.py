@@ -16,6 +16,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, astuple, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -171,7 +172,7 @@ def train(task: Task, options: Options, data: dict[str, Any] | None = None) -> R
     loaders = {
         name: DataLoader(
             split, task.batch_size if name == "train" else 500, shuffle=name == "train", device=options.device,
-            seed=options.seed,
+            seed=options.seed, num_workers=options.workers, prefetch=options.prefetch,
         )
         for name, split in data.items()
     }  # fmt: skip
@@ -186,14 +187,20 @@ def train(task: Task, options: Options, data: dict[str, Any] | None = None) -> R
         f"images, {task.optimizer} lr {task.lr:g}, batches of {task.batch_size}, {task.epochs} epochs"
     )
     warn_if_slow(model, task, options, loaders)
-    start = time.perf_counter()
-    fit(
-        model, loaders["train"], loss, optimizer, epochs=task.epochs, max_steps=options.steps, first_epoch=first_epoch,
-        validation=loaders["validation"], score=score, schedule=schedule, on_step=run.history.steps.append,
-        on_epoch=run.epoch_done, progress=not options.quiet, capture=options.capture,
-    )  # fmt: skip
-    seconds = time.perf_counter() - start
-    test = evaluate(model, loaders["test"], loss, score)
+    with ExitStack() as reading:  # however this ends, readers end too
+        for loader in loaders.values():
+            reading.enter_context(loader)
+        start = time.perf_counter()
+        fit(
+            model, loaders["train"], loss, optimizer, epochs=task.epochs, max_steps=options.steps,
+            first_epoch=first_epoch, validation=loaders["validation"], score=score, schedule=schedule,
+            on_step=run.history.steps.append, on_epoch=run.epoch_done, progress=not options.quiet,
+            capture=options.capture,
+        )  # fmt: skip
+        seconds = time.perf_counter() - start
+        test = evaluate(model, loaders["test"], loss, score)
+    if run.timing and not options.workers:
+        options.say(f"the last epoch: {run.timing}")
     result = Result(task, options, run.history, test, seconds)
     run.save_weights(test.accuracy)
     _write_records(result)
@@ -209,10 +216,14 @@ class _Run:
     ) -> None:
         self.task, self.options, self.model, self.optimizer = task, options, model, optimizer
         self.schedule, self.loader, self.history = schedule, loader, History()
+        self.timing = ""  # what held the last epoch back
         self._path = options.out / "training.safetensors"
 
     def epoch_done(self, epoch: Epoch) -> None:
         self.options.say(str(epoch))
+        self.timing = self.loader.timing.sentence()
+        if self.options.workers:
+            self.options.say(f"           {self.timing}")
         self.history.epochs.append(epoch)
         whole = len(self.history.steps) == (epoch.epoch + 1) * len(self.loader)
         if not whole:  # stopped in its middle by --steps: the next run begins with this epoch

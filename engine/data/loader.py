@@ -28,6 +28,8 @@ __all__ = ["DataLoader", "collate"]
 _HAND_OVER = 300_000
 #: So many batches are tried, after which readers are started if even the fastest took longer.
 _TRIED = 3
+#: Readers of one loader; each is a thread at least.
+_MOST_WORKERS = 1024
 #: Arrays of a batch for which buffers are kept.
 _MEMBERS = 4
 
@@ -111,6 +113,8 @@ class DataLoader:
     ) -> None:
         _check_integer("batch_size", batch_size, 1)
         _check_integer("num_workers", num_workers, 0)
+        if num_workers > _MOST_WORKERS:
+            raise ArgumentError(f"DataLoader: num_workers must be at most {_MOST_WORKERS}; got {num_workers}")
         if prefetch is None:
             prefetch = max(2, num_workers + 1)
         _check_integer("prefetch", prefetch, 0)
@@ -185,7 +189,9 @@ class DataLoader:
         """
         if self._last is None:
             raise ArgumentError("DataLoader: timing is there once a loop has begun; there was none yet")
-        return Timing(*self._last)
+        steps, readers, epoch = self._last
+        quick = not readers and self._is_cheap() is not False and _quickest(steps) < _HAND_OVER
+        return Timing(steps, readers, epoch, quick=quick)
 
     def _is_cheap(self) -> bool | None:
         """Whether training had better make the batches itself; None if that must be tried."""
@@ -381,7 +387,7 @@ class Pass:
         """After a few batches made without readers: go on like this, or with readers."""
         if len(self._steps) >= _TRIED:
             self._trying = False
-            self._loader._cheap = min(step.ended - step.begun for step in self._steps) < _HAND_OVER
+            self._loader._cheap = _quickest(self._steps) < _HAND_OVER
             if not self._loader._cheap:
                 self._source, self._ring, self._remotes = self._loader._source(self._source.orders, self._epoch, True)
                 self._source.steps = self._steps
@@ -391,6 +397,11 @@ class Pass:
         """End the loop, with its readers; there are no more batches."""
         self._over = True
         self._source.close()
+
+
+def _quickest(steps: Sequence[Step]) -> int:
+    """Nanoseconds that it took to make the batch that took least."""
+    return min((step.ended - step.begun for step in steps), default=0)
 
 
 def _orders(order: np.ndarray, size: int, numbers: range, epoch: int) -> Iterator[Order]:

@@ -50,6 +50,7 @@ class Timing:
         steps: in order.
         readers: how many there were; 0 if training made the batches itself.
         epoch: of the pass.
+        quick: whether a batch is made so quickly that to hand it over would take longer.
 
     Attributes:
         waiting: per batch, the seconds that training waited for it.
@@ -59,8 +60,8 @@ class Timing:
         ready: per batch, how many lay ready when training asked.
     """
 
-    def __init__(self, steps: Sequence[Step], readers: int, epoch: int) -> None:
-        self.steps, self.readers, self.epoch = list(steps), readers, epoch
+    def __init__(self, steps: Sequence[Step], readers: int, epoch: int, quick: bool = False) -> None:
+        self.steps, self.readers, self.epoch, self.quick = list(steps), readers, epoch, quick
         times = np.array([step[1:6] for step in self.steps], np.int64).reshape(-1, 5)
         asked, taken, ready, begun, ended = times.T
         self.waiting = (taken - asked) / 1e9
@@ -70,8 +71,12 @@ class Timing:
         self.ready = ready
 
     def __str__(self) -> str:
+        return f"epoch {self.epoch}: {self.sentence()}"
+
+    def sentence(self) -> str:
+        """What held the run back, and by how much."""
         if len(self.steps) < 2:
-            return f"epoch {self.epoch}: too few batches to say what held the run back"
+            return "too few batches to say what held the run back"
         waited, computed = self.waiting.sum(), self.computing.sum()
         share = waited / (waited + computed)
         rest = (
@@ -80,7 +85,7 @@ class Timing:
             + (f"{_time(self.copying.mean())} to copy, " if len(self.copying) else "")
             + f"{_time(self.computing.mean())} to compute with"
         )
-        return f"epoch {self.epoch}: {self.held_back_by()} held the run back: {rest}{self._advice(share)}"
+        return f"{self.held_back_by()} held the run back: {rest}{self._advice()}"
 
     def held_back_by(self) -> str:
         """``"computing"``, ``"reading"`` or ``"copying"``."""
@@ -89,7 +94,9 @@ class Timing:
         a_batch = self.reading.mean() / max(1, self.readers)
         return "copying" if len(self.copying) and self.copying.mean() > a_batch else "reading"
 
-    def _advice(self, share: float) -> str:
+    def _advice(self) -> str:
+        if self.quick:
+            return "; a batch as quick as that needs no reader"
         if self.held_back_by() != "reading":
             return ""
         wanted = max(1, math.ceil(self.reading.mean() / max(self.computing.mean(), 1e-9)))

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from rawgrad import backends, get_num_threads
 from rawgrad.__main__ import main
+from rawgrad.engine.data import loader
 from rawgrad.kernels._threads import most_threads
 from rawgrad.recipes import command
 from rawgrad.recipes.programs import OTHER_ROWS, PROGRAMS
@@ -51,6 +53,25 @@ class TestTrain:
     def test_quiet_prints_that_line_alone(self, tmp_path: Path, capsys: Capture) -> None:
         assert main(["train", "--out", str(tmp_path), "--steps", "2", "--quiet"]) == 0
         assert capsys.readouterr().out.count("\n") == 1
+
+    def test_workers_read_ahead_and_change_nothing(
+        self, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The bundled digits are read too quickly for readers, unless a hand-over is said to cost nothing."""
+        train = ["train", "--epochs", "2", "--limit", "96", "--out"]
+        weights = []
+        for name, options in (("none", []), ("two", ["--workers", "2", "--prefetch", "4"])):
+            assert main([*train, str(tmp_path / name), *options]) == 0
+            weights.append((tmp_path / name / "weights.safetensors").read_bytes())
+            said = capsys.readouterr().out
+            assert said.count("held the run back: waiting for data took") == (
+                2 if options else 1
+            )  # each epoch, or once
+            assert said.count("by one of 2 readers") == (2 if options else 0)
+            assert ("needs no reader" in said) == (not options)
+            monkeypatch.setattr(loader, "_HAND_OVER", 0)
+        assert weights[0] == weights[1]
+        assert not [thread for thread in threading.enumerate() if "reader" in thread.name]
 
     @pytest.mark.parametrize("name", ["numba", "numpy"])
     def test_threads(self, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,6 +127,11 @@ class TestTrain:
             (["--backend", "numbs"], "backend 'numbs' does not exist"),
             (["--optimizer", "lion"], "optimizer must be one of sgd"),
             (["--threads", "0"], "--threads must be at least 1"),
+            (["--workers", "-1"], "--workers must be at least 0; got -1"),
+            (["--workers", "2000"], "num_workers must be at most 1024; got 2000"),
+            (["--workers", "many"], "invalid int value: 'many'"),
+            (["--workers", "2", "--prefetch", "0"], "--prefetch must be at least 1; got 0"),
+            (["--prefetch", "3"], "--prefetch must come with --workers of at least 1"),
             (["--threads", "100000"], f"--threads must be at most {most_threads()}, the processors that this process"),
             (["mnist-cnn", "--data-dir", "nowhere"], "not found in nowhere"),
         ],

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rawgrad.engine.data import DataLoader
+from rawgrad.engine.data import DataLoader, TensorDataset, loader
 from rawgrad.engine.data.timing import Step, Timing
 from rawgrad.kernels._errors import ArgumentError
 
@@ -88,6 +88,19 @@ def steps(waiting, computing, reading, copying=None, count=5):
 )  # fmt: skip
 def test_the_sentence(times, readers, sentence):
     assert str(Timing(steps(*times), readers, 2)) == sentence
+
+
+def test_what_is_quick_needs_no_reader(monkeypatch):
+    """Rows of arrays in memory; with num_workers, too, of which none is started then."""
+    rows = TensorDataset(np.zeros((24, 2), np.float32))
+    for workers in (0, 2):
+        rows_loader = DataLoader(rows, 2, num_workers=workers)
+        list(rows_loader)
+        assert str(rows_loader.timing).endswith("; a batch as quick as that needs no reader")
+    monkeypatch.setattr(loader, "_HAND_OVER", 0)  # then nothing is quick
+    rows_loader = DataLoader(rows, 2)
+    list(rows_loader)
+    assert str(rows_loader.timing).endswith("; num_workers=1 would read beside computing")
 
 
 def test_short_passes():
