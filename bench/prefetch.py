@@ -11,6 +11,9 @@ turn one epoch of a loader whose first steps are not timed; reading alone and co
 turns too, so that what is ideal is known from the same minutes: max(reading, computing) where reading
 waits, all CPU work over the cores where it computes.
 
+*A timeline.*  ``--timeline FILE`` does none of that, but trains P5 on MNIST's images, which come through slow
+pipes, and draws who waited for whom.
+
 *Arrays in memory.*  Rows of 64×784 float32 with a little computing between: with readers asked for, and
 without.  *A ready batch*: how long ``next()`` takes when the batch lies ready.  *The first batch*: from
 the construction of the loader.  *Copies* (with a GPU): which share of them computing hides.
@@ -34,9 +37,12 @@ from typing import Any
 import numpy as np
 
 from ..autograd import randn, tensor
-from ..engine.data import DataLoader, Dataset, TensorDataset
+from ..engine.data import MNIST, DataLoader, Dataset, TensorDataset, Timing
+from ..engine.losses import CrossEntropyLoss
+from ..engine.optim import SGD
 from ..kernels._dispatch import BACKENDS
 from ..kernels._gpu import synchronize
+from ..recipes.networks import build
 from . import load, machine, peers
 from .harness import OURS, WrongResult
 from .readers import PIXELS, Pictures, Pipe, write_pictures, write_rows
@@ -341,6 +347,29 @@ def hidden(batch: int = 256, width: int = 12_288, batches: int = 100, products: 
     return Hidden(copy, computing, took, float(np.clip(1 - (took - computing) / copy, 0, 1)))
 
 
+def slow_training(milliseconds: float, readers: int, root: Path | None = None, batches: int = 80) -> Timing:
+    """P5 on batches of 100 images of MNIST, each of which takes so long to come through one of ``readers`` pipes.
+
+    Args:
+        root: where MNIST is; None: where it is found.
+    """
+    data = MNIST(root)
+    labels = data.labels
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "images")
+        path.write_bytes(data.data[: 100 * batches].tobytes())
+        pipes = Pipe(path, 100 * batches, 100 * PIXELS / (milliseconds / 1e3), readers)
+        model, loss = build("cnn", {}), CrossEntropyLoss()
+        optimizer = SGD(model.parameters(), lr=0.01)
+        with DataLoader(pipes, 100, num_workers=readers) as loader:
+            for x, which in loader:
+                predictions = model(x.reshape(-1, 1, 28, 28))
+                optimizer.zero_grad()
+                loss(predictions, tensor(labels[which.numpy()])).backward()
+                optimizer.step()
+        return loader.timing
+
+
 def table(points: Sequence[Point]) -> str:
     """The sweep as a table in Markdown, milliseconds a step, and each contestant's share over the ideal."""
     names = list(points[0].steps)
@@ -387,6 +416,10 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m rawgrad.bench.prefetch", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="write a result file, and a picture FILE.png")
+    parser.add_argument(
+        "--timeline", type=Path, metavar="FILE", help="draw a training with slow reading (.json: a trace)"
+    )
+    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="for --timeline: where MNIST is")
     parser.add_argument("--rounds", type=int, default=7, metavar="N", help="rounds (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=60, metavar="N", help="timed steps a turn (default: %(default)s)")
     parser.add_argument("--reading", type=float, default=4.0, metavar="MS", help="of a batch, by pipe (default: 4)")
@@ -399,6 +432,14 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and report."""
     options = _parser().parse_args(argv)
+    if options.timeline:
+        timing = slow_training(options.reading, 2, options.data_dir)
+        if options.timeline.suffix == ".json":
+            timing.trace(options.timeline)
+        else:
+            timing.timeline(options.timeline, first=20, count=24)
+        print(timing)
+        return 0
     names, batches = options.contestants, options.steps + _HEAD
     before = load.cpu_times()
     peers.set_threads(1, ours=False)

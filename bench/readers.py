@@ -10,6 +10,7 @@ import sys
 import threading
 import weakref
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -54,32 +55,46 @@ class Whole(Dataset):
 
 
 class Pipe(Whole):
-    """Rows of 784 bytes from a file, through a pipe that lets ``rate`` bytes a second through.
+    """Rows of 784 bytes from a file, through pipes that each let ``rate`` bytes a second through.
 
     Samples that are asked for together must follow one another in the file.
+
+    Args:
+        path, samples: the file, and how many rows it has.
+        rate: bytes a second.
+        pipes: how many batches can be on their way at a time.
     """
 
-    def __init__(self, path: Path, samples: int, rate: float) -> None:
-        self.path, self.samples, self.rate = path, samples, rate
-        self._open: Any = None
+    _opening = threading.Lock()
+
+    def __init__(self, path: Path, samples: int, rate: float, pipes: int = 1) -> None:
+        self.path, self.samples, self.rate, self.pipes = path, samples, rate, pipes
+        self._free: SimpleQueue[Any] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": None}  # each process has a pipe of its own
+        return {**self.__dict__, "_free": None}  # each process has pipes of its own
+
+    def _opened(self) -> Any:
+        command = [sys.executable, "-ISc", _SLOW, str(self.path), str(self.rate)]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        weakref.finalize(self, _stop, process)
+        return process
 
     def batch(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(n, 784) float32 in [0, 1], and the indices."""
         indices = np.asarray(indices)
-        if self._open is None:
-            command = [sys.executable, "-ISc", _SLOW, str(self.path), str(self.rate)]
-            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-            weakref.finalize(self, _stop, process)
-            self._open = process, threading.Lock()
-        process, lock = self._open
-        size = PIXELS * len(indices)
-        with lock:
+        with self._opening:
+            if self._free is None:
+                self._free = SimpleQueue()
+                for _ in range(self.pipes):
+                    self._free.put(self._opened())
+        size, process = PIXELS * len(indices), self._free.get()
+        try:
             process.stdin.write(f"{PIXELS * indices[0]} {size}\n".encode())
             process.stdin.flush()
             data = process.stdout.read(size)
+        finally:
+            self._free.put(process)
         if len(data) != size:
             raise RawgradError(f"bench: the pipe of {self.path} ended early")
         return np.frombuffer(data, np.uint8).reshape(-1, PIXELS) / np.float32(255), indices.astype(np.int64)

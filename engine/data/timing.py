@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import textwrap
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +17,8 @@ from ...kernels._errors import ArgumentError
 
 #: Waiting for less than this share of the time is nothing to speak of.
 _LITTLE = 0.05
+#: Of the timeline.
+_COLOURS = {"reading": "#4c78a8", "copying": "#b279a2", "waiting": "#e45756", "computing": "#54a24b"}
 
 
 class Step(NamedTuple):
@@ -74,16 +77,17 @@ class Timing:
         return f"epoch {self.epoch}: {self.sentence()}"
 
     def sentence(self) -> str:
-        """What held the run back, and by how much."""
+        """What held the run back, and by how much; times of one batch are medians."""
         if len(self.steps) < 2:
             return "too few batches to say what held the run back"
-        waited, computed = self.waiting.sum(), self.computing.sum()
-        share = waited / (waited + computed)
+        waited = self.waiting.sum()
+        total = waited + self.computing.sum()
+        readers = f" by one of {self.readers} readers" if self.readers > 1 else ""
         rest = (
-            f"waiting for data took {_time(waited)} of {_time(waited + computed)} ({share:.0%}); a batch took "
-            f"{_time(self.reading.mean())} to read{f' by one of {self.readers} readers' if self.readers > 1 else ''}, "
-            + (f"{_time(self.copying.mean())} to copy, " if len(self.copying) else "")
-            + f"{_time(self.computing.mean())} to compute with"
+            f"waiting for data took {_time(waited)} of {_time(total)} ({waited / total:.0%}); a batch took "
+            f"{_time(np.median(self.reading))} to read{readers}, "
+            + (f"{_time(np.median(self.copying))} to copy, " if len(self.copying) else "")
+            + f"{_time(np.median(self.computing))} to compute with"
         )
         return f"{self.held_back_by()} held the run back: {rest}{self._advice()}"
 
@@ -91,15 +95,15 @@ class Timing:
         """``"computing"``, ``"reading"`` or ``"copying"``."""
         if len(self.steps) < 2 or self.waiting.sum() <= _LITTLE * (self.waiting.sum() + self.computing.sum()):
             return "computing"
-        a_batch = self.reading.mean() / max(1, self.readers)
-        return "copying" if len(self.copying) and self.copying.mean() > a_batch else "reading"
+        a_batch = np.median(self.reading) / max(1, self.readers)
+        return "copying" if len(self.copying) and np.median(self.copying) > a_batch else "reading"
 
     def _advice(self) -> str:
         if self.quick:
             return "; a batch as quick as that needs no reader"
         if self.held_back_by() != "reading":
             return ""
-        wanted = max(1, math.ceil(self.reading.mean() / max(self.computing.mean(), 1e-9)))
+        wanted = max(1, math.ceil(np.median(self.reading) / max(np.median(self.computing), 1e-9)))
         if self.readers == 0:
             return "; num_workers=1 would read beside computing"
         return f"; {wanted} readers might keep up" if self.readers < wanted <= 64 else ""
@@ -111,7 +115,9 @@ class Timing:
         return shown
 
     def timeline(self, path: str | os.PathLike[str], *, first: int = 0, count: int = 40) -> None:
-        """Draw reading, copying, waiting and computing side by side, and how full the queue was.
+        """Draw who did what when: each reader, copying, training (which waits or computes), and the full queue.
+
+        Bars bear the number of their batch where there is room.
 
         Args:
             path: of the picture, PNG, PDF or SVG by its name.
@@ -119,63 +125,101 @@ class Timing:
         """
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
+        from matplotlib.patches import Patch
 
         shown = self._shown(first, count)
-        start = min(step.begun for step in shown)
-        figure = Figure(figsize=(11, 1.6 + 0.35 * (max(1, self.readers) + 2)), layout="constrained")
+        spans = _spans(shown, self.readers)
+        start, end = min(span.begin for span in spans), max(span.end for span in spans)
+        rows = list(dict.fromkeys(span.row for span in spans))
+        figure = Figure(figsize=(11, 1.9 + 0.42 * len(rows)), layout="constrained")
         FigureCanvasAgg(figure)
-        axes, below = figure.subplots(2, 1, sharex=True, height_ratios=[max(1, self.readers) + 2, 1.4])
-        rows: dict[str, list[tuple[float, float]]] = {}
-        for name, _, begun, ended in _spans(shown, self.readers):
-            rows.setdefault(name, []).append(((begun - start) / 1e6, (ended - begun) / 1e6))
-        for place, (name, spans) in enumerate(rows.items()):
-            colours = {"waiting": "tab:red", "computing": "tab:green", "copy": "tab:orange"}
-            axes.broken_barh(spans, (place - 0.4, 0.8), color=colours.get(name, "tab:blue"), edgecolor="white")
-        axes.set_yticks(range(len(rows)), list(rows))
+        axes, below = figure.subplots(2, 1, sharex=True, height_ratios=[len(rows), 1.2])
+        for span in spans:
+            begin, took = (span.begin - start) / 1e6, (span.end - span.begin) / 1e6
+            row = rows.index(span.row)
+            axes.barh(row, took, 0.82, begin, color=_COLOURS[span.what], edgecolor="white", linewidth=0.5)
+            if took > 0.009 * len(str(span.number)) * (end - start) / 1e6:
+                middle = begin + took / 2
+                axes.text(middle, row, str(span.number), color="white", fontsize=7, ha="center", va="center")
+        axes.set_yticks(range(len(rows)), rows)
         axes.invert_yaxis()
-        axes.set_title(str(self), fontsize=8, wrap=True)
-        below.step([(s.asked - start) / 1e6 for s in shown], [s.ready for s in shown], where="post", color="black")
-        below.set_ylabel("ready")
-        below.set_ylim(bottom=0)
+        axes.tick_params(length=0)
+        present = [what for what in _COLOURS if any(span.what == what for span in spans)]
+        figure.legend(
+            [Patch(color=_COLOURS[what]) for what in present], present, loc="outside right upper", frameon=False,
+            fontsize=8,
+        )  # fmt: skip
+        axes.set_title("\n".join(textwrap.wrap(str(self), 135)), fontsize=9, loc="left")
+        below.fill_between(
+            [(step.asked - start) / 1e6 for step in shown], [step.ready for step in shown], step="post", color="0.75"
+        )
+        below.set_ylabel("batches\nready", rotation=0, ha="right", va="center")
+        below.yaxis.get_major_locator().set_params(integer=True, nbins=3)
+        below.set_ylim(0, max(1, *(step.ready for step in shown)) + 0.2)
+        below.set_xlim(0, (end - start) / 1e6)
         below.set_xlabel("milliseconds")
+        for part in (axes, below):
+            part.spines[["top", "right"]].set_visible(False)
         figure.savefig(path, dpi=120)
 
     def trace(self, path: str | os.PathLike[str]) -> None:
-        """Write all of it as trace events, which Perfetto (ui.perfetto.dev) and chrome://tracing open."""
-        rows: dict[str, int] = {}
-        events: list[dict[str, Any]] = []
-        start = min((step.begun for step in self.steps), default=0)
-        for name, number, begun, ended in _spans(self.steps, self.readers):
-            row = rows.setdefault(name, len(rows))
-            what = "read" if name.startswith("read") else name
+        """Write all of it as trace events, which Perfetto (ui.perfetto.dev) and chrome://tracing open.
+
+        By the format's rules: numbers of processes and threads count from 1 (0 means the idle thread of the
+        system), and what one thread does must not overlap, so times are whole microseconds.
+        """
+        spans = _spans(self.steps, self.readers)
+        start = min((span.begin for span in spans), default=0) // 1000
+        rows = {row: tid for tid, row in enumerate(dict.fromkeys(span.row for span in spans), 1)}
+        events: list[dict[str, Any]] = [
+            {"name": "process_name", "ph": "M", "pid": 1, "tid": 1, "args": {"name": f"epoch {self.epoch}"}}
+        ]
+        for row, tid in rows.items():
+            for name, value in (("thread_name", {"name": row}), ("thread_sort_index", {"sort_index": tid})):
+                events.append({"name": name, "ph": "M", "pid": 1, "tid": tid, "args": value})
+        for span in spans:
+            begin = span.begin // 1000
             events.append(
-                {"name": f"{what} {number}", "cat": what, "ph": "X", "pid": 0, "tid": row,
-                 "ts": (begun - start) / 1e3, "dur": (ended - begun) / 1e3, "args": {"batch": number}}
+                {"name": f"{span.what} {span.number}", "cat": span.what, "ph": "X", "pid": 1, "tid": rows[span.row],
+                 "ts": begin - start, "dur": span.end // 1000 - begin, "args": {"batch": span.number}}
             )  # fmt: skip
         for step in self.steps:
-            at = (step.asked - start) / 1e3
-            events.append({"name": "ready", "ph": "C", "pid": 0, "ts": at, "args": {"batches": step.ready}})
-        for name, row in rows.items():
-            events.append({"name": "thread_name", "ph": "M", "pid": 0, "tid": row, "args": {"name": name}})
+            events.append(
+                {"name": "ready", "ph": "C", "pid": 1, "tid": 1, "ts": step.asked // 1000 - start,
+                 "args": {"batches": step.ready}}
+            )  # fmt: skip
         Path(path).write_text(json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}))
 
 
-def _spans(steps: Sequence[Step], readers: int) -> list[tuple[str, int, int, int]]:
-    """(row, batch, begin, end) of everything that took time; a copy is drawn from the moment it was given."""
-    spans = []
-    for step in sorted(steps, key=lambda step: step.reader):
-        name = f"reader {step.reader}" if readers else "reading"
-        spans.append((name, step.number, step.begun, step.ended))
-    for step in steps:
-        if step.copied is not None:
-            spans.append(("copy", step.number, step.ended, step.ended + int(step.copied.seconds() * 1e9)))
-    spans += [("waiting", step.number, step.asked, step.taken) for step in steps if readers]
+class _Span(NamedTuple):
+    """Something that took time: who did it, what it was, for which batch, and nanoseconds."""
+
+    row: str
+    what: str
+    number: int
+    begin: int
+    end: int
+
+
+def _spans(steps: Sequence[Step], readers: int) -> list[_Span]:
+    """All that took time, row by row; on a row one thing comes after the other."""
+    spans = [
+        _Span(f"reader {step.reader}" if readers else "training", "reading", step.number, step.begun, step.ended)
+        for step in sorted(steps, key=lambda step: step.reader)
+    ]
+    free = 0  # copies are given to one stream: each begins when it was given, or when the one before has ended
+    for step in sorted((step for step in steps if step.copied is not None), key=lambda step: step.ended):
+        begin = max(step.ended, free)
+        free = begin + int(step.copied.seconds() * 1e9)
+        spans.append(_Span("copy", "copying", step.number, begin, free))
+    if readers:
+        spans += [_Span("training", "waiting", step.number, step.asked, step.taken) for step in steps]
     for step, after in pairwise(steps):
-        spans.append(("computing", step.number, step.taken, after.asked))
+        spans.append(_Span("training", "computing", step.number, step.taken, after.asked))
     return spans
 
 
-def _time(seconds: float) -> str:
+def _time(seconds: Any) -> str:
     for unit, factor in (("s", 1.0), ("ms", 1e3)):
         if seconds * factor >= 1:
             return f"{seconds * factor:.3g} {unit}"

@@ -67,6 +67,27 @@ def test_a_whole_report(tmp_path, capsys):
     assert "| pipe | 0.5 |" in said and "arrays in memory, a reader asked for" in said
 
 
+def test_a_timeline_of_slow_training(tmp_path, monkeypatch, capsys):
+    """Two pipes, so two batches are on their way at a time, and their images are those of the data."""
+
+    class Few:
+        def __init__(self, root):
+            self.data = np.random.default_rng(0).integers(0, 256, (800, 28, 28), np.uint8)
+            self.labels = np.arange(800) % 10
+
+    monkeypatch.setattr(prefetch, "MNIST", Few)
+    timing = prefetch.slow_training(20, 2, batches=8)
+    assert timing.readers == 2 and len(timing.steps) == 8 and min(timing.reading) >= 0.0199
+    both = [step for step in timing.steps if any(o.begun < step.begun < o.ended for o in timing.steps)]
+    assert len(both) >= 3
+    monkeypatch.setattr(prefetch, "slow_training", lambda *arguments: timing)
+    timing.steps *= 4
+    for name in ("timeline.png", "trace.json"):
+        assert prefetch.main(["--timeline", str(tmp_path / name)]) == 0
+        assert (tmp_path / name).stat().st_size > 1000
+    assert capsys.readouterr().out.count("held the run back") == 2
+
+
 @pytest.mark.backends("emulated", "cuda")
 def test_hidden_copies(backend):
     """On the simulated GPU the times mean nothing, but it all runs."""

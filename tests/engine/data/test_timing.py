@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from rawgrad.engine.data import DataLoader, TensorDataset, loader
-from rawgrad.engine.data.timing import Step, Timing
+from rawgrad.engine.data.timing import _COLOURS, Step, Timing
 from rawgrad.kernels._errors import ArgumentError
 
 
@@ -103,6 +103,13 @@ def test_what_is_quick_needs_no_reader(monkeypatch):
     assert str(rows_loader.timing).endswith("; num_workers=1 would read beside computing")
 
 
+def test_a_first_step_that_compiles_does_not_hide_how_long_the_others_take():
+    slow = steps(1, 4, 5, count=20)
+    late = [step._replace(asked=step.asked + 10**9, taken=step.taken + 10**9) for step in slow[1:]]
+    sentence = str(Timing([slow[0], *late], 1, 0))
+    assert "waiting for data took 20 ms of 1.1 s (2%); a batch took 5 ms to read, 4 ms to compute with" in sentence
+
+
 def test_short_passes():
     assert "too few batches" in str(Timing([], 1, 0)) and "too few" in str(Timing(steps(1, 1, 1, count=1), 1, 0))
     with pytest.raises(ArgumentError, match="there was none yet"):
@@ -111,25 +118,45 @@ def test_short_passes():
         Timing(steps(1, 1, 1), 1, 0).timeline("x.png", first=5)
 
 
-def test_picture_and_trace(tmp_path):
+def test_picture(tmp_path):
     timing = Timing(steps(1, 2, 3, 1), 1, 0)
     timing.timeline(tmp_path / "timeline.png")
     with Image.open(tmp_path / "timeline.png") as picture:
         colours = {pixel for _, pixel in picture.convert("RGB").getcolors(10**6)}
-    assert {(31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40)} <= colours  # read, copy, compute, wait
+    assert {tuple(bytes.fromhex(colour[1:])) for colour in _COLOURS.values()} <= colours
+    for alone in (Timing(steps(1, 2, 1), 0, 0), Timing(steps(1, 1, 1, count=1), 2, 0)):  # no readers; a single batch
+        alone.timeline(tmp_path / "timeline.svg")
+        assert (tmp_path / "timeline.svg").read_text().rstrip().endswith("</svg>")
 
-    timing.trace(tmp_path / "trace.json")
+
+def test_trace(tmp_path):
+    Timing(steps(1, 2, 3, 1), 1, 0).trace(tmp_path / "trace.json")
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
-    rows = {event["tid"]: event["args"]["name"] for event in events if event["ph"] == "M"}
-    assert sorted(rows.values()) == ["computing", "copy", "reader 0", "waiting"]
+    rows = {event["tid"]: event["args"]["name"] for event in events if event["name"] == "thread_name"}
+    assert rows == {1: "reader 0", 2: "copy", 3: "training"}
     spans = [event for event in events if event["ph"] == "X"]
     assert len(spans) == 3 * 5 + 4
-    second = {rows[e["tid"]]: (e["ts"], e["dur"]) for e in spans if e["args"]["batch"] == 1}
+    second = {(rows[e["tid"]], e["name"]): (e["ts"], e["dur"]) for e in spans if e["args"]["batch"] == 1}
     # In microseconds from the first reading, which began 2 ms before it was asked for.
     assert second == {
-        "reader 0": (3000, 3000),
-        "copy": (6000, 1000),
-        "waiting": (5000, 1000),
-        "computing": (6000, 2000),
+        ("reader 0", "reading 1"): (3000, 3000),
+        ("copy", "copying 1"): (6000, 1000),
+        ("training", "waiting 1"): (5000, 1000),
+        ("training", "computing 1"): (6000, 2000),
     }
     assert [e["args"]["batches"] for e in events if e["ph"] == "C"] == [1] * 5
+
+
+def test_a_trace_keeps_the_rules_of_its_format(tmp_path):
+    """Perfetto: no process or thread 0, and what a thread does nests or comes one after the other."""
+    long_copies = steps(0.0013, 0.0007, 0.0011, copying=0.0071)  # nanoseconds that are no whole microseconds
+    for timing in (Timing(long_copies, 1, 3), Timing(steps(1, 2, 1), 0, 0), run(0.001, 0.001, 2), Timing([], 1, 0)):
+        timing.trace(tmp_path / "trace.json")
+        ends: dict = {}
+        events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+        for event in sorted((e for e in events if e["ph"] == "X"), key=lambda e: (e["tid"], e["ts"])):
+            assert ends.get(event["tid"], 0) <= event["ts"] and event["dur"] >= 0
+            ends[event["tid"]] = event["ts"] + event["dur"]
+        for event in events:
+            assert event["pid"] >= 1 and event["tid"] >= 1 and event["name"] and event["ph"] in "MXC"
+            assert event["ph"] == "M" or (isinstance(event["ts"], int) and event["ts"] >= 0)
