@@ -15,8 +15,10 @@ waits, all CPU work over the cores where it computes.
 pipes, and draws who waited for whom.
 
 *Arrays in memory.*  Rows of 64×784 float32 with a little computing between: with readers asked for, and
-without.  *A ready batch*: how long ``next()`` takes when the batch lies ready.  *The first batch*: from
-the construction of the loader.  *Copies* (with a GPU): which share of them computing hides.
+without.  *The hand-over*: from which reading time on a reader pays, for batches of growing size; it is where
+``_HAND_OVER`` of ``engine/data/loader.py`` comes from.  *A ready batch*: how long ``next()`` takes when the
+batch lies ready.  *The first batch*: from the construction of the loader.  *Copies* (with a GPU): which
+share of them computing hides.
 
 All batches of the first round are checked against the data before anything is reported.
 """
@@ -263,6 +265,57 @@ def in_memory(rounds: int, names: Sequence[str], batches: int) -> dict[str, Spre
     return {name: Spread.of(values) for name, values in seconds.items()}
 
 
+@dataclass
+class HandOver:
+    """Rows of arrays in memory, taken by training itself or by a reader, for batches of growing size.
+
+    Attributes:
+        rows: in a batch.
+        reading: seconds that taking them lasts, when training does it.
+        alone, ahead: seconds a step, without and with a reader.
+        least: the reading time from which on a reader pays; infinity if it never did.
+    """
+
+    rows: Sequence[int]
+    reading: list[float]
+    alone: list[float]
+    ahead: list[float]
+    least: float
+
+
+def hand_over(rounds: int, rows: Sequence[int] = (32, 64, 128, 256, 512, 1024, 2048), batches: int = 60) -> HandOver:
+    """From which reading time on a reader pays, with 1 ms of computing in each step."""
+    x = np.random.default_rng(0).random((8 * max(rows), PIXELS), np.float32)
+    data = _Rows(x, np.arange(len(x)))
+    computing = Computing(1)
+    compute = partial(computing, computing.products(1e-3))
+    found = HandOver(list(rows), [], [], [], 0.0)
+    for size in rows:
+        order = (np.arange(size * batches) % len(x)).tolist()
+        ways = [DataLoader(data, size, sampler=order, num_workers=workers) for workers in (0, 1)]
+        seconds: list[list[float]] = [[], []]
+        for turn in range(rounds):
+            for way in (0, 1) if turn % 2 else (1, 0):
+                seconds[way].append(epoch(ways[way], compute)[0])
+        found.reading.append(float(np.median(ways[0].timing.reading[_HEAD:])))
+        found.alone.append(float(np.median(seconds[0])))
+        found.ahead.append(float(np.median(seconds[1])))
+    found.least = crossing(found.reading, [a - b for a, b in zip(found.alone, found.ahead, strict=True)])
+    return found
+
+
+def crossing(places: Sequence[float], gains: Sequence[float]) -> float:
+    """The place from which on all gains are positive, between two of ``places`` by a straight line."""
+    lost = [number for number, gain in enumerate(gains) if gain <= 0]
+    if not lost:
+        return places[0]
+    last = lost[-1]
+    if last == len(gains) - 1:
+        return float("inf")
+    share = gains[last] / (gains[last] - gains[last + 1])
+    return places[last] + share * (places[last + 1] - places[last])
+
+
 def ready(names: Sequence[str], batches: int) -> dict[str, dict[str, float]]:
     """Median and 99th percentile of the seconds that ``next()`` takes of a batch that is ready."""
     x = np.random.default_rng(0).random((64 * batches, PIXELS), np.float32)
@@ -457,11 +510,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         ) + sweep("png", lambda: Pictures(pictures, 16 * batches), 16, options.ratios, options.rounds, names, say)
     say("arrays in memory …")
     memory = in_memory(options.rounds, names, 10 * batches)
+    say("the hand-over …")
+    handed = hand_over(options.rounds)
     say("a ready batch …")
     lying, first = ready(names, 10 * batches), first_batch(10 * options.rounds)
     say("\nMilliseconds a step (and over the ideal):\n\n" + table(points))
     share = memory[OURS].median / memory[SYNCHRONOUS].median - 1
     say(f"\narrays in memory, a reader asked for: {share:+.1%} beside none")
+    cells = zip(handed.rows, handed.reading, handed.alone, handed.ahead, strict=True)
+    say(
+        f"a reader pays from {1e6 * handed.least:.0f} µs of reading on: "
+        + ", ".join(
+            f"{rows} rows {1e6 * r:.0f} µs, {1e6 * a:.0f} alone, {1e6 * b:.0f} ahead" for rows, r, a, b in cells
+        )
+    )
     for name, seconds in lying.items():
         say(f"a ready batch, {name}: median {1e6 * seconds['median']:.1f} µs, 99 % {1e6 * seconds['p99']:.1f} µs")
     say(f"the first batch: {1e3 * first.median:.2f} ms, at most {1e3 * first.high:.2f} ms")
@@ -481,6 +543,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "others_share": load.others_share(before, load.cpu_times()),
             "sweep": [asdict(point) for point in points],
             "in_memory": {name: asdict(spread) for name, spread in memory.items()},
+            "hand_over": asdict(handed),
             "ready": lying,
             "first_batch": asdict(first),
             "hidden_copies": None if covered is None else asdict(covered),

@@ -49,9 +49,24 @@ def test_wrong_batches_are_no_measurement(tmp_path):
             prefetch.checked(name, total + 64, wanted)
 
 
-def test_a_whole_report(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("gains", "expected"),
+    [
+        ([1, 2, 3, 4], 10),  # a reader always pays
+        ([-1, -2, -3, -4], float("inf")),  # never
+        ([-5, -1, 3, 4], 22.5),  # a quarter of the way from 20 to 30
+        ([-5, 1, -1, 1], 35),  # what paid once by chance does not count
+    ],
+)
+def test_from_where_on_a_reader_pays(gains, expected):
+    assert prefetch.crossing([10, 20, 30, 40], gains) == expected
+
+
+def test_a_whole_report(tmp_path, capsys, monkeypatch):
     out = tmp_path / "results" / "reading.json"
     names = [OURS, prefetch.SYNCHRONOUS]
+    few = prefetch.hand_over
+    monkeypatch.setattr(prefetch, "hand_over", lambda rounds: few(rounds, (8, 16), 8))
     arguments = "--rounds 2 --steps 8 --reading 1 --side 16 --ratios 0.5 2 --contestants".split()
     assert prefetch.main([*arguments, *names, "--out", str(out)]) == 0
     report = json.loads(out.read_text())
@@ -59,12 +74,14 @@ def test_a_whole_report(tmp_path, capsys):
     for point in report["sweep"]:
         assert list(point["steps"]) == names and all(0 < s["median"] < 1 for s in point["steps"].values())
         assert 0 < point["ideal"] < 1
+    handed = report["hand_over"]
+    assert handed["rows"] == [8, 16] and 0 < min(handed["reading"]) < min(handed["alone"] + handed["ahead"])
     assert set(report["ready"]) == {OURS} and 0 < report["first_batch"]["median"] < 1
     assert {"machine", "versions", "commit", "command", "when"} <= report.keys()
     with Image.open(out.with_suffix(".png")) as picture:
         assert picture.width > 500
     said = capsys.readouterr().out
-    assert "| pipe | 0.5 |" in said and "arrays in memory, a reader asked for" in said
+    assert "| pipe | 0.5 |" in said and "a reader pays from " in said and "arrays in memory, a reader asked for" in said
 
 
 def test_a_timeline_of_slow_training(tmp_path, monkeypatch, capsys):
