@@ -36,7 +36,7 @@ and with pooling too, its backward pass made of these and max_pool2d's::
 
 Source: Dumoulin and Visin, "A guide to convolution arithmetic for deep learning", 2016.
 
-Backends: ``numpy`` (reference.py); ``numba`` (numba_cpu.py); ``cuda`` and ``emulated`` (cuda.py, conv2d.cu);
+Backends: ``numpy`` (reference.py); ``numba`` (numba_cpu.py); ``cuda`` and ``emulated`` (cuda.py, conv2d*.cu);
 ``numba_cuda`` (numba_cuda.py, twins of some versions).
 """
 

@@ -1,6 +1,6 @@
 """The twins of v2_smem_tile of conv2d.cu, all three passes, and of its sums.
 
-Same blocks, same tiles (cuda.py cuts them), same order of sums, so the same bits where multiplication and
+Same blocks, same tiles (tiles.py cuts them), same order of sums, so the same bits where multiplication and
 addition round each by itself.  The differences: an array has one index, so ``in + i`` is the number ``at``; ``take``
 returns what it leaves instead of changing it; of a Place, v2 needs neither ``in`` nor a name; block_sum
 is the tree of :mod:`..softmax_cross_entropy.numba_cuda`.
@@ -17,10 +17,9 @@ from .._numba_cuda import cuda, device, kernel
 from ..activation.numba_cuda import activation_backward, activation_forward
 from ..max_pool2d import Geometry as PoolGeometry
 from ..max_pool2d.numba_cuda import max_pool2d_forward
-from . import Geometry, one_after_the_other
-from .cuda import _classes, _forward_tile, _input_axes, _input_tile, _slices, _weight_tile
+from . import Geometry, one_after_the_other, tiles
 
-PATCH, OTHER = 4096, 2048  # cuda.py fits tiles into these
+PATCH, OTHER = 4096, 2048  # tiles.py fits tiles into these
 WARP = 32
 
 
@@ -39,7 +38,7 @@ def take(rest, size):
 
 
 class Axis(NamedTuple):
-    """As in conv2d.cu: position i meets, through its tap t, the input at i * stride + t * dilation + start."""
+    """As in correlation.cuh: position i meets, through its tap t, the input at i * stride + t * dilation + start."""
 
     size: int
     positions: int
@@ -54,7 +53,7 @@ class Axis(NamedTuple):
 
 
 class Correlation(NamedTuple):
-    """As in conv2d.cu: out[n,m,i,j] = sum over channels c and taps t, u of weights[m,c,t,u] in[n,c,row,column]."""
+    """As in correlation.cuh: out[n,m,i,j] = sum over channels c, taps t, u of weights[m,c,t,u] in[n,c,row,column]."""
 
     down: Axis
     across: Axis
@@ -76,7 +75,7 @@ def forward_axis(H, P, R, sh, ph, dh):
     return Axis(H, P, R, sh, dh, -ph, 0, 1, 0, 1)
 
 
-# The rows h = a, a + sh, a + 2 sh, … of dx; see conv2d.cu.
+# The rows h = a, a + sh, a + 2 sh, … of dx; see correlation.cuh.
 @device
 def backward_axis(H, P, R, sh, ph, dh, a):
     first, step = 0, 1
@@ -347,7 +346,7 @@ def _before_relu(grad: Any, y: Any) -> Any:
 
 def conv2d_forward(x: Any, weight: Any, bias: Any, g: Geometry, activation: str | None, out: Any) -> Any:
     y = result(out if activation is None else None, x, g.y_shape)
-    t = _forward_tile(g)
+    t = tiles.smem_forward(g)
     blocks = g.N * g.G * up(g.P, t.P) * up(g.Q, t.Q) * up(g.K // g.G, t.M)
     conv2d_forward_v2_smem_tile[x.dtype](blocks, t.threads, x, weight, bias, y, g, t)
     return y if activation is None else activation_forward(y, activation, (), out)
@@ -360,9 +359,9 @@ def conv2d_relu_pool_forward(x: Any, weight: Any, bias: Any, g: Geometry, p: Poo
 def conv2d_backward_input(grad: Any, weight: Any, g: Geometry, y: Any, out: Any) -> Any:
     grad = _before_relu(grad, y)
     dx = result(out, grad, g.x_shape)
-    t = _input_tile(g)
-    down, across = _input_axes(g)
-    blocks = _classes(g) * g.N * g.G * up(down.positions, t.P) * up(across.positions, t.Q) * up(g.C // g.G, t.M)
+    t = tiles.smem_input(g)
+    down, across = tiles.input_axes(g)
+    blocks = tiles.classes(g) * g.N * g.G * up(down.positions, t.P) * up(across.positions, t.Q) * up(g.C // g.G, t.M)
     conv2d_backward_input_v2_smem_tile[grad.dtype](blocks, t.threads, grad, weight, None, dx, g, t)
     return dx
 
@@ -379,9 +378,9 @@ def _summed(like: Any, slices: int, dw: Any, launch: Callable[[Any], None]) -> A
 def conv2d_backward_weight(x: Any, grad: Any, g: Geometry, y: Any, out: Any) -> Any:
     grad = _before_relu(grad, y)
     dw = result(out, x, g.weight_shape)
-    t = _weight_tile(g)
+    t = tiles.smem_weight(g)
     blocks = g.G * up(g.K // g.G, t.M) * up(g.C // g.G, t.C) * up(g.R, t.R) * up(g.S, t.S)
-    slices, length = _slices(g.N * up(g.P, t.P) * up(g.Q, t.Q), g.N * g.P * g.Q, blocks, dw.size)
+    slices, length = tiles.slices(g.N * up(g.P, t.P) * up(g.Q, t.Q), g.N * g.P * g.Q, blocks, dw.size)
     kernel = conv2d_backward_weight_v2_smem_tile[x.dtype]
     return _summed(x, slices, dw, lambda partials: kernel(slices * blocks, 256, x, grad, partials, g, t, length))
 
@@ -390,7 +389,7 @@ def conv2d_backward_bias(grad: Any, y: Any, out: Any) -> Any:
     grad = _before_relu(grad, y)
     N, K, P, Q = grad.shape
     db = result(out, grad, (K,))
-    slices, length = _slices(N * P * Q, N * P * Q, K, K, least=4 * 256)
+    slices, length = tiles.slices(N * P * Q, N * P * Q, K, K, least=4 * 256)
     kernel = bias_kernel[grad.dtype]
     return _summed(grad, slices, db, lambda partials: kernel(slices * K, 256, grad, partials, N, K, P * Q, length))
 

@@ -208,6 +208,14 @@ def users_of(path: Path) -> list[str]:
     return list(dict.fromkeys(p.parent.name for p in sorted(users, key=lambda p: p.stat().st_size)))
 
 
+def tests_of(operation: str) -> list[Path]:
+    """The file of its name, and those beside it that say that they test it too."""
+    own = ROOT / f"tests/kernels/test_{operation}.py"
+    marked = f'pytestmark = pytest.mark.operation("{operation}")'
+    others = (path for path in sorted(own.parent.glob(f"test_{operation}_*.py")) if marked in path.read_text())
+    return [own, *others]
+
+
 # ---- running them
 
 
@@ -238,7 +246,7 @@ def run_tests(mutant: Mutant, output: Path) -> int:
         place.write_text(mutated(mutant))
         users = users_of(original)
         names = users + ["optimizer_steps"] * any(name in OPTIMIZERS for name in users)
-        tests = [str(ROOT / f"tests/kernels/test_{name}.py") for name in names]
+        tests = [str(path) for name in names for path in tests_of(name)]
         options = [
             "-W",
             "ignore::pytest.PytestAssertRewriteWarning",

@@ -6,74 +6,33 @@ import math
 
 import numpy as np
 import pytest
+from _conv2d import (
+    DTYPES,
+    VERSIONS,
+    backward_bias,
+    backward_input,
+    backward_weight,
+    convolutions,
+    forward,
+    layouts,
+    options,
+)
 from _layouts import LAYOUTS, untouched
 from _tolerance import assert_accurate
-from _versions import every_version, skip_unless_there
+from _versions import skip_unless_there
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rawgrad.kernels import conv2d, max_pool2d
-from rawgrad.kernels._dispatch import precision
-from rawgrad.kernels._errors import ArgumentError, BackendError, DtypeError, ShapeError
-from rawgrad.kernels.activation import activation_backward, activation_forward
+from rawgrad.kernels import conv2d
+from rawgrad.kernels._errors import ArgumentError, DtypeError, ShapeError
 from rawgrad.kernels.conv2d import (
     conv2d_backward_bias,
     conv2d_backward_input,
     conv2d_backward_parameters,
     conv2d_backward_weight,
     conv2d_forward,
-    conv2d_relu_pool_forward,
     geometry,
 )
-
-DTYPES = [np.float32, np.float64]
-#: The three passes that have versions have them under the same names.
-EVERY_VERSION = every_version("conv2d", "conv2d_forward")
-VERSIONS = [version for version in EVERY_VERSION if "tensor_core" not in (version or "")]
-
-
-def meetings(g):
-    """All (p, q, r, s, h, w) of the definition: output (p, q) meets input (h, w) through tap (r, s)."""
-    for p, q, r, s in np.ndindex(g.P, g.Q, g.R, g.S):
-        h = p * g.stride[0] + r * g.dilation[0] - g.padding[0]
-        w = q * g.stride[1] + s * g.dilation[1] - g.padding[1]
-        if 0 <= h < g.H and 0 <= w < g.W:
-            yield p, q, r, s, h, w
-
-
-def pairs(g):
-    """All (k, c of the input, c of the weight) that are connected."""
-    for k in range(g.K):
-        for c in range(g.C // g.G):
-            yield k, k // (g.K // g.G) * (g.C // g.G) + c, c
-
-
-def forward(x, weight, bias, g):
-    y = np.zeros(g.y_shape, x.dtype)
-    for p, q, r, s, h, w in meetings(g):
-        for k, c, c_of_weight in pairs(g):
-            y[:, k, p, q] += weight[k, c_of_weight, r, s] * x[:, c, h, w]
-    return y if bias is None else y + bias[None, :, None, None]
-
-
-def backward_input(grad, weight, g):
-    dx = np.zeros(g.x_shape, grad.dtype)
-    for p, q, r, s, h, w in meetings(g):
-        for k, c, c_of_weight in pairs(g):
-            dx[:, c, h, w] += weight[k, c_of_weight, r, s] * grad[:, k, p, q]
-    return dx
-
-
-def backward_weight(x, grad, g):
-    dw = np.zeros(g.weight_shape, grad.dtype)
-    for p, q, r, s, h, w in meetings(g):
-        for k, c, c_of_weight in pairs(g):
-            dw[k, c_of_weight, r, s] += (x[:, c, h, w] * grad[:, k, p, q]).sum(dtype=grad.dtype)
-    return dw
-
-
-def backward_bias(grad):
-    return grad.sum(axis=(0, 2, 3), dtype=grad.dtype)
 
 
 def test_worked_by_hand(backend):
@@ -103,23 +62,6 @@ def test_padding_stride_and_dilation_by_hand(backend):
     assert conv(padding=(0, 1)) == [10.0, 21.0, 32.0, 43.0, 4.0]
     assert conv(dilation=(1, 3)) == [41.0]
     assert conv(padding=(0, 3), dilation=(1, 3), stride=(1, 3)) == [10.0, 41.0, 4.0]
-
-
-@st.composite
-def convolutions(draw):
-    """Geometries small enough for loops; paddings may exceed the filter, strides the input."""
-    G, C_of_group, K_of_group = (draw(st.integers(1, 3)) for _ in range(3))
-    R, S = draw(st.integers(1, 4)), draw(st.integers(1, 4))
-    stride, padding, dilation = ((draw(st.integers(least, 3)), draw(st.integers(least, 3))) for least in (1, 0, 1))
-    H, W = (
-        max(1, d * (taps - 1) + 1 - 2 * p) + draw(st.integers(0, 4))
-        for d, taps, p in zip(dilation, (R, S), padding, strict=True)
-    )
-    x_shape = draw(st.integers(0, 3)), G * C_of_group, H, W
-    return geometry(x_shape, (G * K_of_group, C_of_group, R, S), stride, padding, dilation, G)
-
-
-layouts = st.sampled_from(list(LAYOUTS))
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -191,10 +133,6 @@ def test_both_gradients_of_the_parameters_at_once(backend, x_shape, weight_shape
     np.testing.assert_array_equal(backend.get(dw), backend.get(alone))
     passed = np.where(y <= 0, 0, grad) if relu else grad
     assert_accurate(backend.get(db), backward_bias, passed, scale=backward_bias(abs(passed)))
-
-
-def options(g):
-    return {"stride": g.stride, "padding": g.padding, "dilation": g.dilation, "groups": g.G}
 
 
 # Sizes at which the tiles of the CUDA kernels end, one below, at and above: rectangles of 16 x 16 positions, runs of
@@ -513,12 +451,12 @@ def test_smem_tiles_are_filled_once(backend, x_shape, weight_shape):
     """A block waits twice for each piece of channels and taps, and each multiplication reads two numbers."""
     g = geometry(x_shape, weight_shape)
     forward, backward, of_weight = launches_of_all_passes(backend, "v2_smem_tile", g)
-    from rawgrad.kernels.conv2d import cuda
+    from rawgrad.kernels.conv2d import tiles
 
-    for launch, tile, channels in ((forward, cuda._forward_tile(g), g.C), (backward, cuda._input_tile(g), g.K)):
+    for launch, tile, channels in ((forward, tiles.smem_forward(g), g.C), (backward, tiles.smem_input(g), g.K)):
         pieces = -(-channels // tile.C) * -(-g.R // tile.R) * -(-g.S // tile.S)
         assert launch.traffic.barriers == math.prod(launch.grid) * 2 * pieces
-    tile = cuda._weight_tile(g)
+    tile = tiles.smem_weight(g)
     weights, teams = tile.M * tile.C * tile.R * tile.S, 256 // (tile.M * tile.C * tile.R * tile.S)
     if weights == math.prod(g.weight_shape):  # one block
         products = weights * g.N * g.P * g.Q
@@ -534,17 +472,17 @@ def test_direct_tiles_are_filled_once(backend, x_shape, weight_shape, groups):
     """A block waits once for each piece of channels; a thread reads what lies under its square once per channel."""
     g = geometry(x_shape, weight_shape, 1, weight_shape[2] // 2, 1, groups)
     forward, backward, of_weight = launches_of_all_passes(backend, "v4_direct", g)
-    from rawgrad.kernels.conv2d import cuda
+    from rawgrad.kernels.conv2d import tiles
 
     C, K = g.C // g.G, g.K // g.G
     for launch, t, terms in (
-        (forward, cuda._direct_forward_tile(g, 4), C),
-        (backward, cuda._direct_input_tile(g, 4), K),
+        (forward, tiles.direct_forward(g, 4), C),
+        (backward, tiles.direct_input(g, 4), K),
     ):
         assert launch.traffic.barriers == math.prod(launch.grid) * -(-terms // t.C)
         read = (g.R + 1) * (g.S + 1) + 4 * g.R * g.S  # under a square, and of four filters
         assert launch.traffic.shared_read == 4 * math.prod(launch.grid) * t.I * t.J * t.M * terms * read
-    t = cuda._direct_weight_tile(g, 4)
+    t = tiles.direct_weight(g, 4)
     tiles = g.N * -(-g.P // t.P) * -(-g.Q // t.Q)
     per_slice = g.G * -(-K // (4 * t.M)) * -(-C * g.R // t.U)
     teams = 256 // (t.M * t.U)
@@ -592,9 +530,9 @@ def test_same_bits_every_time(backend, version):
 
 @given(st.integers(0, 10**7), st.integers(1, 300), st.integers(1, 10**4), st.integers(1, 10**9))
 def test_slices_cover_the_sum_and_nothing_twice(units, of_unit, blocks, size):
-    from rawgrad.kernels.conv2d.cuda import _slices
+    from rawgrad.kernels.conv2d import tiles
 
-    slices, length = _slices(units, units * of_unit, blocks, size)
+    slices, length = tiles.slices(units, units * of_unit, blocks, size)
     assert slices >= 1 and length >= 1 and (slices - 1) * length < max(units, 1) <= slices * length
     assert slices == 1 or slices * size <= 2**28
     assert length == 1 or length * of_unit <= 8192 + of_unit or (slices + 1) * size > 2**27
@@ -728,202 +666,6 @@ def test_zeros_that_are_none(backend):
             conv2d_forward(x, weight, padding=padding)
 
 
-# ---- fused with ReLU
-
-
-def check_with_relu(backend, g, dtype, layouts=("C", "C", "C"), seed=0, version=None):
-    """The bits of the convolution and of ReLU, one after the other, in all passes."""
-    rng = np.random.default_rng(seed)
-    x, weight, bias, grad = (
-        rng.standard_normal(shape).astype(dtype) for shape in (g.x_shape, g.weight_shape, (g.K,), g.y_shape)
-    )
-    x, weight, grad = (backend.put(a, layout) for a, layout in zip((x, weight, grad), layouts, strict=True))
-    bias = backend.put(bias)
-    with untouched(x, weight, bias, grad):
-        y = conv2d_forward(x, weight, bias, **options(g), activation="relu", version=version)
-    between = conv2d_forward(x, weight, bias, **options(g), version=version)
-    np.testing.assert_array_equal(backend.get(y), backend.get(activation_forward(between, "relu")))
-
-    y = backend.get(y).copy()
-    y[rng.random(y.shape) < 0.1] = np.nan  # whose gradients pass
-    device_y = backend.put(y, layouts[0])
-    before = activation_backward(grad, device_y, "relu")
-    with untouched(x, weight, grad, device_y):
-        pairs = [
-            (call(grad, y=device_y), call(before))
-            for call in (
-                lambda grad, **y: conv2d_backward_input(grad, weight, g, **y, version=version),
-                lambda grad, **y: conv2d_backward_weight(x, grad, g, **y, version=version),
-                conv2d_backward_bias,
-            )
-        ]
-    for result, expected in pairs:
-        np.testing.assert_array_equal(backend.get(result), backend.get(expected))
-
-
-@given(
-    g=convolutions(),
-    dtype=st.sampled_from(DTYPES),
-    layouts=st.tuples(layouts, layouts, layouts),
-    seed=st.integers(0, 2**32 - 1),
-)
-def test_with_relu_as_one_after_the_other(backend, g, dtype, layouts, seed):
-    check_with_relu(backend, g, dtype, layouts, seed)
-
-
-# Rows of a vector's length and one off; output channels that fill whole vectors; strides; a single image of several
-# parts; no images.
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(
-    ("x_shape", "weight_shape", "stride"),
-    [
-        ((3, 1, 9, 28), (7, 1, 5, 5), 1),
-        ((2, 3, 6, 16), (13, 3, 3, 3), 1),
-        ((2, 2, 5, 17), (3, 2, 3, 3), 1),
-        ((2, 3, 5, 7), (32, 3, 3, 3), 1),
-        ((2, 3, 15, 31), (6, 3, 4, 5), 2),
-        ((2, 2, 10, 11), (3, 2, 3, 4), 3),
-        ((1, 2, 33, 12), (5, 2, 3, 3), 1),
-        ((0, 2, 6, 6), (3, 2, 3, 3), 1),
-    ],
-)
-def test_with_relu_at_the_edges_of_vectors(backend, x_shape, weight_shape, stride, dtype):
-    check_with_relu(backend, geometry(x_shape, weight_shape, stride, 1), dtype)
-
-
-@pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize(
-    ("x_shape", "weight_shape", "options"),
-    [
-        ((2, 4, 6, 7), (6, 2, 3, 3), (2, 1, 1, 2)),
-        ((3, 3, 8, 6), (9, 3, 5, 5), (1, 2)),
-        ((2, 2, 9, 9), (10, 2, 3, 3), (1, 1)),
-    ],
-)
-def test_every_version_with_relu(backend, version, x_shape, weight_shape, options):
-    skip_unless_there(backend.name, "conv2d", "conv2d_forward", version)
-    check_with_relu(backend, geometry(x_shape, weight_shape, *options), np.float32, version=version)
-
-
-def test_with_relu_in_as_many_launches_as_without(backend):
-    if backend.name != "emulated":
-        pytest.skip("only the emulator counts launches")
-    from rawgrad.kernels._emulator.runtime import record_launches
-
-    g = geometry((2, 3, 6, 6), (8, 3, 3, 3), 1, 1)
-    x, weight, y = (backend.put(np.ones(s, np.float32)) for s in (g.x_shape, g.weight_shape, g.y_shape))
-    counts = []
-    for relu, of_y in ((None, None), ("relu", y)):
-        with record_launches() as launches:
-            conv2d_forward(x, weight, padding=1, activation=relu)
-            conv2d_backward_input(y, weight, g, y=of_y)
-            conv2d_backward_weight(x, y, g, y=of_y)
-            conv2d_backward_bias(y, y=of_y)
-        counts.append([launch.kernel for launch in launches])
-    assert counts[0] == counts[1]
-
-
-def test_with_relu_nan_and_infinity_travel(backend):
-    x = np.array([[[[np.nan, np.inf, -np.inf, 2.0, -3.0]]]], np.float32)
-    weight, grad = np.ones((1, 1, 1, 1), np.float32), np.array([[[[1.0, np.nan, np.inf, np.inf, np.nan]]]], np.float32)
-    device_x, device_weight, device_grad = map(backend.put, (x, weight, grad))
-    y = conv2d_forward(device_x, device_weight, activation="relu")
-    np.testing.assert_array_equal(backend.get(y), [[[[np.nan, np.inf, 0, 2, 0]]]])
-    dx = conv2d_backward_input(device_grad, device_weight, geometry(x.shape, weight.shape), y=y)
-    np.testing.assert_array_equal(backend.get(dx), [[[[1, np.nan, 0, np.inf, 0]]]])
-
-
-def test_with_relu_into_memory_of_the_caller(backend):
-    x, weight = (backend.put(np.arange(-8.0, 8.0).reshape(1, 1, 4, 4)) for _ in range(2))
-    out = backend.put(np.full((1, 1, 7, 7), np.nan))
-    assert conv2d_forward(x, weight, padding=3, activation="relu", out=out) is out
-    np.testing.assert_array_equal(backend.get(out), np.maximum(backend.get(conv2d_forward(x, weight, padding=3)), 0))
-
-
-# ---- fused with ReLU and pooling
-
-
-# Why each: planes of even and odd size (a row and a column that no window covers), rows of a vector's length and
-# one off, several groups of output channels, a single image (whose planes are cut), strides, windows that overlap or
-# are padded, groups, no bias.
-@pytest.mark.parametrize(
-    ("x_shape", "weight_shape", "options", "pool", "with_bias"),
-    [
-        ((3, 1, 28, 28), (20, 1, 5, 5), (1, 2), (2,), True),
-        ((2, 3, 9, 33), (13, 3, 3, 3), (1, 1), (2,), True),
-        ((2, 2, 7, 17), (1, 2, 3, 3), (1, 1), (2,), False),
-        ((4, 2, 6, 32), (7, 2, 1, 1), (1, 0), (2,), True),
-        ((1, 2, 12, 12), (4, 2, 3, 3), (1, 1), (2,), True),
-        ((2, 4, 15, 16), (6, 2, 4, 3), ((2, 1), (1, 2), (1, 2), 2), (2,), True),
-        ((2, 2, 9, 10), (3, 2, 3, 3), (1, 1), (3, 2, 1), True),
-        ((2, 2, 9, 10), (3, 2, 3, 3), (1, 1), ((2, 3), 1), False),
-        ((0, 2, 6, 6), (3, 2, 3, 3), (1, 1), (2,), True),
-        ((2, 20, 14, 14), (20, 20, 5, 5), (1, 2), (2,), True),
-        ((2, 1, 7, 6), (5, 1, 3, 3), (1, 1), (2, 2, 1), True),
-        ((1, 1, 7, 9), (33, 1, 3, 3), (1, 1), (2, 2, 0, 1, True), True),
-        ((1, 2, 9, 11), (6, 2, 3, 2), ((1, 2), (2, 1), (2, 1)), (2, 2, (1, 0), 1, True), False),
-        ((2, 9, 5, 70), (6, 3, 5, 5), (1, 2, 1, 3), (2,), True),
-    ],
-)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("version", every_version("conv2d", "conv2d_relu_pool_forward"))
-def test_with_relu_and_pooling_as_one_after_the_other(
-    backend, version, x_shape, weight_shape, options, pool, with_bias, dtype
-):
-    rng = np.random.default_rng(0)
-    g = geometry(x_shape, weight_shape, *options)
-    p = max_pool2d.geometry(g.y_shape, *pool)
-    # Whole numbers, so that sums are exact and there are many ties.
-    x, weight, bias = (backend.put(rng.integers(-3, 4, shape).astype(dtype)) for shape in (x_shape, weight_shape, g.K))
-    bias = bias if with_bias else None
-    with untouched(x, weight):
-        y, codes = conv2d_relu_pool_forward(x, weight, bias, g, p, version=version)
-    options = {"stride": g.stride, "padding": g.padding, "dilation": g.dilation, "groups": g.G}
-    between = activation_forward(conv2d_forward(x, weight, bias, **options), "relu")
-    window = {"stride": p.stride, "padding": p.padding, "dilation": p.dilation, "ceil_mode": len(pool) > 4}
-    expected, expected_codes = max_pool2d.max_pool2d_forward(between, (p.R, p.S), **window)
-    assert y.dtype == dtype
-    np.testing.assert_array_equal(backend.get(y), backend.get(expected))
-    np.testing.assert_array_equal(backend.get(codes), backend.get(expected_codes))
-
-
-def test_with_relu_and_pooling_nan_travels(backend):
-    x = np.zeros((2, 1, 8, 8), np.float32)
-    x[0, 0, 3, 5], x[1, 0, 6, 1] = np.nan, np.inf
-    weight = np.ones((2, 1, 1, 1), np.float32) * np.float32([1, -1]).reshape(2, 1, 1, 1)
-    g = geometry(x.shape, weight.shape)
-    y, codes = conv2d_relu_pool_forward(backend.put(x), backend.put(weight), None, g, max_pool2d.geometry(g.y_shape, 2))
-    y, codes = backend.get(y), backend.get(codes)
-    assert np.isnan(y[0, :, 1, 2]).all() and np.isnan(y).sum() == 2 and (codes[0, :, 1, 2] == 3).all()
-    assert y[1, 0, 3, 0] == np.inf and y[1, 1, 3, 0] == 0
-
-
-def test_with_relu_and_pooling_nothing_is_written_but_the_result(backend):
-    """One launch, which writes what is pooled, and no array in between."""
-    if backend.name != "emulated":
-        pytest.skip("only the emulator counts bytes and launches")
-    from rawgrad.kernels._emulator.runtime import record_launches
-
-    for x_shape, weight_shape, stride in (((2, 1, 28, 28), (20, 1, 5, 5), 1), ((1, 3, 9, 9), (4, 3, 3, 2), 2)):
-        g = geometry(x_shape, weight_shape, stride, 2)
-        p = max_pool2d.geometry(g.y_shape, 2)
-        x, weight = (backend.put(np.ones(s, np.float32)) for s in (g.x_shape, g.weight_shape))
-        with record_launches() as launches:
-            conv2d_relu_pool_forward(x, weight, None, g, p)
-        (launch,) = launches
-        pooled = math.prod(p.y_shape)
-        assert launch.traffic.distinct_written == launch.traffic.global_written == 5 * pooled
-
-
-def test_with_relu_and_pooling_refuses_a_pooling_of_something_else(backend):
-    x, weight = backend.put(np.zeros((1, 1, 4, 4), np.float32)), backend.put(np.zeros((1, 1, 1, 1), np.float32))
-    g = geometry(x.shape, weight.shape)
-    with pytest.raises(ShapeError, match=r"p must pool the convolution's \(1, 1, 4, 4\); it is of \(1, 1, 6, 4\)"):
-        conv2d_relu_pool_forward(x, weight, None, g, max_pool2d.geometry((1, 1, 6, 4), 2))
-    with pytest.raises(ShapeError, match=r"conv2d_relu_pool: weight must have shape"):
-        conv2d_relu_pool_forward(x, x, None, g, max_pool2d.geometry(g.y_shape, 2))
-
-
 @pytest.mark.backends("numpy", "numba")
 def test_the_same_bits_for_any_number_of_threads(backend):
     from rawgrad.kernels._threads import get_num_threads, set_num_threads
@@ -947,116 +689,3 @@ def test_the_same_bits_for_any_number_of_threads(backend):
             set_num_threads(before)
         assert all(result == results[0] for result in results)
         results.clear()
-
-
-# ---- tensor cores
-
-
-def rounded(x, name, bits):
-    """``x`` to nearest with ``bits`` bits of fraction; ties away from zero for tf32, else to even."""
-    fraction, exponent = np.frexp(x.astype(np.float64))
-    scaled = fraction * 2 ** (bits + 1)
-    whole = np.trunc(scaled + np.copysign(0.5, scaled)) if name == "tf32" else np.rint(scaled)
-    return np.ldexp(whole / 2 ** (bits + 1), exponent).astype(np.float32)
-
-
-# Why each: channels and taps of P5's second layer; both heights of a tile, filled and not by one; channels that are no
-# multiple of what an instruction sums over; classes of dx, one of them without taps; groups and dilation; a plane of
-# several rectangles.
-@pytest.mark.parametrize(("name", "bits"), [("tf32", 10), ("bf16", 7), ("fp16", 10)])
-@pytest.mark.parametrize(
-    ("x_shape", "weight_shape", "options"),
-    [
-        ((1, 20, 5, 4), (20, 20, 5, 5), (1, 2)),
-        ((1, 16, 3, 4), (33, 16, 3, 3), (1, 1)),
-        ((2, 17, 5, 4), (32, 17, 1, 1), (1, 0)),
-        ((1, 9, 8, 9), (65, 9, 2, 1), (2, 1)),
-        ((2, 18, 9, 8), (16, 9, 3, 2), ((2, 1), 1, (1, 2), 2)),
-        ((1, 8, 9, 33), (8, 8, 1, 3), (1, (0, 1))),
-        ((2, 140, 5, 6), (8, 140, 1, 1), ()),  # more channels than a block of dw takes
-        ((0, 8, 4, 4), (8, 8, 3, 3), (1, 1)),
-    ],
-)
-def test_tensor_cores(backend, name, bits, x_shape, weight_shape, options):
-    """They round both factors, and nothing else: products are exact, sums are float32's."""
-    skip_unless_there(backend.name, "conv2d", "conv2d_forward", f"v5_tensor_core_{name}")
-    g = geometry(x_shape, weight_shape, *options)
-    rng = np.random.default_rng(0)
-    x, weight, bias, grad = (
-        rng.standard_normal(shape).astype(np.float32) for shape in (g.x_shape, g.weight_shape, (g.K,), g.y_shape)
-    )
-    device_x, device_weight, device_bias, device_grad = map(backend.put, (x, weight, bias, grad))
-    of = {"stride": g.stride, "padding": g.padding, "dilation": g.dilation, "groups": g.G}
-    with precision(name), untouched(device_x, device_weight, device_grad):
-        y = backend.get(conv2d_forward(device_x, device_weight, device_bias, **of))
-        dx = backend.get(conv2d_backward_input(device_grad, device_weight, g))
-        dw = backend.get(conv2d_backward_weight(device_x, device_grad, g))
-        gate = backend.put(rng.standard_normal(g.y_shape).astype(np.float32))
-        with_relu = backend.get(conv2d_forward(device_x, device_weight, device_bias, **of, activation="relu"))
-        np.testing.assert_array_equal(with_relu, np.maximum(y, 0))
-        np.testing.assert_array_equal(
-            backend.get(conv2d_backward_input(device_grad, device_weight, g, y=gate)),
-            backend.get(conv2d_backward_input(activation_backward(device_grad, gate, "relu"), device_weight, g)),
-        )
-        np.testing.assert_array_equal(
-            backend.get(conv2d_backward_weight(device_x, device_grad, g, y=gate)),
-            backend.get(conv2d_backward_weight(device_x, activation_backward(device_grad, gate, "relu"), g)),
-        )
-    for result, definition, factors, before in (
-        (y, forward, (rounded(x, name, bits), rounded(weight, name, bits), bias, g), (x, weight, bias, g)),
-        (dx, backward_input, (rounded(grad, name, bits), rounded(weight, name, bits), g), (grad, weight, g)),
-        (dw, backward_weight, (rounded(x, name, bits), rounded(grad, name, bits), g), (x, grad, g)),
-    ):
-        magnitudes = (abs(a) if isinstance(a, np.ndarray) else a for a in factors)
-        assert_accurate(result, definition, *factors, scale=definition(*magnitudes))
-        if g.N:
-            exact = definition(*(a.astype(np.float64) if isinstance(a, np.ndarray) else a for a in before))
-            assert np.abs(result - exact).max() > 2.0**-20, "nothing was rounded"
-
-
-def test_tensor_cores_pool_too(backend):
-    skip_unless_there(backend.name, "conv2d", "conv2d_forward", "v5_tensor_core_tf32")
-    rng = np.random.default_rng(0)
-    g = geometry((1, 8, 6, 6), (8, 8, 3, 3), 1, 1)
-    x, weight = (backend.put(rng.standard_normal(s).astype(np.float32)) for s in (g.x_shape, g.weight_shape))
-    with precision("tf32"):
-        y, codes = conv2d_relu_pool_forward(x, weight, None, g, max_pool2d.geometry(g.y_shape, 2))
-        between = conv2d_forward(x, weight, padding=1, activation="relu")
-    expected, expected_codes = max_pool2d.max_pool2d_forward(between, 2)
-    np.testing.assert_array_equal(backend.get(y), backend.get(expected))
-    np.testing.assert_array_equal(backend.get(codes), backend.get(expected_codes))
-
-
-def test_tensor_cores_nan_and_infinity_travel(backend):
-    skip_unless_there(backend.name, "conv2d", "conv2d_forward", "v5_tensor_core_tf32")
-    x = np.zeros((2, 8, 5, 5), np.float32)
-    x[0, 3, 0, 0], x[1, 7, 4, 4] = np.nan, np.inf
-    weight = np.ones((9, 8, 2, 2), np.float32)
-    for name in ("tf32", "bf16", "fp16"):
-        with precision(name):
-            y = backend.get(conv2d_forward(backend.put(x), backend.put(weight)))
-        expected = np.zeros((2, 9, 4, 4), np.float32)
-        expected[0, :, 0, 0], expected[1, :, 3, 3] = np.nan, np.inf
-        np.testing.assert_array_equal(y, expected)
-        g = geometry(x.shape, weight.shape, 2)  # no window reaches the last row; four positions fill half a step
-        grad = np.ones(g.y_shape, np.float32)
-        with precision(name):
-            dw = backend.get(conv2d_backward_weight(backend.put(x), backend.put(grad), g))
-        np.testing.assert_array_equal(dw, backward_weight(x, grad, g))
-
-
-def test_tensor_cores_by_name_refuse_what_they_cannot(backend):
-    skip_unless_there(backend.name, "conv2d", "conv2d_forward", "v5_tensor_core_tf32")
-    x, weight = (backend.put(np.zeros(s)) for s in ((1, 8, 4, 4), (8, 8, 3, 3)))
-    with pytest.raises(BackendError, match="conv2d: the tensor cores' tf32 takes float32; got float64"):
-        conv2d_forward(x, weight, version="v5_tensor_core_tf32")
-    x, weight = (backend.put(np.zeros(s, np.float32)) for s in ((1, 8, 71, 69), (8, 8, 2, 2)))
-    with pytest.raises(BackendError, match="conv2d: the tensor cores' tile has no room"):
-        conv2d_forward(x, weight, dilation=(70, 67), version="v5_tensor_core_tf32")
-    g = geometry(x.shape, weight.shape, dilation=(70, 67))
-    grad = backend.put(np.zeros(g.y_shape, np.float32))
-    with pytest.raises(BackendError, match="conv2d: the tensor cores' tile has no room"):
-        conv2d_backward_weight(x, grad, g, version="v5_tensor_core_tf32")
-    with precision("tf32"):  # a permission, not a command
-        assert conv2d_forward(x, weight, dilation=(70, 67)).shape == (1, 8, 1, 2)
-        assert conv2d_backward_weight(x, grad, g).shape == (8, 8, 2, 2)
