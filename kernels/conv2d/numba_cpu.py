@@ -43,6 +43,8 @@ from .numba_plan import Plan, correlation_plan, weight_plan
 
 _WHOLE = np.zeros((1, 2), np.int64)  # the single phase of an image without zeros around it
 _NO_CODES = np.empty(0, np.uint8)
+#: Elements that one thread has moved before another would have begun.
+_LITTLE = 1 << 14
 
 
 # ---- the image in cache
@@ -291,7 +293,7 @@ def _run(
     lanes, K, C = vector_bytes() // source.itemsize, g.K // g.G, g.C // g.G
     panels = workspace("conv2d filters", g.G * plan.weights, source.dtype)
     parts = g.G * len(plan.table) * math.ceil(plan.destination[0] / plan.R)
-    _filters(
+    (_filters.here if panels.size < _LITTLE else _filters)(
         parts, weight.reshape(-1), K, C, g.R * g.S, backward, plan.table, plan.taps, plan.R, plan.weights, panels
     )  # fmt: skip
     image_size = plan.image.plane * plan.source[0] + (plan.V + 1) * lanes
@@ -573,7 +575,7 @@ def _parameters(x: np.ndarray, grad: np.ndarray, g: Geometry, y: np.ndarray | No
         plan.offsets, workspace("conv2d images", slots * image_size, x.dtype), image_size,
         workspace("conv2d gradients", slots * of_grad, x.dtype), plan.grad_pitch, sums, of_bias,
     )  # fmt: skip
-    add_parts(
+    (add_parts.here if plan.parts * dw.size < _LITTLE else add_parts)(
         tiles, plan.parts, tiles, dw.reshape(-1), g.G, K, g.C // g.G, g.R * g.S, plan.inputs, plan.together,
         plan.tiles, sums, of_bias, db,
     )  # fmt: skip

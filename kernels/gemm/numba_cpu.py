@@ -143,7 +143,7 @@ def _pieces(R: int, V: int, lanes: int) -> list[list[tuple[int, int, int, int]]]
 #: Up to how many rows or columns ``dots`` is quicker.
 _FEW = 24
 #: Multiplications that one thread has done before another would have begun.
-_LITTLE_WORK = 1 << 19
+_LITTLE_WORK = 1 << 21
 _DOTS = (5, 5) if registers_fit(5, 5) else (3, 3)
 
 

@@ -35,6 +35,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).with_name("mutation_results.jsonl")
@@ -72,6 +73,7 @@ class Mutant:
     text: str
     occurrence: int  # among the file's lines of equal text
     version: str  # of the kernel that the line is in, or next before, "v2_smem_tile"; "" if there is none
+    inside: bool  # of that kernel's own lines, which no other version runs
 
     @property
     def key(self) -> str:
@@ -167,11 +169,11 @@ def mutants_of(path: Path) -> list[Mutant]:
         text = lines[number - 1]
         seen[text.strip()] += 1
         ended = [version for begin, version in begins if begin <= number]
-        inside = ended and not any(lines[i].startswith("}") for i in range(_begin(begins, number), number - 1))
+        inside = bool(ended) and not any(lines[i].startswith("}") for i in range(_begin(begins, number), number - 1))
         following = [version for begin, version in begins if begin > number]
         version = ended[-1] if inside else following[0] if following else ""
         changes = dict.fromkeys(mutants_of_line(line))
-        found += [Mutant(name, number, *change, text, seen[text.strip()], version) for change in changes]
+        found += [Mutant(name, number, *change, text, seen[text.strip()], version, inside) for change in changes]
     return found
 
 
@@ -217,6 +219,23 @@ def tests_of(operation: str) -> list[Path]:
 
 
 # ---- running them
+
+
+class OfOtherVersions:
+    """A plugin of pytest that leaves out the tests of versions which do not run the mutated line."""
+
+    def __init__(self, mutant: Mutant) -> None:
+        self._mutant = mutant
+
+    def pytest_collection_modifyitems(self, config: Any, items: list[Any]) -> None:
+        """Keep what names no version, or the mutant's."""
+
+        def concerned(item: Any) -> bool:
+            version = getattr(getattr(item, "callspec", None), "params", {}).get("version")
+            return version is None or str(version).startswith(self._mutant.version)
+
+        if self._mutant.inside:
+            items[:] = [item for item in items if concerned(item)]
 
 
 def run_tests(mutant: Mutant, output: Path) -> int:
@@ -268,13 +287,13 @@ def run_tests(mutant: Mutant, output: Path) -> int:
         ]
         said = io.StringIO()
         code = 5  # pytest's for: no test was selected
-        # First the tests of the version that was mutated, which compile nothing else; then all.
+        # First the tests of the version that was mutated, which compile nothing else; then all that may run the line.
         # Comparisons with torch are left out: importing it takes longer than all the rest.
         for selected in filter(None, (mutant.version and f"emulated and {mutant.version}", "emulated")):
             selected = f"{selected} and not torch"
             if code in (0, 5):
                 with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-                    code = int(pytest.main([*options, "-k", selected, *tests]))
+                    code = int(pytest.main([*options, "-k", selected, *tests], plugins=[OfOtherVersions(mutant)]))
         output.write_text(said.getvalue())
     return code
 
