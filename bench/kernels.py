@@ -98,7 +98,7 @@ def conv2d_work(name: str, shape: shapes.Conv2d, input_gradient: bool, contestan
         y = conv2d.conv2d_forward(x, weight, bias, **options)
         g = conv2d.geometry(x.shape, weight.shape, **options)
         dx = (conv2d.conv2d_backward_input(grad, weight, g),) if input_gradient else ()
-        return y, conv2d.conv2d_backward_weight(x, grad, g), conv2d.conv2d_backward_bias(grad), *dx
+        return y, *conv2d.conv2d_backward_parameters(x, grad, g), *dx
 
     def torch_call() -> Call:
         import torch

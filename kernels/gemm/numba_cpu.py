@@ -142,8 +142,8 @@ def _pieces(R: int, V: int, lanes: int) -> list[list[tuple[int, int, int, int]]]
 
 #: Up to how many rows or columns ``dots`` is quicker.
 _FEW = 24
-#: Multiplications that one thread has done before another would have begun.
-_LITTLE_WORK = 1 << 21
+#: Multiplications that one thread has done before another would have begun; ``dots`` mostly waits for memory.
+_LITTLE_DOTS, _LITTLE_PANELS = 1 << 19, 1 << 21
 _DOTS = (5, 5) if registers_fit(5, 5) else (3, 3)
 
 
@@ -165,10 +165,11 @@ def _plan(
     M, N, K, lanes = g.M, g.N, g.K, vector_bytes() // itemsize
     of_a, of_b = _matrices(g.batch, a_shape[:-2]), _matrices(g.batch, b_shape[:-2])
     batch = len(of_a)
-    little = batch * M * N * K < _LITTLE_WORK
-    blocks = 1 if little else math.ceil(threads / max(batch, 1))  # at most, of one product
     transpose_a, transpose_b = transposes
-    if not transpose_a and ((transpose_b and min(M, N) <= _FEW) or N <= _FEW < M):
+    by_dots = not transpose_a and ((transpose_b and min(M, N) <= _FEW) or N <= _FEW < M)
+    little = batch * M * N * K < (_LITTLE_DOTS if by_dots else _LITTLE_PANELS)
+    blocks = 1 if little else math.ceil(threads / max(batch, 1))  # at most, of one product
+    if by_dots:
         R, V = _DOTS
         m, n = (_share(M, R, blocks), N) if M >= N else (M, _share(N, V, blocks))
         pitch = K if transpose_b else _share(K, lanes, 1)
