@@ -22,7 +22,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from multiprocessing import current_process, get_context, reduction
+from multiprocessing import current_process, get_context, reduction, resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any
 from weakref import WeakValueDictionary
@@ -108,6 +108,7 @@ class Remote:
             context = get_context("spawn")
             self._socket, theirs = context.Pipe()
             self._process = context.Process(target=_serve, args=(theirs, self._assembler), name=_NAME, daemon=True)
+            resource_tracker.ensure_running()  # to start it with the process would allow interrupts again
             # An interrupt of the terminal goes to all its processes; this one is to end with its parent.
             before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             try:

@@ -162,11 +162,14 @@ def test_blocks_that_fit_nothing_any_more_are_given_back():
 
 
 def test_an_interrupt_of_the_terminal_and_exit_say_nothing(tmp_path):
-    """SIGINT goes to the whole group, as from a terminal; then the interpreter ends in the middle of a loop."""
+    """SIGINT goes to the whole group, as from a terminal, while the processes import the program; then the interpreter
+    ends in the middle of a loop."""
     program = tmp_path / "program.py"
     program.write_text(
         """
 import multiprocessing, os, signal, sys, threading, time
+if __name__ != "__main__":
+    time.sleep(1.5)
 sys.path.insert(0, sys.argv[1])
 from _reading import Reading
 from rawgrad.engine.data import DataLoader
