@@ -22,6 +22,10 @@ _TRIES = 100
 _OF_SAMPLES, _OF_BATCHES = 1, 2
 
 
+class Nothing:
+    """The class itself stands for a batch of which every sample was skipped."""
+
+
 @dataclass
 class Assembler:
     """Makes batches of ``dataset``; a worker process gets a copy of it.
@@ -50,7 +54,7 @@ class Assembler:
         stopped: Callable[[], bool] = never,
         missing: list[tuple[int, str]] | None = None,
     ) -> Any:
-        """The batch of the samples ``indices``, its arrays not yet Tensors.
+        """The batch of the samples ``indices``, its arrays not yet Tensors; :class:`Nothing` if all are skipped.
 
         Args:
             indices: (n,) valid integers.
@@ -72,7 +76,7 @@ class Assembler:
                     present.append(index)
                     samples.append(self._changed(*found, epoch, index))
             if not samples:
-                raise DataError(f"DataLoader: no sample of a batch can be read, of {[int(i) for i in indices[:10]]}")
+                return Nothing
             indices = np.array(present)
             batch = collate(samples, empty) if self.collate_fn is None else self.collate_fn(samples)
         if self.transform is None:

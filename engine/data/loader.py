@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from ...kernels._devices import Device, device_named, device_of
-from ...kernels._errors import ArgumentError, CheckpointError
-from .assemble import BROKEN, Assembler, collate, mapped
+from ...kernels._errors import ArgumentError, CheckpointError, DataError
+from .assemble import BROKEN, Assembler, Nothing, collate, mapped
 from .buffers import Buffers, Empty
 from .dataset import batch_method, checked_indices, in_memory, random_order, raw_array
 from .prefetch import Make, Order, Prefetcher, Synchronous, Ticket
@@ -81,7 +81,8 @@ class DataLoader:
             are dicts, a dict of transforms.  Its draws depend on (seed, epoch, sample) alone.
         sample_transform: the same, of each sample before a batch is made of them.
         broken: what to do where a sample cannot be read (it raises DataError or OSError): ``"stop"``,
-            ``"skip"`` it, so that the batch is smaller, or ``"replace"`` it by the next that can be read.
+            ``"skip"`` it, so that the batch is smaller (one without any is left out), or ``"replace"`` it by the
+            next that can be read.
 
     Attributes:
         missing: samples that were skipped or replaced so far, with the reason of each.
@@ -335,6 +336,7 @@ class Pass:
         self._trying = bool(loader.num_workers and loader.prefetch and loader._cheap is None)
         self._over = False
         self._missing: dict[int, str] = {}
+        self._fruitless = first == 0  # the whole epoch so far
 
     def __iter__(self) -> Pass:
         return self
@@ -342,23 +344,14 @@ class Pass:
     def __next__(self) -> Any:
         if self._over:
             raise StopIteration
-        loader, ring = self._loader, self._ring
         try:
-            if ring is None:
-                ticket, batch = self._source.take()
-            else:
-                ring.release()
-                ticket, batch = self._source.take()
-                ring.deliver(ticket.copied)
-            # Counted before it is handed out: a state saved in the loop's body means "this one is done".
-            loader.epoch, loader._next_batch = self._epoch, ticket.number + 1
-            if ticket.missing:
-                self._missing.update(ticket.missing)
-                loader.missing.update(ticket.missing)
-            if self._trying:
-                self._judge()
+            batch = self._take()
+            while batch is Nothing:
+                batch = self._take()
+            self._fruitless = False
             return batch
         except StopIteration:
+            loader = self._loader
             loader.epoch, loader._next_batch = self._epoch + 1, 0
             if not self._over:
                 self._over = True
@@ -372,16 +365,33 @@ class Pass:
             self.close()
             raise
 
+    def _take(self) -> Any:
+        """The next batch, counted."""
+        loader, ring = self._loader, self._ring
+        if ring is None:
+            ticket, batch = self._source.take()
+        else:
+            ring.release()
+            ticket, batch = self._source.take()
+            ring.deliver(ticket.copied)
+        # Counted before it is handed out: a state saved in the loop's body means "this one is done".
+        loader.epoch, loader._next_batch = self._epoch, ticket.number + 1
+        if ticket.missing:
+            self._missing.update(ticket.missing)
+            loader.missing.update(ticket.missing)
+        if self._trying:
+            self._judge()
+        return batch
+
     def _tell_missing(self) -> None:
-        if self._missing:
-            done = "skipped" if self._loader.broken == "skip" else "replaced"
-            first = "; ".join(f"{index}: {reason}" for index, reason in list(self._missing.items())[:3])
-            warnings.warn(
-                f"DataLoader: {len(self._missing)} samples of epoch {self._epoch} could not be read and were {done}: "
-                + first,
-                RuntimeWarning,
-                stacklevel=3,
-            )
+        if not self._missing:
+            return
+        done = "skipped" if self._loader.broken == "skip" else "replaced"
+        first = "; ".join(f"{index}: {reason}" for index, reason in list(self._missing.items())[:3])
+        if self._fruitless:
+            raise DataError(f"DataLoader: no sample of epoch {self._epoch} can be read; {first}")
+        count = f"{len(self._missing)} samples of epoch {self._epoch}"
+        warnings.warn(f"DataLoader: {count} could not be read and were {done}: {first}", RuntimeWarning, stacklevel=3)
 
     def _judge(self) -> None:
         """After a few batches made without readers: go on like this, or with readers."""

@@ -93,8 +93,12 @@ def test_broken_files(folder, options):
             assert shades(loader) == expected
         assert list(loader.missing) == [1] and "2.png must be a picture" in loader.missing[1]
         loader.close()
-    with pytest.raises(DataError, match=r"no sample of a batch can be read, of \[1\]"):
-        list(DataLoader(folder, 1, broken="skip", **options))
+    with (
+        pytest.warns(RuntimeWarning, match="1 samples of epoch 0 could not be read and were skipped"),
+        DataLoader(folder, 1, broken="skip", **options) as loader,
+    ):
+        positions = [(x.shape[0], loader.state_dict()["batch"]) for x, _ in loader]
+    assert positions == [(1, 1), *((1, batch) for batch in (3, 4, 5, 6, 7, 0))]  # nothing is left of the second
 
 
 def test_policies():
@@ -108,6 +112,8 @@ def test_policies():
         def __getitem__(self, index):
             raise OSError("bad disk")
 
+    with pytest.raises(DataError, match="no sample of epoch 0 can be read; 0: OSError: bad disk; 1: OSError"):
+        list(DataLoader(Broken(), broken="skip"))
     with pytest.raises(DataError, match="none of the 100 samples from 0 on can be read: OSError: bad disk"):
         list(DataLoader(Broken(), broken="replace"))
 
