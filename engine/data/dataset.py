@@ -140,6 +140,16 @@ def checked_indices(operation: str, indices: Any, length: int) -> np.ndarray:
     return array.astype(np.int64)
 
 
+def check_whole(operation: str, name: str, value: Any, least: int | None = None, most: int | None = None) -> None:
+    """Refuse what is no whole number, or outside its bounds."""
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or (least is not None and value < least) or (most is not None and value > most):
+        bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise ArgumentError(
+            f"{operation}: {name} must be an integer{'' if least is None else f' {bounds}'}; got {value!r}"
+        )
+
+
 def batch_method(dataset: Any) -> Callable[..., Any] | None:
     """A function of (indices, empty=None) that gives many samples of ``dataset`` at once, or None if it has none.
 

@@ -15,7 +15,7 @@ from ...kernels._devices import Device, device_named, device_of
 from ...kernels._errors import ArgumentError, CheckpointError, DataError
 from .assemble import BROKEN, Assembler, Nothing, collate, mapped
 from .buffers import Buffers, Empty
-from .dataset import batch_method, checked_indices, in_memory, random_order, raw_array
+from .dataset import batch_method, check_whole, checked_indices, in_memory, random_order, raw_array
 from .prefetch import Make, Order, Prefetcher, Synchronous, Ticket
 from .processes import Remote, end, packed
 from .ring import Ring
@@ -112,17 +112,23 @@ class DataLoader:
         sample_transform: Any = None,
         broken: str = "stop",
     ) -> None:
-        _check_integer("batch_size", batch_size, 1)
-        _check_integer("num_workers", num_workers, 0)
-        if num_workers > _MOST_WORKERS:
-            raise ArgumentError(f"DataLoader: num_workers must be at most {_MOST_WORKERS}; got {num_workers}")
+        if not hasattr(dataset, "__len__") or not (hasattr(dataset, "__getitem__") or batch_method(dataset)):
+            kind = type(dataset).__qualname__
+            raise ArgumentError(f"DataLoader: dataset must have a length and samples by index; got {kind}")
+        check_whole("DataLoader", "batch_size", batch_size, 1)
+        check_whole("DataLoader", "num_workers", num_workers, 0, _MOST_WORKERS)
         if prefetch is None:
             prefetch = max(2, num_workers + 1)
-        _check_integer("prefetch", prefetch, 0)
-        if timeout is not None and not timeout > 0:
+        check_whole("DataLoader", "prefetch", prefetch, 0)
+        if seed is not None:
+            check_whole("DataLoader", "seed", seed)
+        if timeout is not None and not (isinstance(timeout, int | float) and timeout > 0):
             raise ArgumentError(f"DataLoader: timeout must be seconds above 0, or None; got {timeout!r}")
         if sampler is not None and shuffle:
             raise ArgumentError("DataLoader: shuffle must be False when a sampler gives the order; got True")
+        if sampler is not None and not hasattr(sampler, "__len__"):
+            kind = type(sampler).__qualname__
+            raise ArgumentError(f"DataLoader: sampler must be indices with a length, read again each epoch; got {kind}")
         self.dataset, self.batch_size, self.shuffle, self.sampler = dataset, int(batch_size), bool(shuffle), sampler
         self.num_workers, self.prefetch, self.drop_last = int(num_workers), int(prefetch), bool(drop_last)
         self.collate_fn, self.timeout, self.processes = collate_fn, timeout, bool(processes)
@@ -155,7 +161,7 @@ class DataLoader:
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next loop epoch ``epoch``, from its beginning."""
-        _check_integer("epoch", epoch, 0)
+        check_whole("DataLoader", "epoch", epoch, 0)
         self.epoch, self._next_batch, self._resumed = int(epoch), 0, False
 
     def __iter__(self) -> Pass:
@@ -456,11 +462,6 @@ def _there(device: Device | None, value: Any) -> Any:
 
 def _bytes(size: int) -> np.ndarray:
     return np.empty(size, np.uint8)
-
-
-def _check_integer(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise ArgumentError(f"DataLoader: {name} must be an integer of at least {least}; got {value!r}")
 
 
 def _default_seed() -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ...kernels._errors import ArgumentError
-from .dataset import random_order
+from .dataset import check_whole, random_order
 
 
 class DistributedSampler:
@@ -43,10 +43,9 @@ class DistributedSampler:
         *,
         uneven: bool = False,
     ) -> None:
-        if num_replicas < 1 or not 0 <= rank < num_replicas:
-            raise ArgumentError(
-                f"DistributedSampler: rank must be from 0 to num_replicas - 1; got rank {rank} of {num_replicas}"
-            )
+        check_whole("DistributedSampler", "num_replicas", num_replicas, 1)
+        check_whole("DistributedSampler", "rank", rank, 0, num_replicas - 1)
+        check_whole("DistributedSampler", "seed", seed)
         if drop_last and uneven:
             raise ArgumentError("DistributedSampler: drop_last and uneven must not both be True")
         self.dataset, self.num_replicas, self.rank = dataset, num_replicas, rank

@@ -281,11 +281,21 @@ def test_sampler():
 
 
 @pytest.mark.parametrize(
-    "option", [{"batch_size": 0}, {"batch_size": 2.5}, {"batch_size": True}, {"prefetch": -1}, {"num_workers": -1}]
+    ("option", "expected"),
+    [
+        *(({"batch_size": value}, "an integer of at least 1") for value in (0, 2.5, True, "4")),
+        ({"prefetch": -1}, "an integer of at least 0"),
+        *(({"num_workers": value}, "an integer from 0 to 1024") for value in (-1, 1025)),
+        ({"seed": "x"}, "an integer; got 'x'"),
+        *(({"timeout": value}, "seconds above 0, or None") for value in (0, "x", float("nan"))),
+        ({"sampler": iter([1])}, "indices with a length, read again each epoch; got list_iterator"),
+        ({"dataset": 5}, "a length and samples by index; got int"),
+        ({"dataset": iter([5])}, "a length and samples by index; got list_iterator"),
+    ],
 )
-def test_options_outside_their_domain(option):
-    with pytest.raises(ArgumentError, match=f"{next(iter(option))} must be an integer"):
-        DataLoader(TensorDataset(X), **option)
+def test_options_outside_their_domain(option, expected):
+    with pytest.raises(ArgumentError, match=f"DataLoader: {next(iter(option))} must (be|have) {expected}"):
+        DataLoader(**{"dataset": TensorDataset(X), **option})
 
 
 def test_device():

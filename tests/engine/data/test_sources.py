@@ -158,7 +158,11 @@ class TestDistributed:
         assert list(DistributedSampler(range(5), 2, 1, shuffle=False)) == [1, 3, 0]
 
     def test_refusals(self):
-        with pytest.raises(ArgumentError, match="got rank 2 of 2"):
+        with pytest.raises(ArgumentError, match="rank must be an integer from 0 to 1; got 2"):
             DistributedSampler(range(4), 2, 2)
+        with pytest.raises(ArgumentError, match=r"rank must be an integer from 0 to 1; got 0\.5"):
+            DistributedSampler(range(4), 2, 0.5)
+        with pytest.raises(ArgumentError, match="num_replicas must be an integer of at least 1; got '2'"):
+            DistributedSampler(range(4), "2", 0)
         with pytest.raises(ArgumentError, match="not both"):
             DistributedSampler(range(4), 2, 0, drop_last=True, uneven=True)
