@@ -76,11 +76,12 @@ _C_NAMES = {dtype: name for name, (dtype, _) in reversed(_TYPES.items())}
 class Packed(NamedTuple):
     """A struct argument that is already bytes, with the arrays to which its pointers point.
 
-    It is laid out as C does and aligned to 8 bytes.
+    It is laid out as C does and aligned to 8 bytes.  ``constant`` if the arrays may only be read.
     """
 
     data: bytes
     arrays: Sequence[Any]
+    constant: bool = False
 
 
 class Operand(NamedTuple):
@@ -429,7 +430,8 @@ class Instance:
             if slot.dtype is not None and argument is not None:
                 found.append(Operand(parameter.name, argument, parameter.constant))
             elif slot.dtype is None and isinstance(argument, Packed):
-                found += [Operand(f"{parameter.name}[{i}]", a, False) for i, a in enumerate(argument.arrays)]
+                constant = argument.constant
+                found += [Operand(f"{parameter.name}[{i}]", a, constant) for i, a in enumerate(argument.arrays)]
         return found
 
     def _spread(self, plan: _Plan, values: list[Any]) -> struct.Struct:

@@ -40,18 +40,6 @@ __device__ __forceinline__ T activate(int kind, T x, T p = T(0), T q = T(0)) {
   }
 }
 
-template <class T>
-__device__ __noinline__ T activate_called(int kind, T x) { return activate(kind, x); }
-
-// f(x) at the end of a kernel that holds many elements in registers.  Only the cheap cases stand in its code; all of
-// them, unrolled for each element, would make it ten times as long and spill.
-template <class T>
-__device__ __forceinline__ T activate_one_of_many(int kind, T x) {
-  if (kind == IDENTITY) return x;
-  if (kind == RELU) return x < T(0) ? T(0) : x;  // NaN stays
-  return activate_called(kind, x);
-}
-
 // Beyond this Phi and s(2u) are 0 or 1 and their derivatives 0, in double too.  Taking it for larger |x| keeps
 // 0 from meeting an infinity.
 template <class T>

@@ -46,7 +46,8 @@ _operation = Operation(__name__)
 _UINT64 = np.dtype(np.uint64)
 
 
-def _checked_key(operation: str, seed: int, offset: Any) -> int:
+def checked_key(operation: str, seed: int, offset: Any) -> int:
+    """``seed`` as an integer, if it and ``offset`` are such a key."""
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**64:
         raise ArgumentError(f"{operation}: seed must be an integer in [0, 2**64); got {seed!r}")
     if offset.size != 1:
@@ -76,7 +77,7 @@ def dropout_forward(x: Any, p: float, seed: int, offset: Any, *, version: str | 
     common_float("dropout", x=x)
     if not 0 <= p <= 1:
         raise ArgumentError(f"dropout: p must be a probability in [0, 1]; got {p!r}")
-    key = _checked_key("dropout", seed, offset)
+    key = checked_key("dropout", seed, offset)
     return _operation.run("dropout_forward", device, x, float(p), key, offset, version=version)
 
 
@@ -92,7 +93,7 @@ def philox(seed: int, offset: Any, n: int, *, first_block: int = 0) -> Any:
         (n,) uint32, on the device of ``offset``.
     """
     device = common_device("philox", offset=offset)
-    seed = _checked_key("philox", seed, offset)
+    seed = checked_key("philox", seed, offset)
     if not 0 <= n <= MAX_ELEMENTS:
         raise ArgumentError(f"philox: n must be in [0, {MAX_ELEMENTS}]; got {n!r}")
     if not 0 <= first_block < 2**64:

@@ -13,6 +13,7 @@ import numpy as np
 from .._devices import device_of
 from .._dispatch import current_choice
 from .._dtypes import HALVES, is_half, wide
+from .._epilogue import NOTHING, Ending
 from .._errors import BackendError
 from .._launch import (
     BOOLS,
@@ -28,7 +29,9 @@ from .._launch import (
 )
 from ..activation import activation_backward
 from ..activation.cuda import kind_number
-from . import Geometry, geometry
+from ..dropout import dropout_forward
+from . import Geometry, Layer, geometry
+from ._layers import stack
 from .cost import DEPTH, HALF_WAYS, TENSOR_CORES, WAYS, choose, slices
 from .hopper import VERSIONS as HOPPER_VERSIONS
 from .hopper import Version as HopperVersion
@@ -69,7 +72,7 @@ class _Plan(NamedTuple):
     """A version for one product: the kernel, the side of its tile of y, and its block.
 
     ``columns`` where the tile is no square.  ``splits`` where the kernel takes slices of K: how many there are, each
-    but the last a multiple of ``depth``.
+    but the last a multiple of ``depth``.  ``ending`` makes the kernel's last arguments of what follows the product.
     """
 
     kernel: Instance
@@ -78,6 +81,7 @@ class _Plan(NamedTuple):
     columns: int = 0
     splits: int = 0
     depth: int = DEPTH
+    ending: Callable[[Ending], tuple[Any, ...]] = lambda end: (end.packed(),)
 
 
 def _plain(a: Any, b: Any, transposes: tuple[bool, bool]) -> _Plan:
@@ -184,45 +188,45 @@ def _run(
     bias: Any,
     transpose_a: bool,
     transpose_b: bool,
-    activation: str | None,
+    end: Ending,
     out: Any,
 ) -> Any:
     if is_half(a.dtype):
         if version is not None:
             raise BackendError(f"gemm: {', '.join(FOR_HALVES)} take {a.dtype}; the other versions do not")
-        return _run_halves(None, a, b, bias, transpose_a, transpose_b, activation, out)
+        return _run_halves(None, a, b, bias, transpose_a, transpose_b, end, out)
     g = geometry(a.shape, b.shape, transpose_a, transpose_b)
     y = result(out, a, g.y_shape)
     a, a_step = _batched(a, g.batch)
     b, b_step = _batched(b, g.batch)
     plan = (version or _default(g, a))(a, b, (transpose_a, transpose_b))
-    batch, kind = math.prod(g.batch), kind_number(activation)
+    batch = math.prod(g.batch)
     blocks = ceil_div(g.M, plan.tile), ceil_div(g.N, plan.columns or plan.tile)
     sizes = g.M, g.N, g.K, batch, a_step, b_step
     if plan.splits:
-        _run_slices(plan, blocks, a, b, bias, y, sizes, kind)
+        _run_slices(plan, blocks, a, b, bias, y, sizes, end)
     else:
-        plan.kernel((*blocks, min(batch, _MAX_Z)), plan.block, a, b, bias, y, *sizes, kind)
+        plan.kernel((*blocks, min(batch, _MAX_Z)), plan.block, a, b, bias, y, *sizes, *plan.ending(end))
     return y
 
 
 def _run_slices(
-    plan: _Plan, blocks: tuple[int, int], a: Any, b: Any, bias: Any, y: Any, sizes: tuple[int, ...], kind: int
+    plan: _Plan, blocks: tuple[int, int], a: Any, b: Any, bias: Any, y: Any, sizes: tuple[int, ...], end: Ending
 ) -> None:
     """Launch a kernel that takes slices of K; of several, add the results in a launch of its own."""
     M, N, K, batch, *_ = sizes
     splits, length = slices(K, plan.splits, plan.depth)
     grid = (*blocks, min(batch * splits, _MAX_Z))
     if splits == 1:
-        plan.kernel(grid, plan.block, a, b, bias, y, *sizes, kind, 1, length)
+        plan.kernel(grid, plan.block, a, b, bias, y, *sizes, end.packed(), 1, length)
         return
     partials = empty(y, (batch, splits, M, N))
-    plan.kernel(grid, plan.block, a, b, None, partials, *sizes, kind_number(None), splits, length)
-    _SUM_SPLITS[y.dtype](ceil_div(y.size, 256), 256, partials, bias, y, M * N, N, y.size, splits, kind)
+    plan.kernel(grid, plan.block, a, b, None, partials, *sizes, NOTHING.packed(), splits, length)
+    _SUM_SPLITS[y.dtype](ceil_div(y.size, 256), 256, partials, bias, y, M * N, N, y.size, splits, end.packed())
 
 
 def _run_halves(
-    rows: int | None, a: Any, b: Any, bias: Any, transpose_a: bool, transpose_b: bool, activation: str | None, out: Any
+    rows: int | None, a: Any, b: Any, bias: Any, transpose_a: bool, transpose_b: bool, end: Ending, out: Any
 ) -> Any:
     """float16 and bfloat16: by blocks of so many rows, or as the model says."""
     if not is_half(a.dtype):
@@ -234,16 +238,16 @@ def _run_halves(
     name, splits = (f"v14_half_cp_async_{rows}", 1) if rows else _chosen(g, a, tuple(HALF_WAYS))
     way = HALF_WAYS[name]
     splits, length = slices(g.K, splits)
-    batch, kind = math.prod(g.batch), kind_number(activation)
+    batch = math.prod(g.batch)
     grid = ceil_div(g.M, way.rows), ceil_div(g.N, way.columns), min(batch * splits, _MAX_Z)
     partials = empty(y, (batch, splits, g.M, g.N), np.float32) if splits > 1 else None
     sizes = g.M, g.N, g.K, batch, a_step, b_step
     kernel, threads = _HALF[a.dtype, way.rows, transpose_a, transpose_b], 128 if way.rows == 64 else 256
     shared = _HALF_SHARED[way.rows]
-    kernel(grid, threads, a, b, bias, y, partials, *sizes, kind, splits, length, shared=shared)
+    kernel(grid, threads, a, b, bias, y, partials, *sizes, end.packed(), splits, length, shared=shared)
     if partials is not None:
         blocks = ceil_div(y.size, 256)
-        _SUM_SPLITS[y.dtype](blocks, 256, partials, bias, y, g.M * g.N, g.N, y.size, splits, kind)
+        _SUM_SPLITS[y.dtype](blocks, 256, partials, bias, y, g.M * g.N, g.N, y.size, splits, end.packed())
     return y
 
 
@@ -279,30 +283,84 @@ def gemm(
     a: Any,
     b: Any,
     bias: Any,
+    saved: Any,
+    offset: Any,
     transpose_a: bool,
     transpose_b: bool,
     activation: str | None,
+    p: float,
+    seed: int,
+    gradient: str | None,
     out: Any,
 ) -> Any:
     """The matrix product; see the package's docstring."""
-    return _run(None, a, b, bias, transpose_a, transpose_b, activation, out)
+    return _run(None, a, b, bias, transpose_a, transpose_b, Ending(activation, p, seed, offset, gradient, saved), out)
+
+
+def _product(a: Any, b: Any, transpose_a: bool = False, end: Ending = NOTHING) -> Any:
+    return _run(None, a, b, None, transpose_a, False, end, None)
 
 
 def linear_backward(
-    grad: Any, a: Any, b: Any, y: Any, activation: str | None, wanted: tuple[bool, bool, bool]
+    grad: Any, a: Any, b: Any, y: Any, offset: Any, layer: Layer, wanted: tuple[bool, bool, bool]
 ) -> tuple[Any, Any, Any]:
     """The three gradients; see the package's docstring."""
-    h, sums = grad, None
-    if wanted[2]:
-        h, sums = _column_sums(grad, y, activation, activation is not None and (wanted[0] or wanted[1]))
-    elif activation is not None:
-        halves = is_half(grad.dtype)  # for which activation_backward has no kernel
-        h = _column_sums(grad, y, activation, True)[0] if halves else activation_backward(grad, y, activation)
+    h, sums = _through(grad, y, offset, layer, wanted[2], wanted[0] or wanted[1])
     return (
-        gemm(h, b, None, False, False, None, None) if wanted[0] else None,
-        gemm(h, a, None, True, False, None, None) if wanted[1] else None,
+        _product(h, b) if wanted[0] else None,
+        _product(h, a, True) if wanted[1] else None,
         sums,
     )
+
+
+def linear_layers_backward(
+    grad: Any, y: Any, layers: tuple[Layer, ...], wanted: tuple[bool, ...], *arrays: Any
+) -> tuple[Any, ...]:
+    """All gradients; see the package's docstring.
+
+    The product that gives dL/d(the input of a layer) ends with the dropout and the slope of the layer below.
+    """
+    s = stack(layers, wanted, arrays)
+    top = len(layers) - 1
+    of_weights: list[Any] = [None] * len(layers)
+    of_biases: list[Any] = [None] * len(layers)
+    keep = top > s.last or wanted[0] or s.of_weights[top]
+    h, of_biases[top] = _through(grad, y, s.offsets[top], layers[top], s.of_biases[top], keep)
+    for i in range(top, s.last - 1, -1):
+        if s.of_weights[i]:
+            of_weights[i] = _product(h, s.inputs[i], True)
+        if i > s.last:
+            below, saved = layers[i - 1], s.result(i - 1, y)
+            h = _product(
+                h, s.weights[i], False, Ending(None, below.p, below.seed, s.offsets[i - 1], below.activation, saved)
+            )
+            if s.of_biases[i - 1]:
+                of_biases[i - 1] = _column_sums(h, None, None, False)[1]
+    return _product(h, s.weights[0]) if wanted[0] else None, *of_weights, *of_biases
+
+
+def _through(grad: Any, y: Any, offset: Any, layer: Layer, sums: bool, keep: bool) -> tuple[Any, Any]:
+    """h, the gradient before a layer's dropout and activation, if it is to be kept, and the sums of its columns."""
+    if layer.p and (sums or keep):
+        grad, y = _dropped(grad, y, offset, layer)
+    activation = None if y is None else layer.activation
+    if sums:
+        return _column_sums(grad, y, activation, keep and activation is not None)
+    if activation is None or not keep:
+        return grad, None
+    if is_half(grad.dtype):  # for which activation_backward has no kernel
+        return _column_sums(grad, y, activation, True)[0], None
+    return activation_backward(grad, y, activation), None
+
+
+def _dropped(grad: Any, y: Any, offset: Any, layer: Layer) -> tuple[Any, Any]:
+    """``grad`` through dropout, and ``y``; of halves through the activation too, to be rounded once, and no y."""
+    if not is_half(grad.dtype):
+        return dropout_forward(grad, layer.p, layer.seed, offset), y
+    h = dropout_forward(grad.astype(np.float32), layer.p, layer.seed, offset)
+    if layer.activation is not None:
+        h = activation_backward(h, y.astype(np.float32), layer.activation)
+    return h.astype(grad.dtype), None
 
 
 def _column_sums(grad: Any, y: Any, activation: str | None, keep: bool) -> tuple[Any, Any]:
@@ -326,12 +384,24 @@ def _column_sums(grad: Any, y: Any, activation: str | None, keep: bool) -> tuple
     return (h if keep else grad), sums.astype(grad.dtype, copy=False)
 
 
+def _by(run: Callable[..., Any]) -> Callable[..., Any]:
+    """``run(a, b, bias, transpose_a, transpose_b, end, out)`` with the arguments of :func:`gemm`."""
+
+    def version(
+        a: Any, b: Any, bias: Any, saved: Any, offset: Any, transpose_a: bool, transpose_b: bool,
+        activation: str | None, p: float, seed: int, gradient: str | None, out: Any,
+    ) -> Any:  # fmt: skip
+        return run(a, b, bias, transpose_a, transpose_b, Ending(activation, p, seed, offset, gradient, saved), out)
+
+    return version
+
+
 def _pinned(version: Callable[..., _Plan]) -> Callable[..., Any]:
-    return lambda *arguments: _run(version, *arguments)
+    return _by(partial(_run, version))
 
 
 def _hopper(version: HopperVersion) -> Callable[..., Any]:
-    return lambda *arguments: wgmma(version, _MAX_Z, *arguments)
+    return _by(lambda *arguments: wgmma(version, _MAX_Z, *arguments))  # the limit as it is when it runs
 
 
 VERSIONS = {
@@ -352,7 +422,7 @@ VERSIONS = {
             for side in _SIDES
         },
         **{f"v9_bf16_split_{side}": _pinned(_split(side)) for side in _SIDES},
-        **{name: partial(_run_halves, way.rows) for name, way in HALF_WAYS.items()},
+        **{name: _by(partial(_run_halves, way.rows)) for name, way in HALF_WAYS.items()},
         **{f"v15_tensor_core_split_k_{name}": _pinned(_tensor_core_split_k(name)) for name in _PRECISIONS},
         "v15_float32_split_k": _pinned(_tensor_core_split_k("float32_split")),
         **{name: _hopper(version) for name, version in HOPPER_VERSIONS.items()},

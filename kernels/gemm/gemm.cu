@@ -1,7 +1,8 @@
-// General matrix multiplication: y = activation(op(a) op(b) + bias), float32 and float64.
+// General matrix multiplication: y = epilogue(op(a) op(b) + bias), float32 and float64.
 //
-//   M N K  sizes: op(a) is (M, K), op(b) is (K, N), y is (M, N); op transposes or not
-//   batch  that many independent products; a_step and b_step elements from one to the next (0: the same)
+//   M N K     sizes: op(a) is (M, K), op(b) is (K, N), y is (M, N); op transposes or not
+//   batch     that many independent products; a_step and b_step elements from one to the next (0: the same)
+//   epilogue  what follows the bias: activation, dropout, the slope of another activation (epilogue.cuh)
 //
 // All matrices are row-major.  TRANSPOSE_A says that a is stored as (K, M), TRANSPOSE_B that b is stored
 // as (N, K).  In v1 to v5 every element of y is summed over k in ascending order, so that the result does not
@@ -24,9 +25,8 @@
 // result); Nath, Tomov and Dongarra, "An improved MAGMA GEMM for Fermi GPUs", 2010 (two levels of tiles);
 // NVIDIA's CUTLASS, "Efficient GEMM in CUDA" (tiles of warps, lanes that share reads, slices of K).
 
-#include "activation.cuh"
 #include "async.cuh"
-#include "half.cuh"
+#include "epilogue.cuh"
 #include "reduce.cuh"
 #include "vector.cuh"
 
@@ -34,9 +34,9 @@
 
 // Block: 16 x 16 threads, as many elements of y.  Thread: y[m, n]; neighbours in x are neighbours in n.
 template <class T, bool TRANSPOSE_A, bool TRANSPOSE_B>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, 6)
 gemm_v1_plain(const T* __restrict__ a, const T* __restrict__ b, const T* __restrict__ bias, T* __restrict__ y, int M,
-              int N, int K, int batch, int a_step, int b_step, int activation) {
+              int N, int K, int batch, int a_step, int b_step, const __grid_constant__ Epilogue<T> epilogue) {
   const int n = blockIdx.y * 16 + threadIdx.x;
   const int m = blockIdx.x * 16 + threadIdx.y;
   if (m >= M || n >= N) return;
@@ -46,8 +46,8 @@ gemm_v1_plain(const T* __restrict__ a, const T* __restrict__ b, const T* __restr
     T sum = 0;
     for (int k = 0; k < K; ++k)
       sum += ai[TRANSPOSE_A ? k * M + m : m * K + k] * bi[TRANSPOSE_B ? n * K + k : k * N + n];
-    if (bias != nullptr) sum += bias[n];
-    y[(i * M + m) * N + n] = activate(activation, sum);
+    const int at = (i * M + m) * N + n;
+    y[at] = finished(epilogue, bias, sum, at, n);
   }
 }
 
@@ -58,7 +58,8 @@ gemm_v1_plain(const T* __restrict__ a, const T* __restrict__ b, const T* __restr
 template <class T, bool TRANSPOSE_A, bool TRANSPOSE_B>
 __global__ void __launch_bounds__(256)
 gemm_v2_smem_tile(const T* __restrict__ a, const T* __restrict__ b, const T* __restrict__ bias, T* __restrict__ y,
-                  int M, int N, int K, int batch, int a_step, int b_step, int activation) {
+                  int M, int N, int K, int batch, int a_step, int b_step,
+                  const __grid_constant__ Epilogue<T> epilogue) {
   constexpr int TILE = 16;
   struct Shared {
     T a[TILE][TILE + 1];  // [m][k]; the odd row length spreads a column over the banks
@@ -95,8 +96,8 @@ gemm_v2_smem_tile(const T* __restrict__ a, const T* __restrict__ b, const T* __r
     }
     const int m = m0 + y_, n = n0 + x;
     if (m < M && n < N) {
-      if (bias != nullptr) sum += bias[n];
-      y[(i * M + m) * N + n] = activate(activation, sum);
+      const int at = (i * M + m) * N + n;
+      y[at] = finished(epilogue, bias, sum, at, n);
     }
   }
 }
@@ -131,12 +132,13 @@ __device__ __forceinline__ void load_tile(T (&tile)[DEPTH][PITCH], const T* __re
 }
 
 // Block: 256 threads and a 64 x 64 tile of y.  Thread: 4 x 4 elements of it.  VECTOR: both matrices start at
-// multiples of 16 bytes and so does each of their rows.  With two blocks on an SM the registers suffice; left to
+// multiples of 16 bytes and so does each of their rows.  With so many blocks on an SM the registers suffice; left to
 // itself ptxas aims at more blocks, and spills.
 template <class T, bool TRANSPOSE_A, bool TRANSPOSE_B, bool VECTOR>
-__global__ void __launch_bounds__(256, 2)
+__global__ void __launch_bounds__(256, sizeof(T) == 4 ? 3 : 2)
 gemm_v3_register_tile(const T* __restrict__ a, const T* __restrict__ b, const T* __restrict__ bias,
-                      T* __restrict__ y, int M, int N, int K, int batch, int a_step, int b_step, int activation) {
+                      T* __restrict__ y, int M, int N, int K, int batch, int a_step, int b_step,
+                      const __grid_constant__ Epilogue<T> epilogue) {
   constexpr int TILE = 64, DEPTH = 16, OWN = 4, SIDE = TILE / OWN, THREADS = SIDE * SIDE;
   constexpr int PITCH = TILE + Vector<T>::SIZE;  // keeps rows aligned, spreads columns over the banks
   struct Shared {
@@ -169,16 +171,14 @@ gemm_v3_register_tile(const T* __restrict__ a, const T* __restrict__ b, const T*
       __syncthreads();  // everyone has multiplied before the next tiles overwrite these
     }
 #pragma unroll
-    for (int r = 0; r < OWN; ++r)
+    for (int r = 0; r < OWN; ++r) {
+      const int m = m0 + y_ * OWN + r, n = n0 + x * OWN, at = (i * M + m) * N + n;
+      if (m >= M || n >= N) continue;
+      finish_neighbours(epilogue, bias, sum[r], at, n, N - n);
 #pragma unroll
-      for (int c = 0; c < OWN; ++c) {
-        const int m = m0 + y_ * OWN + r, n = n0 + x * OWN + c;
-        if (m < M && n < N) {
-          T value = sum[r][c];
-          if (bias != nullptr) value += bias[n];
-          y[(i * M + m) * N + n] = activate_one_of_many(activation, value);
-        }
-      }
+      for (int c = 0; c < OWN; ++c)
+        if (n + c < N) y[at + c] = sum[r][c];
+    }
   }
 }
 
@@ -207,23 +207,20 @@ __device__ __forceinline__ void start_tile(T (&tile)[DEPTH][PITCH], const T* __r
   }
 }
 
-// Finish `part`, elements n, n + 1, ... of a row of y, and write it as far as the row goes; 16 bytes at once if
-// `whole` rows of y begin at multiples of 16 bytes.  One function for all parts of a thread: in their places the code
-// would be several times as long as the loop that multiplies.
+// Finish `part`, elements n, n + 1, ... of the row of y that begins at element `row`, and write it as far as the row
+// goes; 16 bytes at once if `whole` rows of y begin at multiples of 16 bytes.  One function for all parts of a thread:
+// in their places the code would be several times as long as the loop that multiplies.
 template <class T>
-__device__ __noinline__ void finish_row_part(T* row, int n, int N, bool whole, const T* bias, int activation,
-                                             Vector<T> part) {
-#pragma unroll
-  for (int e = 0; e < Vector<T>::SIZE; ++e) {
-    if (bias != nullptr && n + e < N) part.of[e] += bias[n + e];
-    part.of[e] = activate_one_of_many(activation, part.of[e]);
-  }
-  if (whole && n < N) {
-    store_vector(&row[n], part);
+__device__ __noinline__ void finish_row_part(T* y, int row, int n, int N, bool whole, const T* bias,
+                                             const Epilogue<T>& epilogue, Vector<T> part) {
+  if (n >= N) return;
+  finish_neighbours(epilogue, bias, part.of, row + n, n, N - n);
+  if (whole) {
+    store_vector(&y[row + n], part);
   } else {
 #pragma unroll
     for (int e = 0; e < Vector<T>::SIZE; ++e)
-      if (n + e < N) row[n + e] = part.of[e];
+      if (n + e < N) y[row + n + e] = part.of[e];
   }
 }
 
@@ -238,7 +235,8 @@ __device__ __noinline__ void finish_row_part(T* row, int n, int N, bool whole, c
 template <class T, bool TRANSPOSE_A, bool TRANSPOSE_B, bool VECTOR, bool WIDE>
 __global__ void __launch_bounds__(128, WIDE ? 2 : 3)
 gemm_v5_warp_tile(const T* __restrict__ a, const T* __restrict__ b, const T* __restrict__ bias, T* __restrict__ y,
-                  int M, int N, int K, int batch, int a_step, int b_step, int activation, int splits, int length) {
+                  int M, int N, int K, int batch, int a_step, int b_step, const __grid_constant__ Epilogue<T> epilogue,
+                  int splits, int length) {
   constexpr int SIZE = Vector<T>::SIZE, THREADS = 128, DEPTH = 8, STAGES = 3;
   constexpr int OWN_M = 2, OWN_N = WIDE ? 4 : 2, LANES_M = 8, LANES_N = 4;
   constexpr int WARP_M = LANES_M * OWN_M * SIZE, WARP_N = LANES_N * OWN_N * SIZE;
@@ -301,7 +299,7 @@ gemm_v5_warp_tile(const T* __restrict__ a, const T* __restrict__ b, const T* __r
         Vector<T> part;
 #pragma unroll
         for (int e = 0; e < SIZE; ++e) part.of[e] = sum[r][c * SIZE + e];
-        finish_row_part(&y[(z * M + m) * N], n0 + own_n + c * LANES_N * SIZE, N, whole, bias, activation, part);
+        finish_row_part(y, (z * M + m) * N, n0 + own_n + c * LANES_N * SIZE, N, whole, bias, epilogue, part);
       }
     }
   }
@@ -316,8 +314,8 @@ gemm_v5_warp_tile(const T* __restrict__ a, const T* __restrict__ b, const T* __r
 template <class T, bool TRANSPOSE_A, bool TRANSPOSE_B>
 __global__ void __launch_bounds__(256)
 gemm_v6_warps_share_k(const T* __restrict__ a, const T* __restrict__ b, const T* __restrict__ bias,
-                      T* __restrict__ y, int M, int N, int K, int batch, int a_step, int b_step, int activation,
-                      int splits, int length) {
+                      T* __restrict__ y, int M, int N, int K, int batch, int a_step, int b_step,
+                      const __grid_constant__ Epilogue<T> epilogue, int splits, int length) {
   constexpr int TILE = 16, DEPTH = 8, STAGES = 16 / sizeof(T), WARPS = 8, OWN_M = 4, OWN_N = 2;
   constexpr int PITCH = TILE + Vector<T>::SIZE;  // for the banks, as in v5
   struct Pieces {
@@ -377,8 +375,8 @@ gemm_v6_warps_share_k(const T* __restrict__ a, const T* __restrict__ b, const T*
       T total = s.of[0].sum[row][column];
 #pragma unroll
       for (int w = 1; w < WARPS; ++w) total += s.of[w].sum[row][column];
-      if (bias != nullptr) total += bias[n];
-      y[(z * M + m) * N + n] = activate(activation, total);
+      const int at = (z * M + m) * N + n;
+      y[at] = finished(epilogue, bias, total, at, n);
     }
     __syncthreads();  // everyone has added before the next product's copies overwrite the sums
   }
@@ -386,12 +384,12 @@ gemm_v6_warps_share_k(const T* __restrict__ a, const T* __restrict__ b, const T*
 
 // ---- the end of a split K
 
-// y = activation(sum of the slices, in their order, + bias).  `partials` is (batch, splits, M, N), MN the elements of
-// one product.  Block: 256 elements of y.  Thread: one.
+// y = epilogue(sum of the slices, in their order, + bias).  `partials` is (batch, splits, M, N), MN the elements of one
+// product.  Block: 256 elements of y.  Thread: one.
 template <class S>
 __global__ void __launch_bounds__(256)
 gemm_sum_splits(const Wide<S>* __restrict__ partials, const S* __restrict__ bias, S* __restrict__ y, int MN, int N,
-                int size, int splits, int activation) {
+                int size, int splits, const __grid_constant__ Epilogue<S> epilogue) {
   using T = Wide<S>;
   const unsigned i = blockIdx.x * 256u + threadIdx.x;  // may pass 2^31 in the last block
   if (i >= unsigned(size)) return;
@@ -399,8 +397,7 @@ gemm_sum_splits(const Wide<S>* __restrict__ partials, const S* __restrict__ bias
   T sum = from[0];
 #pragma unroll 4
   for (int slice = 1; slice < splits; ++slice) sum += from[slice * MN];
-  if (bias != nullptr) sum += widened(bias[i % N]);
-  y[i] = narrowed<S>(activate(activation, sum));
+  y[i] = narrowed<S>(finished(epilogue, bias, sum, i, i % N));
 }
 
 // ---- for linear_backward

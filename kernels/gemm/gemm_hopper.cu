@@ -1,8 +1,9 @@
-// General matrix multiplication on Hopper (sm_90a): y = activation(a b^T + bias), float32 rounded to tf32; v12 and v13
+// General matrix multiplication on Hopper (sm_90a): y = epilogue(a b^T + bias), float32 rounded to tf32; v12, v13 and v16
 // also bf16 and fp16 as they are stored, with float32 sums and y rounded once.
 //
-//   M N K  sizes: a is (M, K), b is (N, K), y is (M, N)
-//   batch  that many independent products; a_many, b_many: whether each has an a, a b, of its own
+//   M N K     sizes: a is (M, K), b is (N, K), y is (M, N)
+//   batch     that many independent products; a_many, b_many: whether each has an a, a b, of its own
+//   epilogue  what follows the bias: activation, dropout, the slope of another activation (epilogue.cuh)
 //
 // All matrices are row-major, so that k runs fastest in both factors, as the tensor cores want tf32; the launcher
 // transposes what comes otherwise.  Rounding happens on the way to shared memory, sums stay float32.
@@ -29,9 +30,8 @@
 // Sources: NVIDIA, "CUTLASS: efficient GEMM", warp-specialised persistent kernels (a producer warp, a ring of
 // mbarriers); PTX ISA on wgmma and cp.async.bulk.tensor.
 
-#include "activation.cuh"
 #include "cluster.cuh"
-#include "half.cuh"
+#include "epilogue.cuh"
 #include "tma.cuh"
 #include "wgmma.cuh"
 
@@ -55,15 +55,76 @@ struct Place {
   }
 };
 
+// What a block keeps in shared memory: the ring, and a quarter of each thread's sums while they wait (finish_sums).
+template <class S, int TILE_M, int TILE_N, int STAGES>
+struct RingAndWaiting {
+  static constexpr int WAITING = TILE_N / 8;
+  Ring<S, TILE_M, TILE_N, STAGES> ring;
+  float waiting[WAITING][2 * TILE_M];
+};
+
+// Two neighbouring results of a row, or one where no more are left of it; written at once where both ends allow it.
+template <class S>
+__device__ __forceinline__ void put_two(S* to, int left, bool both, float first, float second) {
+  if (both && left > 1) {
+    if constexpr (sizeof(S) == 2)
+      *reinterpret_cast<uint32_t*>(to) = pack(S(), first, second);
+    else
+      *reinterpret_cast<float2*>(to) = make_float2(first, second);
+  } else {
+    to[0] = narrowed<S>(first);
+    if (left > 1) to[1] = narrowed<S>(second);
+  }
+}
+
+// Finish and write the sums of a thread of a warpgroup, which lie as wgmma.cuh says: of rows g and g + 8 of its warp,
+// each 8 columns two.  The first is element `first` of y; behind it `rows` rows and `columns` columns are left.
+//
+// What is rare needs registers that the sums have.  So a quarter of them at a time goes to shared memory, and from there
+// one pair after the other through the epilogue.  The place is the thread's own: there is nobody to wait for.
+template <int TILE_N, class S, int WAITING, int THREADS>
+__device__ __forceinline__ void finish_sums(const float (&sum)[TILE_N / 2], const Epilogue<S>& epilogue,
+                                            const S* __restrict__ bias, S* __restrict__ y, int first, int rows,
+                                            int columns, int N, float (&waiting)[WAITING][THREADS]) {
+  const bool both = reinterpret_cast<uint64_t>(y) / sizeof(S) % 2 == 0 && N % 2 == 0;
+  if (is_rare(epilogue)) {
+#pragma unroll
+    for (int start = 0; start < TILE_N / 2; start += WAITING) {
+#pragma unroll
+      for (int i = 0; i < WAITING; ++i) waiting[i][threadIdx.x] = sum[start + i];
+#pragma unroll 1
+      for (int i = 0; i < WAITING; i += 2) {
+        const int j = (start + i) / 4, h = i / 2 % 2, left = columns - j * 8, place = first + h * 8 * N + j * 8;
+        if (h * 8 >= rows || left <= 0) continue;
+        float two[2] = {waiting[i][threadIdx.x], waiting[i + 1][threadIdx.x]};
+        finish_neighbours(epilogue, bias, two, place, N - left, left);
+        put_two(y + place, left, both, two[0], two[1]);
+      }
+    }
+    return;
+  }
+#pragma unroll
+  for (int j = 0; j < TILE_N / 8; ++j)
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int left = columns - j * 8, place = first + h * 8 * N + j * 8;
+      if (h * 8 >= rows || left <= 0) continue;
+      float two[2] = {sum[4 * j + 2 * h], sum[4 * j + 2 * h + 1]};
+      finish_plainly(epilogue, bias, two, N - left, left);
+      put_two(y + place, left, both, two[0], two[1]);
+    }
+}
+
 // All of a block's work: GROUPS warpgroups multiply, each 64 rows by TILE_N columns, and one warp more copies.
 template <int GROUPS, int TILE_N, int STAGES>
 __device__ __forceinline__ void products(const TensorMap& a, const TensorMap& b, const float* __restrict__ bias,
                                          float* __restrict__ y, int M, int N, int K, int batch, bool a_many,
-                                         bool b_many, int activation) {
+                                         bool b_many, const Epilogue<float>& epilogue) {
   constexpr int TILE_M = 64 * GROUPS, MULTIPLIERS = 4 * GROUPS;  // warps
   using Shared = Ring<float, TILE_M, TILE_N, STAGES>;
   constexpr int DEPTH = Shared::DEPTH;
-  Shared& s = block_shared<Shared>();
+  auto& shared = block_shared<RingAndWaiting<float, TILE_M, TILE_N, STAGES>>();
+  Shared& s = shared.ring;
   const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
   const int m0 = blockIdx.x * TILE_M, n0 = blockIdx.y * TILE_N;
   if (threadIdx.x == 0) {
@@ -107,17 +168,8 @@ __device__ __forceinline__ void products(const TensorMap& a, const TensorMap& b,
     }
     wait_products<0>(sum);  // all have ended
     if (lane == 0) arrive(s.empty[before]);
-#pragma unroll
-    for (int j = 0; j < TILE_N / 8; ++j)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int m = m0 + warp * 16 + g + e / 2 * 8, n = n0 + j * 8 + 2 * t + e % 2;
-        if (m < M && n < N) {
-          float value = sum[4 * j + e];
-          if (bias != nullptr) value += bias[n];
-          y[(i * M + m) * N + n] = activate_one_of_many(activation, value);
-        }
-      }
+    const int rows = M - m0 - warp * 16 - g, columns = N - n0 - 2 * t, first = (i * M + M - rows) * N + N - columns;
+    finish_sums<TILE_N>(sum, epilogue, bias, y, first, rows, columns, N, shared.waiting);
   }
 }
 
@@ -128,8 +180,8 @@ __device__ __forceinline__ void products(const TensorMap& a, const TensorMap& b,
 __global__ void __launch_bounds__(160, 2)
 gemm_v10_wgmma_tma(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b,
                   const float* __restrict__ bias, float* __restrict__ y, int M, int N, int K, int batch, bool a_many,
-                  bool b_many, int activation) {
-  products<1, 128, 4>(a, b, bias, y, M, N, K, batch, a_many, b_many, activation);
+                  bool b_many, const __grid_constant__ Epilogue<float> epilogue) {
+  products<1, 128, 4>(a, b, bias, y, M, N, K, batch, a_many, b_many, epilogue);
 }
 
 // ---- v11
@@ -139,8 +191,8 @@ gemm_v10_wgmma_tma(const __grid_constant__ TensorMap a, const __grid_constant__ 
 __global__ void __launch_bounds__(288, 1)
 gemm_v11_wgmma_two(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b,
                   const float* __restrict__ bias, float* __restrict__ y, int M, int N, int K, int batch, bool a_many,
-                  bool b_many, int activation) {
-  products<2, 256, 4>(a, b, bias, y, M, N, K, batch, a_many, b_many, activation);
+                  bool b_many, const __grid_constant__ Epilogue<float> epilogue) {
+  products<2, 256, 4>(a, b, bias, y, M, N, K, batch, a_many, b_many, epilogue);
 }
 
 // ---- clusters
@@ -166,32 +218,19 @@ __device__ __forceinline__ void fetch(void* to, const TensorMap& map, int x, int
     load_box_to_blocks(to, map, x, y, z, barrier, bits);
 }
 
-// Two neighbouring results of a row, written at once where both ends allow it.
-template <class S>
-__device__ __forceinline__ void put_two(S* y, int n, int N, bool both, float first, float second) {
-  if (both && n + 1 < N) {
-    if constexpr (sizeof(S) == 2)
-      *reinterpret_cast<uint32_t*>(y + n) = pack(S(), first, second);
-    else
-      *reinterpret_cast<float2*>(y + n) = make_float2(first, second);
-  } else {
-    if (n < N) y[n] = narrowed<S>(first);
-    if (n + 1 < N) y[n + 1] = narrowed<S>(second);
-  }
-}
-
 // All of a block's work, in a cluster of ROWS x COLUMNS blocks, neighbours in y; rank = row + ROWS column.  Its tiles
 // are what `tiles` says, with the same number of them in all blocks of the cluster.
 template <class S, int ROWS, int COLUMNS, int STAGES, class Tiles>
 __device__ __forceinline__ void shared_products(const TensorMap& a, const TensorMap& b, const S* __restrict__ bias,
                                                 S* __restrict__ y, int M, int N, int K, bool a_many, bool b_many,
-                                                int activation, Tiles tiles) {
+                                                const Epilogue<S>& epilogue, Tiles tiles) {
   constexpr int MULTIPLIERS = SHARED_M / 16;                                  // warps
   constexpr int SHARERS = ROWS + COLUMNS - 1;                                 // blocks that copy into one block
   constexpr int PART_M = SHARED_M / COLUMNS, PART_N = SHARED_N / ROWS;        // what a block fetches of its tiles
   using Shared = Ring<S, SHARED_M, SHARED_N, STAGES>;
   constexpr int DEPTH = Shared::DEPTH;
-  Shared& s = block_shared<Shared>();
+  auto& shared = block_shared<RingAndWaiting<S, SHARED_M, SHARED_N, STAGES>>();
+  Shared& s = shared.ring;
   const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
   const int rank = cluster_rank(), row = rank % ROWS, column = rank / ROWS;
   if (threadIdx.x == 0) {
@@ -222,7 +261,6 @@ __device__ __forceinline__ void shared_products(const TensorMap& a, const Tensor
       }
   } else {
     const int g = lane / 4, t = lane % 4;
-    const bool both = reinterpret_cast<uint64_t>(y) / sizeof(S) % 2 == 0 && N % 2 == 0;
     // Whom lane i < SHARERS of a warp tells that a stage is empty: those of the block's column, then the rest of its row.
     const int other = lane - ROWS, told = lane < ROWS ? lane + ROWS * column : row + ROWS * (other + (other >= column));
     for (; tiles.there(); tiles.next()) {
@@ -242,18 +280,9 @@ __device__ __forceinline__ void shared_products(const TensorMap& a, const Tensor
       }
       wait_products<0>(sum);  // all have ended
       if (lane < SHARERS) arrive_at_block(s.empty[before], told);
-#pragma unroll
-      for (int j = 0; j < SHARED_N / 8; ++j)
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          const int m = tiles.m0 + warp * 16 + g + h * 8, n = tiles.n0 + j * 8 + 2 * t;
-          float first = sum[4 * j + 2 * h], second = sum[4 * j + 2 * h + 1];
-          if (bias != nullptr && n < N) first += widened(bias[n]);
-          if (bias != nullptr && n + 1 < N) second += widened(bias[n + 1]);
-          if (m < M)
-            put_two(y + (tiles.product * M + m) * N, n, N, both, activate_one_of_many(activation, first),
-                    activate_one_of_many(activation, second));
-        }
+      const int rows = M - tiles.m0 - warp * 16 - g, columns = N - tiles.n0 - 2 * t;
+      const int first = (tiles.product * M + M - rows) * N + N - columns;
+      finish_sums<SHARED_N>(sum, epilogue, bias, y, first, rows, columns, N, shared.waiting);
     }
   }
   cluster_sync();  // no block ends before the others have arrived at its barriers for the last time
@@ -276,8 +305,8 @@ template <class S>
 __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(288, 1)
 gemm_v12_wgmma_cluster(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b,
                        const S* __restrict__ bias, S* __restrict__ y, int M, int N, int K, int batch, bool a_many,
-                       bool b_many, int activation) {
-  shared_products<S, 2, 1, 4>(a, b, bias, y, M, N, K, a_many, b_many, activation, TilesOfGrid(batch));
+                       bool b_many, const __grid_constant__ Epilogue<S> epilogue) {
+  shared_products<S, 2, 1, 4>(a, b, bias, y, M, N, K, a_many, b_many, epilogue, TilesOfGrid(batch));
 }
 
 // ---- v13
@@ -317,8 +346,8 @@ template <class S, int COLUMNS>
 __global__ void __cluster_dims__(2, COLUMNS, 1) __launch_bounds__(288, 1)
 gemm_v13_wgmma_persistent(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b,
                           const S* __restrict__ bias, S* __restrict__ y, int M, int N, int K, int batch, bool a_many,
-                          bool b_many, int activation) {
-  shared_products<S, 2, COLUMNS, 4>(a, b, bias, y, M, N, K, a_many, b_many, activation,
+                          bool b_many, const __grid_constant__ Epilogue<S> epilogue) {
+  shared_products<S, 2, COLUMNS, 4>(a, b, bias, y, M, N, K, a_many, b_many, epilogue,
                                     TilesInBands<2, COLUMNS>(M, N, batch));
 }
 
@@ -342,7 +371,7 @@ template <class S, int SLICES>
 __global__ void __cluster_dims__(1, 1, SLICES) __launch_bounds__(160, 2)
 gemm_v16_wgmma_cluster_slices(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b,
                               const S* __restrict__ bias, S* __restrict__ y, int M, int N, int K, int batch, bool a_many,
-                              bool b_many, int activation) {
+                              bool b_many, const __grid_constant__ Epilogue<S> epilogue) {
   constexpr int STAGES = 4, MULTIPLIERS = 4, ROWS = SLICE_M / SLICES;  // the last: of y, that a block writes
   using OfSlice = Slice<S, STAGES>;
   constexpr int DEPTH = decltype(OfSlice::ring)::DEPTH;
@@ -414,10 +443,10 @@ gemm_v16_wgmma_cluster_slices(const __grid_constant__ TensorMap a, const __grid_
         of_all.x += part.x;
         of_all.y += part.y;
       }
-      if (bias != nullptr) of_all.x += widened(bias[n]);
-      if (bias != nullptr && n + 1 < N) of_all.y += widened(bias[n + 1]);
-      put_two(y + (i * M + m) * N, n, N, both, activate_one_of_many(activation, of_all.x),
-              activate_one_of_many(activation, of_all.y));
+      float two[2] = {of_all.x, of_all.y};
+      const int place = (i * M + m) * N + n;
+      finish_neighbours(epilogue, bias, two, place, n, N - n);
+      put_two(y + place, N - n, both, two[0], two[1]);
     }
     fence_async_proxy();  // the copies of the next product come after what was written in their place
     cluster_sync();       // and after all have read it; nor does a block end before

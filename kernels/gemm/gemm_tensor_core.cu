@@ -1,4 +1,4 @@
-// General matrix multiplication on the tensor cores (sm_80 and newer): y = activation(op(a) op(b) + bias), float32;
+// General matrix multiplication on the tensor cores (sm_80 and newer): y = epilogue(op(a) op(b) + bias), float32;
 // v14 of bfloat16 or float16.
 //
 // Sizes, layouts and arguments are those of gemm.cu.  VECTOR, or is_vector_aligned: a matrix starts at a multiple of
@@ -24,8 +24,8 @@
 //
 // Sources: PTX ISA (mma.sync, ldmatrix, cp.async); for v9 see multiply_split_tiles in mma_tile.cuh.
 
-#include "activation.cuh"
 #include "async.cuh"
+#include "epilogue.cuh"
 #include "mma_tile.cuh"
 
 // ---- what these kernels share
@@ -48,19 +48,20 @@ struct TypeOf<2> {
 template <int R, int C>
 __device__ __forceinline__ void finish(const float (&sum)[R][C][4], const float* __restrict__ bias,
                                        float* __restrict__ y, int i, int m0, int n0, int M, int N, int lane,
-                                       int activation) {
+                                       const Epilogue<float>& epilogue) {
   const int g = lane / 4, t = lane % 4;
 #pragma unroll
   for (int r = 0; r < R; ++r)
 #pragma unroll
     for (int c = 0; c < C; ++c)
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int m = m0 + r * 16 + g + e / 2 * 8, n = n0 + c * 8 + 2 * t + e % 2;
+      for (int half = 0; half < 2; ++half) {
+        const int m = m0 + r * 16 + g + half * 8, n = n0 + c * 8 + 2 * t, at = (i * M + m) * N + n;
         if (m < M && n < N) {
-          float value = sum[r][c][e];
-          if (bias != nullptr) value += bias[n];
-          y[(i * M + m) * N + n] = activate_one_of_many(activation, value);
+          float two[2] = {sum[r][c][half * 2], sum[r][c][half * 2 + 1]};
+          finish_neighbours(epilogue, bias, two, at, n, N - n);
+          y[at] = two[0];
+          if (n + 1 < N) y[at + 1] = two[1];
         }
       }
 }
@@ -123,9 +124,10 @@ __device__ __forceinline__ void fragment_b(TYPE type, uint32_t (&b)[2], const TI
 // Block: 4 warps and a 64 x 64 tile of y.  Warp: 32 x 32 of it, as 2 x 4 results of 16 x 8.  PRECISION: 0 tf32,
 // 1 bf16, 2 fp16.
 template <int PRECISION, bool TRANSPOSE_A, bool TRANSPOSE_B, bool VECTOR>
-__global__ void __launch_bounds__(128, 4)  // see v3
+__global__ void __launch_bounds__(128, 3)  // see v3
 gemm_v4_tensor_core(const float* __restrict__ a, const float* __restrict__ b, const float* __restrict__ bias,
-                    float* __restrict__ y, int M, int N, int K, int batch, int a_step, int b_step, int activation) {
+                    float* __restrict__ y, int M, int N, int K, int batch, int a_step, int b_step,
+                    const __grid_constant__ Epilogue<float> epilogue) {
   constexpr int TILE = 64, DEPTH = 16, THREADS = 128;
   using Type = typename TypeOf<PRECISION>::type;
   constexpr int STEP = 32 / BytesOf<Type>::VALUE;  // k of one instruction
@@ -169,7 +171,7 @@ gemm_v4_tensor_core(const float* __restrict__ a, const float* __restrict__ b, co
       }
     }
     __syncthreads();  // everyone has multiplied before the next product's copies overwrite the first stage
-    finish(sum, bias, y, i, m0 + row, n0 + column, M, N, lane, activation);
+    finish(sum, bias, y, i, m0 + row, n0 + column, M, N, lane, epilogue);
   }
 }
 
@@ -241,7 +243,7 @@ template <int PRECISION, int TILE, bool TRANSPOSE_A, bool TRANSPOSE_B>
 __global__ void __launch_bounds__(2 * TILE, TILE == 128 ? 1 : 3)
 gemm_v8_tensor_core_pipelined(const float* __restrict__ a, const float* __restrict__ b, const float* __restrict__ bias,
                               float* __restrict__ y, int M, int N, int K, int batch, int a_step, int b_step,
-                              int activation, int splits, int length) {
+                              const __grid_constant__ Epilogue<float> epilogue, int splits, int length) {
   using Number = typename TypeOf<PRECISION>::type;
   constexpr int DEPTH = 64 / BytesOf<Number>::VALUE, THREADS = 2 * TILE, R = TILE / 32, C = 4;
   using TileA = MmaTile<Number, TILE, DEPTH, !TRANSPOSE_A>;
@@ -287,7 +289,7 @@ gemm_v8_tensor_core_pipelined(const float* __restrict__ a, const float* __restri
       // overwritten, by the tiles after next or by the next product's first.
       __syncthreads();
     }
-    finish(sum, bias, y, z, m0 + row, n0 + column, M, N, lane, activation);
+    finish(sum, bias, y, z, m0 + row, n0 + column, M, N, lane, epilogue);
   }
 }
 
@@ -326,8 +328,8 @@ __device__ __forceinline__ void multiply_plainly(float (&sum)[R][C][4], const fl
 template <int TILE, bool TRANSPOSE_A, bool TRANSPOSE_B>
 __global__ void __launch_bounds__(2 * TILE, TILE == 128 ? 1 : 3)
 gemm_v9_bf16_split(const float* __restrict__ a, const float* __restrict__ b, const float* __restrict__ bias,
-                   float* __restrict__ y, int M, int N, int K, int batch, int a_step, int b_step, int activation,
-                   int splits, int length) {
+                   float* __restrict__ y, int M, int N, int K, int batch, int a_step, int b_step,
+                   const __grid_constant__ Epilogue<float> epilogue, int splits, int length) {
   constexpr int DEPTH = 16, THREADS = 2 * TILE, R = TILE / 32, C = 4;
   using TileA = SplitTile<TILE, DEPTH, !TRANSPOSE_A>;
   using TileB = SplitTile<TILE, DEPTH, TRANSPOSE_B>;
@@ -377,7 +379,7 @@ gemm_v9_bf16_split(const float* __restrict__ a, const float* __restrict__ b, con
       }
       splits = __syncthreads_and(next_splits);  // as in v8
     }
-    finish(sum, bias, y, z, m0 + row, n0 + column, M, N, lane, activation);
+    finish(sum, bias, y, z, m0 + row, n0 + column, M, N, lane, epilogue);
   }
 }
 
@@ -431,7 +433,7 @@ __device__ __forceinline__ void start_half_tile(TILE& tile, const S* __restrict_
 template <class S, int R, int C>
 __device__ __forceinline__ void finish_halves(const float (&sum)[R][C][4], const S* __restrict__ bias,
                                               S* __restrict__ y, int i, int m0, int n0, int M, int N, int lane,
-                                              int activation) {
+                                              const Epilogue<S>& epilogue) {
   const int g = lane / 4, t = lane % 4;
   const bool pairs = N % 2 == 0 && reinterpret_cast<uint64_t>(y) % 4 == 0;
 #pragma unroll
@@ -440,16 +442,12 @@ __device__ __forceinline__ void finish_halves(const float (&sum)[R][C][4], const
     for (int c = 0; c < C; ++c)
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const int m = m0 + r * 16 + g + half * 8, n = n0 + c * 8 + 2 * t;
+        const int m = m0 + r * 16 + g + half * 8, n = n0 + c * 8 + 2 * t, at = (i * M + m) * N + n;
         if (m < M && n < N) {
-          float first = sum[r][c][half * 2], second = sum[r][c][half * 2 + 1];
-          if (bias != nullptr) {
-            first += widened(bias[n]);
-            if (n + 1 < N) second += widened(bias[n + 1]);
-          }
-          const uint32_t both = pack(S(), activate_one_of_many(activation, first),
-                                     activate_one_of_many(activation, second));
-          S* to = &y[(i * M + m) * N + n];
+          float two[2] = {sum[r][c][half * 2], sum[r][c][half * 2 + 1]};
+          finish_neighbours(epilogue, bias, two, at, n, N - n);
+          const uint32_t both = pack(S(), two[0], two[1]);
+          S* to = &y[at];
           if (pairs) {
             *reinterpret_cast<uint32_t*>(to) = both;
           } else {
@@ -462,12 +460,12 @@ __device__ __forceinline__ void finish_halves(const float (&sum)[R][C][4], const
 
 // Block: 64 x 64, 128 x 128 or 256 x 128 of y (TILE: the rows).  Warp: 32 x 32, 64 x 32 or 64 x 64 of it.  S: Bf16 or
 // Fp16.  K is cut into `splits` slices of `length`, a multiple of 8; of several, each gives a matrix of its own in float32,
-// partials[product][slice], without bias and activation.
+// partials[product][slice], without bias and epilogue.
 template <class S, int TILE, bool TRANSPOSE_A, bool TRANSPOSE_B>
 __global__ void __launch_bounds__(TILE == 64 ? 128 : 256, TILE == 256 ? 1 : TILE == 128 ? 2 : 4)
 gemm_v14_half_cp_async(const S* __restrict__ a, const S* __restrict__ b, const S* __restrict__ bias,
                        S* __restrict__ y, float* __restrict__ partials, int M, int N, int K, int batch, int a_step,
-                       int b_step, int activation, int splits, int length) {
+                       int b_step, const __grid_constant__ Epilogue<S> epilogue, int splits, int length) {
   constexpr int TILE_N = TILE == 64 ? 64 : 128, WARP_M = TILE == 64 ? 32 : 64, WARP_N = TILE == 256 ? 64 : 32;
   constexpr int WARPS_M = TILE / WARP_M, THREADS = WARPS_M * (TILE_N / WARP_N) * WARP;
   constexpr int DEPTH = 32, STAGES = 3, R = WARP_M / 16, C = WARP_N / 8;
@@ -507,8 +505,8 @@ gemm_v14_half_cp_async(const S* __restrict__ a, const S* __restrict__ b, const S
     }
     __syncthreads();  // everyone has multiplied before the next product's copies overwrite the first stages
     if (partials == nullptr)
-      finish_halves(sum, bias, y, z, m0 + row, n0 + column, M, N, lane, activation);
+      finish_halves(sum, bias, y, z, m0 + row, n0 + column, M, N, lane, epilogue);
     else
-      finish(sum, nullptr, partials, z, m0 + row, n0 + column, M, N, lane, IDENTITY);
+      finish(sum, nullptr, partials, z, m0 + row, n0 + column, M, N, lane, Epilogue<float>());
   }
 }

@@ -10,10 +10,10 @@ import numpy as np
 
 from .._devices import device_of
 from .._dtypes import HALVES
+from .._epilogue import Ending
 from .._errors import BackendError
 from .._launch import Instance, Kernel, ceil_div, multiprocessors, result, runtime_of
 from .._tensor_map import TensorMap
-from ..activation.cuda import kind_number
 from . import Geometry, geometry
 from .cost import Way
 
@@ -42,8 +42,9 @@ class Version(NamedTuple):
     slices: int = 1
 
     def shared(self) -> int:
-        """Bytes of the ring and its barriers, in whole kilobytes as its alignment has it."""
-        return _STAGES * (self.tile_m + self.tile_n) * _ROW + 1024
+        """Bytes of the ring and its barriers, in whole kilobytes as its alignment has it, and a quarter of the sums."""
+        waiting = self.tile_m * self.tile_n if self.slices == 1 else 0
+        return _STAGES * (self.tile_m + self.tile_n) * _ROW + 1024 + waiting
 
     def grid(self, g: Geometry, batch: int, most_z: int, processors: int) -> tuple[int, int, int]:
         """Whole clusters; of persistent ones as many as there is work for, and as run at once."""
@@ -104,7 +105,7 @@ def wgmma(
     bias: Any,
     transpose_a: bool,
     transpose_b: bool,
-    activation: str | None,
+    end: Ending,
     out: Any,
 ) -> Any:
     """The matrix product, of float32 rounded to tf32 or of halves, by a grid of at most ``most_z`` layers."""
@@ -123,7 +124,7 @@ def wgmma(
     b_map = TensorMap(of_b, (1, version.tile_n // version.rows, depth), _ROW, K, tf32)
     many = of_a.shape[0] > 1, of_b.shape[0] > 1
     grid = version.grid(g, batch, most_z, multiprocessors(a))
-    arguments = a_map, b_map, bias, y, g.M, g.N, K, batch, *many, kind_number(activation)
+    arguments = a_map, b_map, bias, y, g.M, g.N, K, batch, *many, end.packed()
     version.kernels[a.dtype](grid, version.threads, *arguments, shared=version.shared())
     return y
 

@@ -31,7 +31,9 @@ from .._simd_tile import Tile, pack_columns, pack_rows, registers_fit, totals
 from .._threads import get_num_threads
 from ..activation import activation_backward, activation_forward
 from ..activation.numba_cpu import BACKWARD
-from . import geometry
+from ..dropout import dropout_forward
+from . import Layer, geometry
+from ._layers import one_by_one, stack
 
 _DEPTH = 256  # steps of K: a panel of b, of 128 bytes a step, is then 32 KB
 _ROWS = 252  # of a block of a, of 0.25 MB then
@@ -354,15 +356,24 @@ def gemm(
     a: np.ndarray,
     b: np.ndarray,
     bias: np.ndarray | None,
+    saved: np.ndarray | None,
+    offset: np.ndarray | None,
     transpose_a: bool,
     transpose_b: bool,
     activation: str | None,
+    p: float,
+    seed: int,
+    gradient: str | None,
     out: np.ndarray | None,
 ) -> np.ndarray:
-    y = _product(a, b, bias, (transpose_a, transpose_b), activation == "relu", out)
+    y = product = _product(a, b, bias, (transpose_a, transpose_b), activation == "relu", out)
     if activation is not None and activation != "relu":
-        y = deliver(activation_forward(y, activation), out)
-    return y
+        y = activation_forward(y, activation)
+    if p:
+        y = dropout_forward(y, p, seed, offset)
+    if gradient is not None:
+        y = activation_backward(y, saved, gradient)
+    return y if y is product else deliver(y, out)
 
 
 def linear_backward(
@@ -370,12 +381,29 @@ def linear_backward(
     a: np.ndarray,
     b: np.ndarray,
     y: np.ndarray | None,
-    activation: str | None,
+    offset: np.ndarray | None,
+    layer: Layer,
     wanted: tuple[bool, bool, bool],
 ) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
-    if activation is not None and is_half(grad.dtype):  # h is rounded before it is multiplied
-        grad, y, activation = halves_in_float32()(activation_backward)(grad, y, activation), None, None
+    activation = layer.activation
+    if is_half(grad.dtype) and (activation is not None or layer.p):  # h is rounded before it is multiplied
+        grad, y, activation = _through(grad, y, offset, layer), None, None
+    elif layer.p:
+        grad = dropout_forward(grad, layer.p, layer.seed, offset)
     return _linear_backward(grad, a, b, y, activation, wanted)
+
+
+@halves_in_float32()
+def _through(grad: np.ndarray, y: np.ndarray | None, offset: np.ndarray | None, layer: Layer) -> np.ndarray:
+    h = dropout_forward(grad, layer.p, layer.seed, offset) if layer.p else grad
+    return h if layer.activation is None else activation_backward(h, y, layer.activation)
+
+
+def linear_layers_backward(
+    grad: np.ndarray, y: np.ndarray | None, layers: tuple[Layer, ...], wanted: tuple[bool, ...], *arrays: np.ndarray
+) -> tuple[np.ndarray | None, ...]:
+    """One layer after the other: a slope takes no time while its array is in a core's cache, on the way to the sums."""
+    return one_by_one(linear_backward, grad, y, stack(layers, wanted, arrays), wanted[0])
 
 
 @halves_in_float32()

@@ -11,11 +11,47 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import numpy as np
+
+from .._epilogue import Ending
 from .._numba_cuda import cuda, device, kernel, size_of
 from ..activation import activation_backward
+from ..activation.cuda import kind_number
 from ..activation.numba_cuda import activations
+from ..dropout import dropout_forward
+from ..dropout.numba_cuda import philox_words
+from . import Layer, geometry
 from . import cuda as launcher
-from . import geometry
+from ._layers import one_by_one, stack
+
+# ---- the epilogue
+
+
+# finished() of epilogue.cuh: all but the bias, for element `at` of y.  The struct is its members here.
+@functools.cache
+def _epilogue(T: Any) -> Any:
+    activate, activation_gradient = activations(T)
+
+    @device
+    def finished(x, at, saved, offset, seed, scale, last_dropped, activation, gradient):
+        x = activate(activation, x, T(0), T(0))
+        if len(offset) != 0:
+            words = philox_words(np.uint64(seed), np.uint64(offset[0]), np.uint64(at // 4))
+            x = T(scale) * x if words[at % 4] > np.uint64(last_dropped) else T(0)
+        if gradient != 0:
+            x = activation_gradient(gradient, x, saved[at], T(0), T(0))
+        return x
+
+    return finished
+
+
+def _members(end: Ending) -> tuple[Any, ...]:
+    """What follows a product as the kernels below take it."""
+    scale, last_dropped = end.numbers() if end.p else (0.0, 0)
+    offset = end.offset if end.p else None
+    kinds = kind_number(end.activation), kind_number(end.gradient)
+    return end.saved, offset, end.seed, scale, last_dropped, *kinds
+
 
 # ---- v2
 
@@ -26,9 +62,10 @@ from . import geometry
 def gemm_v2_smem_tile(T, TRANSPOSE_A, TRANSPOSE_B):
     TILE = 16
     PITCH = TILE + 1
-    activate, _ = activations(T)
+    finished = _epilogue(T)
 
-    def body(a, b, bias, y, M, N, K, batch, a_step, b_step, activation):
+    def body(a, b, bias, y, M, N, K, batch, a_step, b_step, saved, offset, seed, scale, last_dropped, activation,
+             gradient):  # fmt: skip
         s_a = cuda.shared.array((TILE, PITCH), T)  # [m][k]; the odd row length spreads a column over the banks
         s_b = cuda.shared.array((TILE, PITCH), T)  # [k][n]
         x, y_ = cuda.threadIdx.x, cuda.threadIdx.y
@@ -59,7 +96,8 @@ def gemm_v2_smem_tile(T, TRANSPOSE_A, TRANSPOSE_B):
             if m < M and n < N:
                 if len(bias) != 0:
                     sum += bias[n]
-                y[(i * M + m) * N + n] = activate(activation, sum, T(0), T(0))
+                at = (i * M + m) * N + n
+                y[at] = finished(sum, at, saved, offset, seed, scale, last_dropped, activation, gradient)
 
     return body
 
@@ -94,9 +132,10 @@ def gemm_v3_register_tile(T, TRANSPOSE_A, TRANSPOSE_B):
     PITCH = TILE + 16 // size_of(T)  # keeps rows aligned, spreads columns over the banks
     load_a = _loader(TILE, DEPTH, THREADS, not TRANSPOSE_A, T)
     load_b = _loader(TILE, DEPTH, THREADS, TRANSPOSE_B, T)
-    activate, _ = activations(T)
+    finished = _epilogue(T)
 
-    def body(a, b, bias, y, M, N, K, batch, a_step, b_step, activation):
+    def body(a, b, bias, y, M, N, K, batch, a_step, b_step, saved, offset, seed, scale, last_dropped, activation,
+             gradient):  # fmt: skip
         s_a = cuda.shared.array((DEPTH, PITCH), T)  # [k][m]
         s_b = cuda.shared.array((DEPTH, PITCH), T)  # [k][n]
         sum = cuda.local.array((OWN, OWN), T)
@@ -128,7 +167,8 @@ def gemm_v3_register_tile(T, TRANSPOSE_A, TRANSPOSE_B):
                         value = sum[r, c]
                         if len(bias) != 0:
                             value += bias[n]
-                        y[(i * M + m) * N + n] = activate(activation, value, T(0), T(0))
+                        at = (i * M + m) * N + n
+                        y[at] = finished(value, at, saved, offset, seed, scale, last_dropped, activation, gradient)
 
     return body
 
@@ -137,32 +177,43 @@ def gemm_v3_register_tile(T, TRANSPOSE_A, TRANSPOSE_B):
 
 
 def _smem_tile(a: Any, b: Any, transposes: tuple[bool, bool]) -> Any:
-    return launcher._Plan(gemm_v2_smem_tile[a.dtype, *transposes], 16, (16, 16))
+    return launcher._Plan(gemm_v2_smem_tile[a.dtype, *transposes], 16, (16, 16), ending=_members)
 
 
 def _register_tile(a: Any, b: Any, transposes: tuple[bool, bool]) -> Any:
-    return launcher._Plan(gemm_v3_register_tile[a.dtype, *transposes], 64, 256)
+    return launcher._Plan(gemm_v3_register_tile[a.dtype, *transposes], 64, 256, ending=_members)
 
 
-def gemm(a: Any, b: Any, bias: Any, transpose_a: bool, transpose_b: bool, activation: str | None, out: Any) -> Any:
+def _default(a: Any, b: Any, bias: Any, transpose_a: bool, transpose_b: bool, end: Ending, out: Any) -> Any:
     g = geometry(a.shape, b.shape, transpose_a, transpose_b)
     version = _register_tile if min(g.M, g.N) > 16 else _smem_tile  # as in cuda.py
-    return launcher._run(version, a, b, bias, transpose_a, transpose_b, activation, out)
+    return launcher._run(version, a, b, bias, transpose_a, transpose_b, end, out)
+
+
+gemm = launcher._by(_default)
 
 
 def linear_backward(
-    grad: Any, a: Any, b: Any, y: Any, activation: str | None, wanted: tuple[bool, bool, bool]
+    grad: Any, a: Any, b: Any, y: Any, offset: Any, layer: Layer, wanted: tuple[bool, bool, bool]
 ) -> tuple[Any, Any, Any]:
-    h = grad if activation is None else activation_backward(grad, y, activation)
+    h = dropout_forward(grad, layer.p, layer.seed, offset) if layer.p else grad
+    h = h if layer.activation is None else activation_backward(h, y, layer.activation)
     return (
-        gemm(h, b, None, False, False, None, None) if wanted[0] else None,
-        gemm(h, a, None, True, False, None, None) if wanted[1] else None,
+        _default(h, b, None, False, False, Ending(), None) if wanted[0] else None,
+        _default(h, a, None, True, False, Ending(), None) if wanted[1] else None,
         h.sum(axis=0) if wanted[2] else None,
     )
 
 
-def _pinned(version: Any) -> Any:
-    return lambda *arguments: launcher._run(version, *arguments)
+def linear_layers_backward(
+    grad: Any, y: Any, layers: tuple[Layer, ...], wanted: tuple[bool, ...], *arrays: Any
+) -> tuple[Any, ...]:
+    return one_by_one(linear_backward, grad, y, stack(layers, wanted, arrays), wanted[0])
 
 
-VERSIONS = {"gemm": {"v2_smem_tile": _pinned(_smem_tile), "v3_register_tile": _pinned(_register_tile)}}
+VERSIONS = {
+    "gemm": {
+        "v2_smem_tile": launcher._pinned(_smem_tile),
+        "v3_register_tile": launcher._pinned(_register_tile),
+    }
+}

@@ -7,6 +7,9 @@ import numpy as np
 from .._contracts import deliver
 from .._dtypes import halves_in_float32
 from ..activation import activation_backward, activation_forward
+from ..dropout import dropout_forward
+from . import Layer
+from ._layers import one_by_one, stack
 
 
 @halves_in_float32()
@@ -15,9 +18,14 @@ def gemm(
     a: np.ndarray,
     b: np.ndarray,
     bias: np.ndarray | None,
+    saved: np.ndarray | None,
+    offset: np.ndarray | None,
     transpose_a: bool,
     transpose_b: bool,
     activation: str | None,
+    p: float,
+    seed: int,
+    gradient: str | None,
     out: np.ndarray | None,
 ) -> np.ndarray:
     y = np.matmul(a.swapaxes(-1, -2) if transpose_a else a, b.swapaxes(-1, -2) if transpose_b else b)
@@ -25,7 +33,15 @@ def gemm(
         y += bias
     if activation is not None:
         y = activation_forward(y, activation)
+    if p:
+        y = dropout_forward(y, p, seed, offset)
+    if gradient is not None:
+        y = activation_backward(y, saved, gradient)
     return deliver(y, out)
+
+
+def _product(a: np.ndarray, b: np.ndarray, transpose_a: bool = False) -> np.ndarray:
+    return gemm(a, b, None, None, None, transpose_a, False, None, 0.0, 0, None, None)
 
 
 @np.errstate(invalid="ignore", over="ignore")
@@ -34,18 +50,28 @@ def linear_backward(
     a: np.ndarray,
     b: np.ndarray,
     y: np.ndarray | None,
-    activation: str | None,
+    offset: np.ndarray | None,
+    layer: Layer,
     wanted: tuple[bool, bool, bool],
 ) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
-    h = grad if activation is None else _slope(grad, y, activation)
+    h = _through(grad, y, offset, layer)
     return (
-        gemm(h, b, None, False, False, None, None) if wanted[0] else None,
-        gemm(h, a, None, True, False, None, None) if wanted[1] else None,
+        _product(h, b) if wanted[0] else None,
+        _product(h, a, True) if wanted[1] else None,
         _sum(h) if wanted[2] else None,
     )
 
 
-_slope = halves_in_float32()(activation_backward)
+def linear_layers_backward(
+    grad: np.ndarray, y: np.ndarray | None, layers: tuple[Layer, ...], wanted: tuple[bool, ...], *arrays: np.ndarray
+) -> tuple[np.ndarray | None, ...]:
+    return one_by_one(linear_backward, grad, y, stack(layers, wanted, arrays), wanted[0])
+
+
+@halves_in_float32()
+def _through(grad: np.ndarray, y: np.ndarray | None, offset: np.ndarray | None, layer: Layer) -> np.ndarray:
+    h = dropout_forward(grad, layer.p, layer.seed, offset) if layer.p else grad
+    return h if layer.activation is None else activation_backward(h, y, layer.activation)
 
 
 @halves_in_float32()

@@ -46,7 +46,7 @@ from rawgrad.kernels.conv2d import (
 )
 from rawgrad.kernels.dropout import dropout_forward, philox
 from rawgrad.kernels.embedding import embedding_backward, embedding_forward
-from rawgrad.kernels.gemm import gemm, linear_backward
+from rawgrad.kernels.gemm import Layer, gemm, linear_backward, linear_layers_backward
 from rawgrad.kernels.group_norm import group_norm_backward, group_norm_forward
 from rawgrad.kernels.layer_norm import layer_norm_backward, layer_norm_forward
 from rawgrad.kernels.max_pool2d import geometry as max_geometry
@@ -148,8 +148,22 @@ def calls(n: int = 2) -> dict[str, Call]:
     call(philox, {"offset": offset}, seed=7, n=4 * n + 1)
     call(embedding_forward, {"weight": f(4, 3), "indices": integers(4, n, 3)})
     call(embedding_backward, {"grad": f(n, 3, 3), "indices": integers(4, n, 3)}, num_embeddings=4)
-    call(gemm, {"a": f(n, 3), "b": f(3, 4), "bias": f(4)}, activation="relu")
-    call(linear_backward, {"grad": f(n, 4), "a": f(n, 3), "b": f(4, 3), "y": f(n, 4)}, activation="tanh")
+    call(
+        gemm,
+        {"a": f(n, 3), "b": f(3, 4), "bias": f(4), "saved": f(n, 4), "offset": offset},
+        activation="relu", p=0.3, seed=7, gradient="sigmoid",
+    )  # fmt: skip
+    call(
+        linear_backward,
+        {"grad": f(n, 4), "a": f(n, 3), "b": f(4, 3), "y": f(n, 4), "offset": offset},
+        activation="tanh", p=0.3, seed=7,
+    )  # fmt: skip
+    call(
+        linear_layers_backward,
+        {"grad": f(n, 4), "inputs": [f(n, 3), f(n, 5)], "weights": [f(5, 3), f(4, 5)], "y": f(n, 4),
+         "offsets": [offset, offset]},
+        layers=(Layer("relu", 0.3, 7), Layer(None, 0.1, 8)),
+    )  # fmt: skip
     call(group_norm_forward, {"x": f(n, 4, 3), "weight": f(4), "bias": f(4)}, groups=2, eps=1e-5)
     call(
         group_norm_backward,

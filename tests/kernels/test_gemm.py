@@ -12,8 +12,20 @@ from hypothesis import strategies as st
 
 from rawgrad.kernels._dispatch import Operation, precision
 from rawgrad.kernels._dtypes import BFLOAT16, HALVES
+from rawgrad.kernels._emulator.runtime import record_launches
 from rawgrad.kernels._errors import ArgumentError, BackendError, DeviceError, DtypeError, ShapeError
-from rawgrad.kernels.gemm import ACTIVATIONS, BY_OUTPUT, gemm, geometry, hopper, linear_backward
+from rawgrad.kernels.activation import activation_backward
+from rawgrad.kernels.dropout import dropout_forward, philox
+from rawgrad.kernels.gemm import (
+    ACTIVATIONS,
+    BY_OUTPUT,
+    Layer,
+    gemm,
+    geometry,
+    hopper,
+    linear_backward,
+    linear_layers_backward,
+)
 from rawgrad.kernels.gemm.cost import DEPTH, HALF_WAYS, TENSOR_CORES, WAYS, choose, predicted, slices
 
 DTYPES = [np.float32, np.float64]
@@ -238,6 +250,101 @@ def test_every_version_ends_with_the_activation(backend, version):
     for activation in ACTIVATIONS:
         y = backend.get(gemm(*arguments, activation=activation, version=version))
         assert_accurate(y, activated(activation), a, b, bias)
+
+
+#: Dropout with a seed beyond 2**63 and an offset beyond 2**32: both halves of both count.
+KEY = {"p": 0.3, "seed": 2**63 + 5}
+OFFSET = np.array([2**33 + 3], np.uint64)
+
+
+def ended(backend, y, dropout=True, gradient=None, saved=None):
+    """What follows an activation, by the kernels that do one thing each; halves in float32, rounded once."""
+    dtype = y.dtype
+    y = y.astype(np.float32) if dtype in HALVES else y
+    if dropout:
+        y = backend.get(dropout_forward(backend.put(y), KEY["p"], KEY["seed"], backend.put(OFFSET)))
+    if gradient is not None:
+        y = backend.get(activation_backward(backend.put(y), backend.put(saved.astype(y.dtype)), gradient))
+    return y.astype(dtype)
+
+
+# 70 x 33: tiles of all versions end within it, rows are no whole Philox blocks, and pairs of columns fall into two of
+# them; two products.  Of halves, small integers over 64 as `saved`: what is multiplied in float32 is exact.
+@pytest.mark.parametrize("version", every_version("gemm", "gemm"))
+def test_every_version_ends_with_dropout_and_a_gradient(backend, version):
+    a, b = np.rint(random((2, 70, 5))), np.rint(random((2, 5, 33), seed=1))  # small integers: exact everywhere
+    bias, saved = np.rint(random((33,), seed=2)), np.rint(20 * random((2, 70, 33), seed=3)) / 64
+    host = fitting(version, a, b, bias, saved)
+    saved = host[3]
+    arguments, put_saved = [backend.put(x) for x in host[:3]], backend.put(saved)
+    key = {**KEY, "offset": backend.put(OFFSET)}
+    plain = backend.get(gemm(*arguments, version=version))
+    relu = backend.get(gemm(*arguments, activation="relu", version=version))
+    with untouched(*arguments, put_saved):
+        y = gemm(*arguments, activation="relu", **key, version=version)
+        assert backend.get(y).tobytes() == ended(backend, relu).tobytes()
+        for gradient in BY_OUTPUT:
+            given = {"gradient": gradient, "saved": put_saved, "version": version}
+            y = gemm(*arguments, **given)
+            assert backend.get(y).tobytes() == ended(backend, plain, False, gradient, saved).tobytes()
+        y = gemm(*arguments, **key, **given)
+        assert backend.get(y).tobytes() == ended(backend, plain, True, gradient, saved).tobytes()
+    dropped = backend.get(y) == 0
+    assert 0.2 < dropped.mean() < 0.4 + (plain == 0).mean()
+
+
+# Every start of a row within a Philox block; a vector of four columns lies in two of them.
+@pytest.mark.parametrize("N", [1, 2, 3, 4, 5, 6, 7])
+def test_words_of_a_row_begin_anywhere(backend, N):
+    a, b = random((9, 3)), random((3, N), seed=1)
+    arguments = backend.put(a), backend.put(b)
+    y = gemm(*arguments, **KEY, offset=backend.put(OFFSET))
+    assert backend.get(y).tobytes() == ended(backend, backend.get(gemm(*arguments))).tobytes()
+
+
+def test_all_and_nothing_is_dropped(backend):
+    a, b, offset = backend.put(random((4, 3))), backend.put(random((3, 5), seed=1)), backend.put(OFFSET)
+    assert backend.get(gemm(a, b, p=0.0, offset=offset)).tobytes() == backend.get(gemm(a, b)).tobytes()
+    b[0, 0] = np.nan
+    np.testing.assert_array_equal(backend.get(gemm(a, b, p=1.0, offset=offset)), np.zeros((4, 5), np.float32))
+
+
+# K in slices of v5 and v6 in float32, of v14 in bfloat16: what follows comes once, after the last.
+@pytest.mark.parametrize("version", ["v5_warp_tile_wide", "v6_warps_share_k", "v14_half_cp_async_64"])
+def test_what_follows_comes_after_the_last_slice(backend, version, monkeypatch):
+    skip_unless_there(backend.name, "gemm", "gemm", version)
+    monkeypatch.setattr("rawgrad.kernels.gemm.cuda.choose", lambda *arguments: (version, 3))
+    dtype = BFLOAT16 if version in HALF_WAYS else np.float32
+    a, b = np.rint(random((2, 18, 70))), np.rint(random((2, 70, 21), seed=1))  # small integers: exact everywhere
+    saved = np.rint(20 * random((2, 18, 21), seed=3)) / 64
+    a, b, saved = (x.astype(dtype) for x in (a, b, saved))
+    arguments = backend.put(a), backend.put(b)
+    plain = backend.get(gemm(*arguments))
+    y = gemm(*arguments, **KEY, offset=backend.put(OFFSET), gradient="tanh", saved=backend.put(saved))
+    assert backend.get(y).tobytes() == ended(backend, plain, True, "tanh", saved).tobytes()
+
+
+# The operands of the twins' backend and of the CPU's are composed of kernels that others have tested; here all of them
+# are held to the definition.
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_follows_agrees_with_its_definition(backend, dtype):
+    a, b, bias = random((5, 4), dtype), random((4, 6), dtype, seed=1), random((6,), dtype, seed=2)
+    saved = random((5, 6), dtype, seed=3)
+    kept = (philox(KEY["seed"], OFFSET, 30) >= np.ceil(KEY["p"] * 2**32)).reshape(5, 6)
+
+    def definition(a, b, bias, saved):
+        return np.where(kept, activated("sigmoid")(a, b, bias) / (1 - KEY["p"]), 0) * (1 - saved * saved)
+
+    y = gemm(
+        *(backend.put(x) for x in (a, b, bias)),
+        activation="sigmoid",
+        **KEY,
+        offset=backend.put(OFFSET),
+        gradient="tanh",
+        saved=backend.put(saved),
+    )
+    scale = 10 * (1 + saved.astype(np.float64) ** 2)
+    assert_accurate(backend.get(y), definition, a, b, bias, saved, scale=scale)
 
 
 @pytest.mark.parametrize("version", every_version("gemm", "gemm"))
@@ -873,6 +980,37 @@ def zeros(*shape, dtype=np.float32):
             "a must be float32, float64, float16 or bfloat16; got",
         ),
         (
+            lambda: gemm(zeros(2, 3), zeros(3, 4), gradient="gelu", saved=zeros(2, 4)),
+            ArgumentError,
+            "gemm: gradient must be one of relu, sigmoid, tanh or None; got 'gelu'",
+        ),
+        (
+            lambda: gemm(zeros(2, 3), zeros(3, 4), gradient="relu"),
+            ArgumentError,
+            "gemm: gradient='relu' needs saved, the result of that activation; got None",
+        ),
+        (
+            lambda: gemm(zeros(2, 3), zeros(3, 4), gradient="relu", saved=zeros(2, 3)),
+            ShapeError,
+            r"gemm: saved must have shape \(2, 4\); got \(2, 3\)",
+        ),
+        (
+            lambda: gemm(zeros(2, 3), zeros(3, 4), p=-0.1, offset=OFFSET),
+            ArgumentError,
+            r"gemm: p must be a probability in \[0, 1\]; got -0.1",
+        ),
+        (lambda: gemm(zeros(2, 3), zeros(3, 4), p=0.1), ArgumentError, "gemm: p=0.1 needs dropout's offset; got None"),
+        (
+            lambda: gemm(zeros(2, 3), zeros(3, 4), p=0.1, seed=-1, offset=OFFSET),
+            ArgumentError,
+            r"gemm: seed must be an integer in \[0, 2\*\*64\); got -1",
+        ),
+        (
+            lambda: gemm(zeros(2, 3), zeros(3, 4), p=0.1, offset=OFFSET.astype(np.int64)),
+            DtypeError,
+            "gemm: offset must be uint64; got int64",
+        ),
+        (
             lambda: gemm(zeros(2, 3), zeros(3, 4), activation="sine"),
             ArgumentError,
             "gemm: activation must be one of relu, .* or None; got 'sine'",
@@ -965,6 +1103,137 @@ def test_linear_backward_agrees_with_its_definition(backend, sizes, dtype, layou
             assert result.dtype == dtype
             scale = definition(*map(abs, host[:3]), 0.5 * np.ones_like(host[3])) + 1
             assert_accurate(backend.get(result), definition, *host, scale=scale.astype(np.float64))
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, *HALVES])
+@pytest.mark.parametrize("wanted", [(True, True, True), (True, True, False), (False, False, True)])
+@pytest.mark.parametrize("activation", [None, "relu", "tanh"])
+def test_linear_backward_goes_through_dropout(backend, dtype, wanted, activation):
+    """As without dropout, of what dropout makes of the gradient; halves are rounded once, after the slope."""
+    if dtype in HALVES:
+        skip_where_numba_is(backend)
+    grad, y, a, b = random((9, 7)), random((9, 7), seed=1), random((9, 3), seed=2), random((7, 3), seed=3)
+    grad, y, a, b = (x.astype(dtype) for x in (grad, y, a, b))
+    device = [backend.put(x) for x in (grad, a, b, y, OFFSET)]
+    with untouched(*device):
+        found = linear_backward(*device, activation=activation, **KEY, wanted=wanted)
+    h = backend.put(ended(backend, grad, True, activation, y))
+    expected = linear_backward(h, *device[1:3], wanted=wanted)
+    for gradient, other, asked in zip(found, expected, wanted, strict=True):
+        assert (gradient is not None) == asked
+        if asked:
+            assert gradient.dtype == dtype
+            assert backend.get(gradient).tobytes() == backend.get(other).tobytes()
+
+
+# ---- the gradients of several layers
+
+#: A layer that nothing follows; those after it by name.
+STACKS = {
+    "relu and dropout": [Layer("relu", 0.3, 7), Layer("relu", 0.5, 2**63 + 1), Layer()],
+    "sigmoid": [Layer("sigmoid"), Layer("tanh"), Layer("relu")],
+    "dropout at the end": [Layer(None, 0.25, 3), Layer(), Layer("relu", 0.1, 4)],
+    "one": [Layer("tanh")],
+}
+
+
+def stacked(backend, layers, dtype, seed=0):
+    """A batch of 6 through linear layers of 5, 9, 4 and 7 features: the arguments of linear_layers_backward."""
+    rng = np.random.default_rng(seed)
+    sizes = (5, 9, 4, 7)[: len(layers) + 1]
+    x = backend.put(rng.standard_normal((6, sizes[0])).astype(dtype))
+    inputs, weights, offsets = [], [], []
+    for i, layer in enumerate(layers):
+        inputs.append(x)
+        weights.append(backend.put(rng.standard_normal((sizes[i + 1], sizes[i])).astype(dtype)))
+        offsets.append(backend.put(np.array([i], np.uint64)))
+        bias = backend.put(rng.standard_normal(sizes[i + 1]).astype(dtype))
+        x = gemm(x, weights[i], bias, transpose_b=True, **layer._asdict(), offset=offsets[i])
+    return backend.put(rng.standard_normal((6, sizes[-1])).astype(dtype)), inputs, weights, x, offsets
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", STACKS)
+def test_gradients_of_layers_are_those_of_one_after_the_other(backend, dtype, name):
+    layers = STACKS[name]
+    grad, inputs, weights, y, offsets = stacked(backend, layers, dtype)
+    with untouched(grad, *inputs, *weights, y, *offsets):
+        found = linear_layers_backward(grad, inputs, weights, y, offsets, layers=layers)
+    assert len(found) == 1 + 2 * len(layers)
+    for i in range(len(layers) - 1, -1, -1):
+        result = y if i + 1 == len(layers) else inputs[i + 1]
+        grad, dw, db = linear_backward(grad, inputs[i], weights[i], result, offsets[i], **layers[i]._asdict())
+        for gradient, other in ((found[1 + i], dw), (found[1 + len(layers) + i], db)):
+            assert backend.get(gradient).tobytes() == backend.get(other).tobytes()
+    assert backend.get(found[0]).tobytes() == backend.get(grad).tobytes()
+
+
+# Each alone, so that layers below the last that is wanted are not gone through; nothing; a gradient in the middle.
+@pytest.mark.parametrize(
+    "wanted", [*np.eye(7, dtype=bool).tolist(), [False] * 7, [False, False, True, True] + [False] * 3]
+)
+def test_layers_give_what_is_wanted(backend, wanted):
+    layers = STACKS["relu and dropout"]
+    arguments = stacked(backend, layers, np.float32)
+    every = linear_layers_backward(*arguments, layers=layers)
+    found = linear_layers_backward(*arguments, layers=layers, wanted=wanted)
+    for gradient, other, asked in zip(found, every, wanted, strict=True):
+        assert (gradient is not None) == asked
+        assert not asked or backend.get(gradient).tobytes() == backend.get(other).tobytes()
+
+
+@pytest.mark.backends("emulated")
+def test_what_lies_between_two_layers_is_not_written(backend):
+    """With biases, each layer takes two products and a sum of columns; the last layer's gradient is its own."""
+    layers = [Layer("relu", 0.3, 7), Layer("relu", 0.5, 8), Layer()]
+    arguments = stacked(backend, layers, np.float32)
+    with record_launches() as launches:
+        linear_layers_backward(*arguments, layers=layers)
+    kernels = [launch.kernel.partition("<")[0] for launch in launches]
+    assert sorted(set(kernels)) == ["gemm_column_sums", "gemm_v6_warps_share_k"]
+    assert kernels.count("gemm_column_sums") == 3 and len(kernels) == 9
+    sums = [launch for launch in launches if launch.kernel.startswith("gemm_column_sums")]
+    assert all(launch.traffic.global_written == 4 * n for launch, n in zip(sums, (7, 4, 9), strict=True))
+
+
+@pytest.mark.backends("numpy")
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"layers": [Layer("tanh", 0.5), Layer()]}, ArgumentError, "the gradient of tanh needs its result before drop"),
+        ({"layers": [Layer("relu", 1.5), Layer()]}, ArgumentError, r"p must be a probability in \[0, 1\]; got 1.5"),
+        ({"layers": [Layer("gelu"), Layer()]}, ArgumentError, "activation must be one of relu, sigmoid, tanh or None"),
+        (
+            {"layers": [Layer("relu", 0.5), Layer()], "offsets": [None, None]},
+            ArgumentError,
+            "p=0.5 needs dropout's off",
+        ),
+        (
+            {"layers": [Layer(), Layer("relu")], "y": None},
+            ArgumentError,
+            "activation='relu' of the last layer needs its",
+        ),
+        ({"layers": [Layer()]}, ArgumentError, "there must be as many inputs, weights, offsets and layers"),
+        ({"layers": []}, ArgumentError, "there must be as many inputs, weights, offsets and layers"),
+        ({"wanted": [True] * 4}, ArgumentError, "1 \\+ 2 times as many booleans in wanted; got 2, 2, 2, 2 and 4"),
+        ({"grad": zeros(6, 5)}, ShapeError, r"grad must have shape \(M, N\) = \(6, 4\); got \(6, 5\)"),
+        ({"y": zeros(6, 5), "layers": [Layer(), Layer("relu")]}, ShapeError, r"y must have shape \(M, N\) = \(6, 4"),
+        ({"inputs": [zeros(6, 5), zeros(6, 8)]}, ShapeError, r"inputs\[1\] must have shape \(M, K\) = \(6, 9\); got"),
+        ({"inputs": [zeros(5), zeros(6, 9)]}, ShapeError, r"inputs\[0\] must have 2 dimensions"),
+        ({"weights": [zeros(9, 5), zeros(4, 8)]}, ShapeError, r"weights\[1\] must have shape \(N, K\) = \(4, 9\)"),
+        ({"weights": [zeros(9, 5), zeros(4)]}, ShapeError, r"weights\[1\] must have 2 dimensions"),
+        ({"weights": [zeros(9, 5), zeros(4, 9, dtype=np.float64)]}, DtypeError, r"weights\[1\] is float64"),
+    ],
+)
+def test_refusals_of_layers(change, error, message):
+    good = {
+        "grad": zeros(6, 4), "inputs": [zeros(6, 5), zeros(6, 9)], "weights": [zeros(9, 5), zeros(4, 9)],
+        "y": zeros(6, 4), "offsets": [OFFSET, OFFSET], "layers": [Layer("relu", 0.5), Layer()],
+    }  # fmt: skip
+    for _ in range(2):  # a call that was refused is refused again
+        linear_layers_backward(**good)
+        with pytest.raises(error, match="linear_layers_backward: .*" + message):
+            linear_layers_backward(**{**good, **change})
 
 
 def test_linear_backward_by_hand(backend):
