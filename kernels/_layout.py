@@ -17,6 +17,12 @@ _NUMBERS = frozenset((int, float, bool, str, type(None)))
 _LISTS = frozenset((list, tuple))
 
 
+def any_strides(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """Mark a launcher's function, or a version of it, that looks at strides itself: it is called with what came."""
+    kernel.any_strides = True  # type: ignore[attr-defined]
+    return kernel
+
+
 def contiguous(kernel: Callable[..., Any], like: Callable[..., Any], flag: str) -> Callable[..., Any]:
     """``kernel`` for arguments of any strides: what is not C-contiguous is copied, and logged.
 
@@ -29,7 +35,12 @@ def contiguous(kernel: Callable[..., Any], like: Callable[..., Any], flag: str) 
         like: the launcher's function; its signature says which argument is called ``out``.
         flag: what an array's ``flags`` must say: ``c_contiguous``, or ``carray``, which asks for alignment
             and permission to write too (compiled code is made for one kind of array).
+
+    Returns:
+        A function of the same arguments; ``kernel`` itself if it takes :func:`any_strides`.
     """
+    if getattr(kernel, "any_strides", False):
+        return kernel
     ready = attrgetter("flags." + flag)
     names = tuple(inspect.signature(like).parameters)
     place = names.index("out") if "out" in names else -1
@@ -77,5 +88,31 @@ def contiguous(kernel: Callable[..., Any], like: Callable[..., Any], flag: str) 
 
 
 def _copied(kernel: Callable[..., Any], array: Any) -> Any:
-    _log.debug("%s: copying a %s array of strides %s", kernel.__name__, tuple(array.shape), array.strides)
+    _say(kernel.__name__, array)
     return array.copy()
+
+
+def _say(name: str, array: Any) -> None:
+    _log.debug("%s: copying a %s array of strides %s", name, tuple(array.shape), array.strides)
+
+
+# ---- channels last: shape (N, C, H, W), and in memory (N, H, W, C), as torch.channels_last has it
+
+
+def is_channels_last(array: Any) -> bool:
+    """Whether the memory of ``array`` is in this order, and not in the order of its shape too."""
+    return not array.flags.c_contiguous and fits_channels_last(array)
+
+
+def fits_channels_last(array: Any) -> bool:
+    """Whether the memory of ``array`` is in this order; with one channel, or one place, it may be in both."""
+    return bool(array.transpose(0, 2, 3, 1).flags.c_contiguous)
+
+
+def channels_last(name: str, array: Any) -> Any:
+    """The C-contiguous (N, H, W, C) on the memory of ``array``, or on that of a copy, which is logged for ``name``."""
+    view = array.transpose(0, 2, 3, 1)
+    if view.flags.c_contiguous:
+        return view
+    _say(name, array)
+    return view.copy()

@@ -6,16 +6,16 @@
 #pragma once
 #include "common.cuh"
 
-// Copy BYTES (4, 8 or 16), both places aligned to as many.  Without `inside` nothing is read and zeros
-// arrive; `from` must be a valid address all the same.
-template <int BYTES>
+// Copy BYTES (4, 8 or 16), both places aligned to as many.  Without `inside` nothing is read and zeros arrive; `from`
+// must be a valid address all the same.  NEAR: through the first-level cache, for what is asked for again soon.
+template <int BYTES, bool NEAR = BYTES < 16>
 __device__ __forceinline__ void copy_async(void* to, const void* from, bool inside) {
-  static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16, "cp.async moves 4, 8 or 16 bytes");
+  static_assert(BYTES == 16 || (NEAR && (BYTES == 4 || BYTES == 8)), "cp.async moves 4, 8 or 16 bytes");
 #ifdef RAWGRAD_EMULATED
   rawgrad_emulator::async_copy(to, from, BYTES, inside ? BYTES : 0);
 #else
   const int from_source = inside ? BYTES : 0;
-  if constexpr (BYTES == 16)  // past the first-level cache
+  if constexpr (!NEAR)
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(from_source)
                  : "memory");
   else

@@ -424,26 +424,46 @@ conv2d_backward_weight_v3_register_tile(const T* __restrict__ x, const T* __rest
 
 // ---- sums
 
-// Block: 32 x 8 threads and 32 columns of partials[slices][size].  Thread: every 8th element of one column; the eight
-// sums of a column are added in order.
+// Block: 32 x 8 threads, whose columns own columns of a matrix of `size` columns.  Thread: every 8th of the rows first,
+// first + 1, … end - 1; the eight sums of a column are added in order.  The first row of threads has the result.
+template <class T>
+struct ColumnSums {
+  T of_rows[8][32];
+
+  __device__ __forceinline__ T add(const Input<T>& matrix, int size, int column, int first, int end) {
+    const int x = threadIdx.x, y = threadIdx.y;
+    T sum = 0;
+    if (column < size) {
+#pragma unroll 4
+      for (int row = first + y; row < end; row += 8) sum += matrix[row * size + column];
+    }
+    of_rows[y][x] = sum;
+    __syncthreads();  // all eight sums are written before the first row of threads adds them
+    if (y == 0)
+      for (int other = 1; other < 8; ++other) sum += of_rows[other][x];
+    return sum;
+  }
+};
+
+// Block: 32 columns of partials[slices][size].
 template <class T>
 __global__ void __launch_bounds__(256)
 conv2d_sum_slices(const T* __restrict__ partials, T* __restrict__ out, int slices, int size) {
-  struct Shared {
-    T sums[8][32];
-  };
-  Shared& s = block_shared<Shared>();
-  const int own = blockIdx.x * 32 + threadIdx.x, y = threadIdx.y;
-  T sum = 0;
-  if (own < size) {
-#pragma unroll 4
-    for (int slice = y; slice < slices; slice += 8) sum += partials[slice * size + own];
-  }
-  s.sums[y][threadIdx.x] = sum;
-  __syncthreads();  // all eight sums are written before the first row of threads adds them
-  if (y != 0 || own >= size) return;
-  for (int other = 1; other < 8; ++other) sum += s.sums[other][threadIdx.x];
-  out[own] = sum;
+  const int own = blockIdx.x * 32 + threadIdx.x;
+  const T sum = block_shared<ColumnSums<T>>().add({partials, nullptr}, size, own, 0, slices);
+  if (threadIdx.y == 0 && own < size) out[own] = sum;
+}
+
+// Block: 32 channels and `length` of the positions of a channels-last g: partials[slice,k].
+template <class T>
+__global__ void __launch_bounds__(256)
+conv2d_backward_bias_channels_last(const T* __restrict__ grad, const T* __restrict__ y, T* __restrict__ partials, int K,
+                                   int positions, int length) {
+  int block = blockIdx.x;
+  const int own = take(block, ceil_div(K, 32)) * 32 + threadIdx.x, first = block * length;
+  const int end = min(first + length, positions);
+  const T sum = block_shared<ColumnSums<T>>().add({grad, y}, K, own, first, end);
+  if (threadIdx.y == 0 && own < K) partials[block * K + own] = sum;
 }
 
 // Block: 256 threads and `length` of the positions (n, p, q) of one channel: partials[slice,k].  Thread: every 256th.

@@ -12,29 +12,11 @@
 // Source: PTX ISA (mma.sync, cp.async).
 
 #include "correlation.cuh"
-#include "mma.cuh"
+#include "precision.cuh"
 
 // What a block takes at once: a rectangle of positions, and taps.
 struct Rectangle {
   int P, Q, taps;
-};
-
-template <int PRECISION>
-struct PrecisionOf;
-template <>
-struct PrecisionOf<0> {
-  using Type = Tf32;
-  static constexpr int DEPTH = 8;  // channels that one instruction sums over
-};
-template <>
-struct PrecisionOf<1> {
-  using Type = Bf16;
-  static constexpr int DEPTH = 16;
-};
-template <>
-struct PrecisionOf<2> {
-  using Type = Fp16;
-  static constexpr int DEPTH = 16;
 };
 
 // This lane's part of a fragment of N registers; at(i, k) is the element of its i-th row (column, of b) for channel k.

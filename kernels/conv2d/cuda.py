@@ -12,14 +12,15 @@ import numpy as np
 from .._dispatch import current_choice
 from .._errors import BackendError
 from .._launch import FLOATS, Kernel, ceil_div, empty, result
+from .._layout import any_strides, contiguous, is_channels_last
 from ..max_pool2d import Geometry as PoolGeometry
 from ..max_pool2d.cuda import max_pool2d_forward
 from . import Geometry, one_after_the_other, tiles
+from . import channels_last as v6
+from .channels_last import PRECISIONS
 
 _DIRECT, _TENSOR_CORE = (Path(__file__).with_name(f"conv2d_{name}.cu") for name in ("direct", "tensor_core"))
-#: The template argument PRECISION of conv2d_tensor_core.cu.
-_PRECISIONS = {"tf32": 0, "bf16": 1, "fp16": 2}
-_TENSOR: dict[str, Any] = {"PRECISION": _PRECISIONS.values(), "WARPS_M": (1, 2)}
+_TENSOR: dict[str, Any] = {"PRECISION": PRECISIONS.values(), "WARPS_M": (1, 2)}
 
 _FORWARD_PLAIN = Kernel(__file__, "conv2d_forward_v1_plain", T=FLOATS)
 _FORWARD_SMEM = Kernel(__file__, "conv2d_forward_v2_smem_tile", T=FLOATS)
@@ -48,9 +49,24 @@ _SUM_SLICES = Kernel(__file__, "conv2d_sum_slices", T=FLOATS)
 
 def _tensor_precision(g: Geometry, dtype: Any) -> str | None:
     """The precision that the caller allows, if it is lower and there are channels for the tensor cores."""
+    precision = _lower_precision(dtype)
+    return precision if min(g.C, g.K) // g.G >= 8 else None
+
+
+def _lower_precision(dtype: Any) -> str | None:
     precision = current_choice().precision
-    allowed = precision != "float32" and dtype == np.float32 and min(g.C, g.K) // g.G >= 8
-    return precision if allowed else None
+    return precision if precision in PRECISIONS and dtype == np.float32 else None
+
+
+def _stays_channels_last(g: Geometry, array: Any) -> str | None:
+    """The precision in which v6 runs, if it is for this array of activations.
+
+    It is for fewer channels than v5, down to the three of an image.  What float32's own precision computes, it computes
+    from copies in NCHW, and gives it in that order, in which a following layer takes it as it is.
+    """
+    precision = _lower_precision(array.dtype)
+    fills = g.K // g.G >= 8 and g.C // g.G >= 3
+    return precision if precision is not None and fills and is_channels_last(array) else None
 
 
 def _refuse_unfit(dtype: Any, tile: tiles.Rectangle | tiles.Field | None, precision: str) -> None:
@@ -120,16 +136,26 @@ def _forward_tensor(precision: str) -> Callable[..., Any]:
         y = result(out, x, g.y_shape)
         K, warps = g.K // g.G, tiles.warps_high(g.K // g.G)
         blocks = g.N * g.G * ceil_div(g.P, t.P) * ceil_div(g.Q, t.Q) * ceil_div(K, 32 * warps)
-        kernel = _FORWARD_TENSOR[_PRECISIONS[precision], warps]
+        kernel = _FORWARD_TENSOR[PRECISIONS[precision], warps]
         kernel(blocks, 128, x, weight, bias, y, g, t, activation == "relu")
         return y
 
     return forward
 
 
+@any_strides
 def conv2d_forward(x: Any, weight: Any, bias: Any, g: Geometry, activation: str | None, out: Any) -> Any:
     """As the reference's; see the package's docstring."""
+    precision = _stays_channels_last(g, x)
+    run = _forward_contiguous if precision is None else v6.forward(precision)
+    return run(x, weight, bias, g, activation, out)
+
+
+def _forward(x: Any, weight: Any, bias: Any, g: Geometry, activation: str | None, out: Any) -> Any:
     return _forward_chosen(g, x.dtype)(x, weight, bias, g, activation, out)
+
+
+_forward_contiguous = contiguous(_forward, conv2d_forward, "c_contiguous")
 
 
 def _forward_chosen(g: Geometry, dtype: Any) -> Callable[..., Any]:
@@ -224,19 +250,29 @@ def _input_tensor(precision: str) -> Callable[..., Any]:
         C, warps = g.C // g.G, tiles.warps_high(g.C // g.G)
         down, across = tiles.input_axes(g)
         blocks = tiles.classes(g) * g.N * g.G * ceil_div(down.positions, t.P) * ceil_div(across.positions, t.Q)
-        kernel = _INPUT_TENSOR[_PRECISIONS[precision], warps]
+        kernel = _INPUT_TENSOR[PRECISIONS[precision], warps]
         kernel(blocks * ceil_div(C, 32 * warps), 128, grad, y, weight, dx, g, t)
         return dx
 
     return backward
 
 
+@any_strides
 def conv2d_backward_input(grad: Any, weight: Any, g: Geometry, y: Any, out: Any) -> Any:
     """As the reference's; see the package's docstring."""
+    precision = _stays_channels_last(g, grad)
+    run = _input_contiguous if precision is None else v6.backward_input(precision)
+    return run(grad, weight, g, y, out)
+
+
+def _input(grad: Any, weight: Any, g: Geometry, y: Any, out: Any) -> Any:
     precision = _tensor_precision(g, grad.dtype)
     if precision is not None and tiles.tensor_input(g, precision) is not None:
         return _input_tensor(precision)(grad, weight, g, y, out)
     return _input_default(g, grad.itemsize)(grad, weight, g, y, out)
+
+
+_input_contiguous = contiguous(_input, conv2d_backward_input, "c_contiguous")
 
 
 @functools.lru_cache(maxsize=1024)
@@ -317,18 +353,28 @@ def _weight_tensor(precision: str) -> Callable[..., Any]:
         blocks = g.G * ceil_div(groups, 4 // warps * t.groups) * ceil_div(K, 32 * warps)
         rectangles = g.N * ceil_div(g.P, t.P) * ceil_div(g.Q, t.Q)
         slices, length = tiles.slices(rectangles, g.N * g.P * g.Q, blocks, dw.size)
-        kernel = _WEIGHT_TENSOR[_PRECISIONS[precision], warps]
+        kernel = _WEIGHT_TENSOR[PRECISIONS[precision], warps]
         return _summed(x, slices, dw, lambda partials: kernel(slices * blocks, 128, x, grad, y, partials, g, t, length))
 
     return backward
 
 
+@any_strides
 def conv2d_backward_weight(x: Any, grad: Any, g: Geometry, y: Any, out: Any) -> Any:
     """As the reference's; see the package's docstring."""
+    precision = _stays_channels_last(g, x)
+    run = _weight_contiguous if precision is None else v6.backward_weight(precision, _summed)
+    return run(x, grad, g, y, out)
+
+
+def _weight(x: Any, grad: Any, g: Geometry, y: Any, out: Any) -> Any:
     precision = _tensor_precision(g, x.dtype)
     if precision is not None and tiles.tensor_weight(g, precision) is not None:
         return _weight_tensor(precision)(x, grad, g, y, out)
     return _weight_default(g, x.itemsize)(x, grad, g, y, out)
+
+
+_weight_contiguous = contiguous(_weight, conv2d_backward_weight, "c_contiguous")
 
 
 @functools.lru_cache(maxsize=1024)
@@ -340,8 +386,15 @@ def _weight_default(g: Geometry, itemsize: int) -> Callable[..., Any]:
     return _weight_register if _fills_rows(g.K, g.G) else _weight_smem
 
 
+@any_strides
 def conv2d_backward_bias(grad: Any, y: Any, out: Any) -> Any:
     """As the reference's; see the package's docstring."""
+    if is_channels_last(grad):
+        return v6.backward_bias(grad, y, out, _summed)
+    return _bias_contiguous(grad, y, out)
+
+
+def _bias(grad: Any, y: Any, out: Any) -> Any:
     N, K, P, Q = grad.shape
     db = result(out, grad, (K,))
     slices, length = tiles.slices(N * P * Q, N * P * Q, K, K, least=4 * tiles.THREADS)
@@ -349,7 +402,8 @@ def conv2d_backward_bias(grad: Any, y: Any, out: Any) -> Any:
     return _summed(grad, slices, db, lambda p: kernel(slices * K, tiles.THREADS, grad, y, p, N, K, P * Q, length))
 
 
-conv2d_backward_parameters = one_after_the_other(conv2d_backward_weight, conv2d_backward_bias)
+_bias_contiguous = contiguous(_bias, conv2d_backward_bias, "c_contiguous")
+conv2d_backward_parameters = any_strides(one_after_the_other(conv2d_backward_weight, conv2d_backward_bias))
 
 VERSIONS: dict[str, dict[str, Callable[..., Any]]] = {
     "conv2d_relu_pool_forward": {
@@ -363,24 +417,29 @@ VERSIONS: dict[str, dict[str, Callable[..., Any]]] = {
         "v2_smem_tile": _forward_smem,
         "v3_register_tile": _forward_register,
         "v4_direct": _forward_direct,
-        **{f"v5_tensor_core_{name}": _forward_tensor(name) for name in _PRECISIONS},
+        **{f"v5_tensor_core_{name}": _forward_tensor(name) for name in PRECISIONS},
+        **{f"v6_channels_last_{name}": v6.forward(name) for name in PRECISIONS},
     },
     "conv2d_backward_input": {
         "v1_plain": _input_plain,
         "v2_smem_tile": _input_smem,
         "v3_register_tile": _input_register,
         "v4_direct": _input_direct,
-        **{f"v5_tensor_core_{name}": _input_tensor(name) for name in _PRECISIONS},
+        **{f"v5_tensor_core_{name}": _input_tensor(name) for name in PRECISIONS},
+        **{f"v6_channels_last_{name}": v6.backward_input(name) for name in PRECISIONS},
     },
     "conv2d_backward_weight": {
         "v1_plain": _weight_plain,
         "v2_smem_tile": _weight_smem,
         "v3_register_tile": _weight_register,
         "v4_direct": _weight_direct,
-        **{f"v5_tensor_core_{name}": _weight_tensor(name) for name in _PRECISIONS},
+        **{f"v5_tensor_core_{name}": _weight_tensor(name) for name in PRECISIONS},
+        **{f"v6_channels_last_{name}": v6.backward_weight(name, _summed) for name in PRECISIONS},
     },
 }
 VERSIONS["conv2d_backward_parameters"] = {
-    name: one_after_the_other(version, conv2d_backward_bias)
+    name: any_strides(
+        one_after_the_other(contiguous(version, conv2d_backward_weight, "c_contiguous"), conv2d_backward_bias)
+    )
     for name, version in VERSIONS["conv2d_backward_weight"].items()
 }

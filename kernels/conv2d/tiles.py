@@ -33,6 +33,8 @@ RUNS = (1, 3, 5)
 #: numbers of a patch, and of positions times filters.
 DEPTHS = {"tf32": 8, "bf16": 16, "fp16": 16}
 _TENSOR_PATCH, _FILTERS, _FIELD, _GRADIENTS = 4096, 2048, 3456, 2048
+#: In conv2d_channels_last.cu (v6): rows and columns of a product, and how deep its tiles are.
+LONG, COLUMNS, DEPTH = 128, (32, 64), 16
 
 
 # ---- the axes of a correlation
@@ -395,6 +397,20 @@ def tensor_weight(g: Geometry, precision: str) -> Field | None:
         for P in _parts(g.P, most):
             fields += [Field(P, Q, channels, groups) for Q in _parts(g.Q, most // P)]
     return min((field for field in fields if patch(*field[:3]) <= _FIELD), key=cost, default=None)
+
+
+# ---- v6
+
+
+def columns(channels: int) -> int:
+    """The template argument COLUMNS: channels of the result in a block."""
+    return COLUMNS[0] if channels <= COLUMNS[0] else COLUMNS[1]
+
+
+def panel(channels: int) -> int:
+    """So many channels are summed under one tap before the next one's turn: equal parts of at most 32, by fours."""
+    parts = max(1, ceil_div(channels, 32))
+    return 4 * max(1, ceil_div(channels, 4 * parts))
 
 
 # ---- sums

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from _conv2d import backward_input, backward_weight, forward
-from _layouts import untouched
-from _tolerance import assert_accurate
+from _conv2d import PRECISIONS, backward_weight, check_rounding
 from _versions import skip_unless_there
 
 from rawgrad.kernels import max_pool2d
 from rawgrad.kernels._dispatch import precision
 from rawgrad.kernels._errors import BackendError
-from rawgrad.kernels.activation import activation_backward
 from rawgrad.kernels.conv2d import (
     conv2d_backward_input,
     conv2d_backward_weight,
@@ -24,18 +21,10 @@ from rawgrad.kernels.conv2d import (
 pytestmark = pytest.mark.operation("conv2d")
 
 
-def rounded(x, name, bits):
-    """``x`` to nearest with ``bits`` bits of fraction; ties away from zero for tf32, else to even."""
-    fraction, exponent = np.frexp(x.astype(np.float64))
-    scaled = fraction * 2 ** (bits + 1)
-    whole = np.trunc(scaled + np.copysign(0.5, scaled)) if name == "tf32" else np.rint(scaled)
-    return np.ldexp(whole / 2 ** (bits + 1), exponent).astype(np.float32)
-
-
 # Why each: channels and taps of P5's second layer; both heights of a tile, filled and not by one; channels that are no
 # multiple of what an instruction sums over; classes of dx, one of them without taps; groups and dilation; a plane of
 # several rectangles.
-@pytest.mark.parametrize(("name", "bits"), [("tf32", 10), ("bf16", 7), ("fp16", 10)])
+@pytest.mark.parametrize(("name", "bits"), PRECISIONS)
 @pytest.mark.parametrize(
     ("x_shape", "weight_shape", "options"),
     [
@@ -50,40 +39,8 @@ def rounded(x, name, bits):
     ],
 )
 def test_tensor_cores(backend, name, bits, x_shape, weight_shape, options):
-    """They round both factors, and nothing else: products are exact, sums are float32's."""
     skip_unless_there(backend.name, "conv2d", "conv2d_forward", f"v5_tensor_core_{name}")
-    g = geometry(x_shape, weight_shape, *options)
-    rng = np.random.default_rng(0)
-    x, weight, bias, grad = (
-        rng.standard_normal(shape).astype(np.float32) for shape in (g.x_shape, g.weight_shape, (g.K,), g.y_shape)
-    )
-    device_x, device_weight, device_bias, device_grad = map(backend.put, (x, weight, bias, grad))
-    of = {"stride": g.stride, "padding": g.padding, "dilation": g.dilation, "groups": g.G}
-    with precision(name), untouched(device_x, device_weight, device_grad):
-        y = backend.get(conv2d_forward(device_x, device_weight, device_bias, **of))
-        dx = backend.get(conv2d_backward_input(device_grad, device_weight, g))
-        dw = backend.get(conv2d_backward_weight(device_x, device_grad, g))
-        gate = backend.put(rng.standard_normal(g.y_shape).astype(np.float32))
-        with_relu = backend.get(conv2d_forward(device_x, device_weight, device_bias, **of, activation="relu"))
-        np.testing.assert_array_equal(with_relu, np.maximum(y, 0))
-        np.testing.assert_array_equal(
-            backend.get(conv2d_backward_input(device_grad, device_weight, g, y=gate)),
-            backend.get(conv2d_backward_input(activation_backward(device_grad, gate, "relu"), device_weight, g)),
-        )
-        np.testing.assert_array_equal(
-            backend.get(conv2d_backward_weight(device_x, device_grad, g, y=gate)),
-            backend.get(conv2d_backward_weight(device_x, activation_backward(device_grad, gate, "relu"), g)),
-        )
-    for result, definition, factors, before in (
-        (y, forward, (rounded(x, name, bits), rounded(weight, name, bits), bias, g), (x, weight, bias, g)),
-        (dx, backward_input, (rounded(grad, name, bits), rounded(weight, name, bits), g), (grad, weight, g)),
-        (dw, backward_weight, (rounded(x, name, bits), rounded(grad, name, bits), g), (x, grad, g)),
-    ):
-        magnitudes = (abs(a) if isinstance(a, np.ndarray) else a for a in factors)
-        assert_accurate(result, definition, *factors, scale=definition(*magnitudes))
-        if g.N:
-            exact = definition(*(a.astype(np.float64) if isinstance(a, np.ndarray) else a for a in before))
-            assert np.abs(result - exact).max() > 2.0**-20, "nothing was rounded"
+    check_rounding(backend, name, bits, geometry(x_shape, weight_shape, *options))
 
 
 def test_tensor_cores_pool_too(backend):
@@ -132,3 +89,24 @@ def test_tensor_cores_by_name_refuse_what_they_cannot(backend):
     with precision("tf32"):  # a permission, not a command
         assert conv2d_forward(x, weight, dilation=(70, 67)).shape == (1, 8, 1, 2)
         assert conv2d_backward_weight(x, grad, g).shape == (8, 8, 2, 2)
+
+
+def test_the_split_of_float32_changes_nothing(backend):
+    """conv2d has no version for it, and a permission that a kernel does not use changes nothing."""
+    rng = np.random.default_rng(0)
+    g = geometry((1, 8, 4, 5), (8, 8, 3, 3), 1, 1)
+    x, weight, grad = (
+        backend.put(rng.standard_normal(s).astype(np.float32)) for s in (g.x_shape, g.weight_shape, g.y_shape)
+    )
+
+    def results():
+        return (
+            conv2d_forward(x, weight, padding=1),
+            conv2d_backward_input(grad, weight, g),
+            conv2d_backward_weight(x, grad, g),
+        )
+
+    expected = results()
+    with precision("float32_split"):
+        for found, same in zip(results(), expected, strict=True):
+            np.testing.assert_array_equal(backend.get(found), backend.get(same))
