@@ -24,8 +24,8 @@ from rawgrad.kernels.conv2d import (
 pytestmark = pytest.mark.operation("conv2d")
 
 
-# Why each: fewer terms and positions than one tile has; 20 channels in one panel, columns not filled, a tile of positions
-# from two images; two panels, filters of two blocks and an odd one, singles where 9 channels are no fours;
+# Why each: fewer terms and positions than one tile has; 20 channels in one panel, columns not filled, a tile of
+# positions from two images; two panels, filters of two blocks and an odd one, singles where 9 channels are no fours;
 # classes of dx, one of them without taps; groups, dilation; an image of three channels, and 7 x 7 taps; more than one
 # tile of positions, and of taps and channels; no images.
 @pytest.mark.parametrize(("name", "bits"), PRECISIONS)
