@@ -88,7 +88,8 @@ def conv2d(
     """Two-dimensional convolution; see :mod:`rawgrad.kernels.conv2d` for the equations.
 
     Args:
-        input: (N, C, H, W).
+        input: (N, C, H, W).  Images that lie in memory as (N, H, W, C), as ``images.permute(0, 3, 1, 2)`` gives them,
+            stay so on a GPU's tensor cores (:class:`rawgrad.precision`); elsewhere they are copied.
         weight: (K, C/groups, R, S).
         bias: (K) or None.
         stride, padding, dilation: one integer or (vertical, horizontal); each of the padding's may be a

@@ -189,7 +189,7 @@ def _compiled_network(program: programs.Program, mode: str, lib: Library) -> Any
 
 def _versions(operation: str, function: str) -> list[tuple[str, str]]:
     """The versions of ours that compute in float32 exactly."""
-    rounding = ("tensor_core", "wgmma")
+    rounding = ("tensor_core", "channels_last", "wgmma")
     names = versions_of(operation, function, _here())
     return [(operation, name) for name in names if not any(r in name for r in rounding)]
 
@@ -217,7 +217,12 @@ def _gemm_tf32(name: str, shape: shapes.Gemm, timer: Timer, peers: Sequence[str]
     """Both round the factors to 10 bits of fraction on the tensor cores."""
     names = versions_of("gemm", "gemm", _here())
     versions = [("gemm", version) for version in names if version.endswith("_tf32") or "wgmma" in version]
-    work = on_gpu(kernels.gemm_work(name, shape, [OURS, *([TORCH] if TORCH in peers else [])]), timer, versions)
+    work = kernels.gemm_work(name, shape, [OURS, *([TORCH] if TORCH in peers else [])])
+    return _in_tf32(on_gpu(work, timer, versions))
+
+
+def _in_tf32(work: Work) -> Work:
+    """``work`` with all contestants in tf32."""
     for one in work.contestants:
         one.call = _torch_tf32(one.call) if one.name == TORCH else _our_tf32(one.call)
         one.result = partial(_result, one.call, one.inputs[0], _host_of(one.name))
@@ -255,11 +260,15 @@ def _torch_tf32(call: Callable[..., Any]) -> Callable[..., Any]:
     def rounded(*arguments: Any) -> Any:
         import torch
 
-        before, torch.backends.cuda.matmul.allow_tf32 = torch.backends.cuda.matmul.allow_tf32, True
+        libraries: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn]
+        before = [one.allow_tf32 for one in libraries]
+        for one in libraries:
+            one.allow_tf32 = True
         try:
             return call(*arguments)
         finally:
-            torch.backends.cuda.matmul.allow_tf32 = before
+            for one, allowed in zip(libraries, before, strict=True):
+                one.allow_tf32 = allowed
 
     return rounded
 
@@ -279,6 +288,33 @@ def _with_torch(
 def _conv2d(name: str, shape: shapes.Conv2d, gradient: bool, timer: Timer, peers: Sequence[str]) -> Work:
     work = partial(kernels.conv2d_work, name, shape, gradient)
     return _with_torch(work, "conv2d", "conv2d_forward", timer, peers)
+
+
+def _conv2d_tf32(name: str, shape: shapes.Conv2d, channels_last: bool, timer: Timer, peers: Sequence[str]) -> Work:
+    """On tensor cores, x and the gradient NCHW in memory, or NHWC; then torch has its weights likewise."""
+    names = [n for n in versions_of("conv2d", "conv2d_forward", _here()) if n.endswith("_tf32")]
+    versions = [("conv2d", version) for version in names if ("channels_last" in version) == channels_last]
+    work = kernels.conv2d_work(name, shape, True, [OURS, *([TORCH] if TORCH in peers else [])])
+    work = on_gpu(work, timer, versions)
+    if channels_last:
+        for one in work.contestants:
+            lying = _torch_channels_last if one.name == TORCH else _our_channels_last
+            one.inputs = [lying(*arguments) for arguments in one.inputs]
+        work = replace(work, layout="NHWC")
+    return _in_tf32(work)
+
+
+def _our_channels_last(x: Any, weight: Any, bias: Any, grad: Any) -> tuple[Any, ...]:
+    """Activations in this order; weights as layers have them."""
+    x, grad = (a.transpose(0, 2, 3, 1).copy().transpose(0, 3, 1, 2) for a in (x, grad))
+    return x, weight, bias, grad
+
+
+def _torch_channels_last(x: Any, weight: Any, bias: Any, grad: Any) -> tuple[Any, ...]:
+    import torch
+
+    x, weight, grad = (a.contiguous(memory_format=torch.channels_last) for a in (x, weight, grad))
+    return x, weight, bias, grad
 
 
 def _adam(name: str, sizes: Sequence[int], timer: Timer, peers: Sequence[str]) -> Work:
@@ -337,6 +373,15 @@ def _rows() -> Iterator[GpuRow]:
         ("conv2d_p5_layer2", second, True),
     ):
         yield GpuRow(name, partial(_conv2d, name, shape, gradient))
+    ring, none = shapes.Pad(1, 1, 1, 1), shapes.Pad(0, 0, 0, 0)
+    for name, shape in (
+        ("conv2d_64x64_3x3_on_56_tf32", shapes.Conv2d(32, 64, 56, 56, 64, 3, 3, 1, ring)),
+        ("conv2d_128x128_3x3_on_28_tf32", shapes.Conv2d(32, 128, 28, 28, 128, 3, 3, 1, ring)),
+        ("conv2d_128x128_3x3_stride2_on_56_tf32", shapes.Conv2d(32, 128, 56, 56, 128, 3, 3, 2, ring)),
+        ("conv2d_256x64_1x1_on_56_tf32", shapes.Conv2d(32, 256, 56, 56, 64, 1, 1, 1, none)),
+    ):
+        for called, channels_last in ((name, False), (f"{name}_nhwc", True)):
+            yield GpuRow(called, partial(_conv2d_tf32, called, shape, channels_last))
     work = partial(kernels.max_pool2d_work, "max_pool2d_p5_layer1", pool)
     build = partial(_with_torch, work, "max_pool2d", "max_pool2d_forward")
     yield GpuRow("max_pool2d_p5_layer1", build)

@@ -38,6 +38,7 @@ from ..kernels import (
 from ..kernels._devices import device_named
 from ..kernels._dispatch import BACKENDS, backend
 from ..kernels._dtypes import BFLOAT16, is_half
+from ..kernels._layout import is_channels_last
 
 Call = Callable[..., Any]
 
@@ -65,6 +66,10 @@ class Case:
     def halves(self) -> bool:
         """Whether the arrays are of float16 or bfloat16."""
         return any(is_half(array.dtype) for array in _flat(self.arrays))
+
+    def channels_last(self) -> bool:
+        """Whether an array is."""
+        return any(array.ndim == 4 and is_channels_last(array) for array in _flat(self.arrays))
 
 
 @dataclass(frozen=True)
@@ -151,6 +156,34 @@ def cases() -> list[Case]:
             "conv2d", "conv2d_backward_weight", conv, lambda x, g_: conv2d.conv2d_backward_weight(x, g_, g), (x, grad)
         ),
         Case("conv2d", "conv2d_backward_bias", conv, conv2d.conv2d_backward_bias, (grad,)),
+        Case(
+            "conv2d",
+            "conv2d_forward",
+            f"{conv}, channels last",
+            lambda x, w, b: conv2d.conv2d_forward(x, w, b, padding=2),
+            (_lasting(x), weight, bias),
+        ),
+        Case(
+            "conv2d",
+            "conv2d_backward_input",
+            f"{conv}, channels last",
+            lambda g_, w: conv2d.conv2d_backward_input(g_, w, g),
+            (_lasting(grad), weight),
+        ),
+        Case(
+            "conv2d",
+            "conv2d_backward_weight",
+            f"{conv}, channels last",
+            lambda x, g_: conv2d.conv2d_backward_weight(x, g_, g),
+            (_lasting(x), _lasting(grad)),
+        ),
+        Case(
+            "conv2d",
+            "conv2d_backward_bias",
+            f"{conv}, channels last",
+            conv2d.conv2d_backward_bias,
+            (_lasting(grad),),
+        ),
         Case("max_pool2d", "max_pool2d_forward", pool, lambda x: max_pool2d.max_pool2d_forward(x, 2), (image,)),
         Case(
             "max_pool2d",
@@ -278,15 +311,21 @@ def cases() -> list[Case]:
     return found
 
 
+def _lasting(array: np.ndarray) -> np.ndarray:
+    """The same numbers, (N, H, W, C) in memory."""
+    return array.transpose(0, 2, 3, 1).copy().transpose(0, 3, 1, 2)
+
+
 def measure(case: Case) -> list[Row]:
-    """The rows of a case: the default, and each version."""
+    """The rows of a case: the default, and each version; of channels-last arrays those that take them uncopied."""
     from ..kernels._cuda.table import versions_of
     from ..kernels._emulator.runtime import record_launches
 
+    lasting = case.channels_last()
     names = versions_of(case.operation, case.function, halves=case.halves())
-    versions = [name for name in names if not _same_as_another(name)]
+    versions = [name for name in names if not _same_as_another(name) and ("channels_last" in name) == lasting]
     rows = []
-    for version in (None, *versions):
+    for version in versions if lasting and versions else (None, *versions):
         pins = {case.operation: version} if version else {}
         with backend("emulated", **pins):
             device = device_named("cuda")
@@ -312,7 +351,7 @@ def measure(case: Case) -> list[Row]:
 
 def _same_as_another(version: str) -> bool:
     """Versions for fp16 move what those for bf16 do, and where rounding comes last, that is what tf32 does."""
-    return version.endswith("_fp16") or version == "v4_tensor_core_bf16"
+    return version.endswith("_fp16") or version in ("v4_tensor_core_bf16", "v6_channels_last_bf16")
 
 
 def _put(array: Any, device: Any) -> Any:

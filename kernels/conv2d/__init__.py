@@ -186,7 +186,8 @@ def conv2d_forward(
     """The convolution of ``x`` with ``weight``, plus ``bias``, through ``activation``.
 
     Args:
-        x: (N, C, H, W), float32 or float64, any strides.
+        x: (N, C, H, W), float32 or float64, any strides.  On a GPU, where a lower precision is allowed, channels-last
+            arrays (in memory (N, H, W, C)) are taken as they lie.
         weight: (K, C/groups, R, S), the dtype of ``x``.
         bias: (K,) or None.
         stride, padding, dilation: in elements; one integer or (vertical, horizontal); each of the
@@ -196,7 +197,7 @@ def conv2d_forward(
         version: the version of the kernel to run, by name.
 
     Returns:
-        (N, K, P, Q), the dtype of ``x``.
+        (N, K, P, Q), the dtype of ``x``; channels-last where ``x`` was taken so, else C-contiguous.
 
     Raises:
         ShapeError, DtypeError, DeviceError, ArgumentError, BackendError.

@@ -11,7 +11,7 @@
 // Forward may end in a ReLU, y = max(y, 0).  The gradients may begin behind a ReLU: they are then given its y, and take
 // g as 0 where y <= 0 (Input in correlation.cuh).
 //
-// The versions of the first three, of which the later ones stand in files of their own:
+// The versions of the first three; the later ones stand in files of their own:
 //
 //   v1_plain          a thread owns one result and reads two numbers from global memory per multiplication
 //   v2_smem_tile      a block owns a rectangle of positions in some channels; the patch of x that lies under it (of g,
@@ -21,6 +21,7 @@
 //                     feed ROWS COLS multiplications; the next tile is fetched while this one is multiplied
 //   v4_direct         conv2d_direct.cu: v2's patch in shared memory, and squares of results in registers
 //   v5_tensor_core    conv2d_tensor_core.cu: float32 rounded to what tensor cores take
+//   v6_channels_last  conv2d_channels_last.cu: that, of arrays that lie in memory as (n,h,w,c)
 //
 // Forward and dx share their bodies: both are a Correlation (correlation.cuh).  dw sums over all positions: slices of
 // them, whose number depends on the shape alone, are summed by blocks of their own, and conv2d_sum_slices adds the slices

@@ -125,7 +125,7 @@ struct Ring {
       if (step < steps) fetch(step, stage);
       commit_copies();
     };
-#pragma unroll
+#pragma unroll 1
     for (int step = 0; step < STAGES - 1; ++step) {
       __syncthreads();  // the places that this step needs are complete before anyone reads them
       start(step, step);

@@ -22,6 +22,7 @@ from rawgrad.bench.harness import WrongResult
 from rawgrad.kernels._cuda import device as cuda_device
 from rawgrad.kernels._cuda import nvrtc
 from rawgrad.kernels._dispatch import BACKENDS, backend
+from rawgrad.kernels._layout import is_channels_last
 from rawgrad.kernels.gemm import hopper
 
 ROOT = Path(gpu.__file__).parents[1]
@@ -222,6 +223,17 @@ class TestRows:
             assert found.dtype == "bfloat16" and said == []
             (ours, *_) = build(HostTimer(), []).contestants
             assert next(str(a.dtype) for a in ours.inputs[0] if a.ndim == 2) == "bfloat16"
+
+    def test_rows_of_both_layouts(self, emulated: None, row: gpu_rows.GpuRow) -> None:
+        shape = shapes.Conv2d(2, 8, 4, 5, 8, 3, 3, 1, shapes.Pad(1, 1, 1, 1))
+        for channels_last, version in ((False, "v5_tensor_core_tf32"), (True, "v6_channels_last_tf32")):
+            build = partial(gpu_rows._conv2d_tf32, "conv", shape, channels_last)
+            said: list[str] = []
+            found = gpu_rows.measured(gpu_rows.GpuRow("small", build), HostTimer(), [], said.append)
+            assert [entry.name for entry in found.entries] == ["rawgrad", f"rawgrad {version}"] and said == []
+            assert found.layout == ("NHWC" if channels_last else "NCHW")
+            (ours, *_) = build(HostTimer(), []).contestants
+            assert all(is_channels_last(arguments[0]) == channels_last for arguments in ours.inputs)
 
     def test_inputs_are_past_the_cache(self, emulated: None, row: gpu_rows.GpuRow) -> None:
         work = row.build(HostTimer(), [])

@@ -25,9 +25,9 @@ pytestmark = pytest.mark.operation("conv2d")
 
 
 # Why each: fewer terms and positions than one tile has; 20 channels in one panel, columns not filled, a tile of
-# positions from two images; two panels, filters of two blocks and an odd one, singles where 9 channels are no fours;
-# classes of dx, one of them without taps; groups, dilation; an image of three channels, and 7 x 7 taps; more than one
-# tile of positions, and of taps and channels; no images.
+# positions from two images, and more than one tile of taps and channels; two panels, filters of two blocks and an odd
+# one; classes of dx, one of them without taps, and singles where 9 channels are no fours; groups, dilation, more than
+# one tile of positions; an image of three channels, and 7 x 7 taps; no images.
 @pytest.mark.parametrize(("name", "bits"), PRECISIONS)
 @pytest.mark.parametrize(
     ("x_shape", "weight_shape", "options"),
