@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,6 +40,15 @@ def cpu_times() -> CpuTimes | None:
     idle = ticks[3] + ticks[4]
     scale = os.sysconf("SC_CLK_TCK")
     return CpuTimes((total - idle) / scale, total / scale, sum(os.times()[:4]))
+
+
+def idle_share(spans: Iterable[tuple[CpuTimes | None, CpuTimes | None]]) -> float | None:
+    """The share of all CPU time between pairs of readings that nobody used, from 0 to 1."""
+    known = [(before, after) for before, after in spans if before is not None and after is not None]
+    total = sum(after.total - before.total for before, after in known)
+    if total <= 0:
+        return None
+    return max(0.0, 1 - sum(after.busy - before.busy for before, after in known) / total)
 
 
 def others_share(before: CpuTimes | None, after: CpuTimes | None) -> float | None:

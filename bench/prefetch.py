@@ -70,6 +70,7 @@ class Point:
         reading, computing: each alone, in the same rounds.
         ideal: what could be reached at best.
         steps: of each contestant.
+        idle: the share of the processors' time that nobody used in its turns; None where that is not known.
     """
 
     reader: str
@@ -78,6 +79,7 @@ class Point:
     computing: Spread
     ideal: float
     steps: dict[str, Spread]
+    idle: dict[str, float | None]
 
 
 class Computing:
@@ -199,6 +201,7 @@ def sweep(
             say(f"{reader}, reading/computing {ratio:g} …")
             products = computing.products(min(alone) / ratio)
             seconds: dict[str, list[float]] = {name: [] for name in names}
+            used: dict[str, list[tuple[load.CpuTimes | None, load.CpuTimes | None]]] = {name: [] for name in names}
             reading, computed = [], []
             for turn in range(rounds):
                 reading.append(_reading(dataset, batch))
@@ -207,12 +210,16 @@ def sweep(
                     computing(products)
                 computed.append((time.perf_counter() - start) / 10)
                 for name in [*names[turn % len(names) :], *names[: turn % len(names)]]:
+                    before = load.cpu_times()
                     took, total = epoch(taking_part[name], partial(computing, products))
+                    used[name].append((before, load.cpu_times()))
                     checked(name, total, wanted)
                     seconds[name].append(took)
             r, c = Spread.of(reading), Spread.of(computed)
             ideal = max(r.median, c.median) if waits else (r.median + cores * c.median) / cores
-            points.append(Point(reader, ratio, r, c, ideal, {n: Spread.of(s) for n, s in seconds.items()}))
+            steps = {name: Spread.of(values) for name, values in seconds.items()}
+            idle = {name: load.idle_share(spans) for name, spans in used.items()}
+            points.append(Point(reader, ratio, r, c, ideal, steps, idle))
     finally:
         computing.close()
         for loader in taking_part.values():
@@ -424,12 +431,19 @@ def slow_training(milliseconds: float, readers: int, root: Path | None = None, b
 
 
 def table(points: Sequence[Point]) -> str:
-    """The sweep as a table in Markdown, milliseconds a step, and each contestant's share over the ideal."""
+    """The sweep as a table in Markdown: milliseconds a step, what is over the ideal, how idle the processors were.
+
+    Idle processors matter where reading computes: what is over the ideal is either theirs, or other work's.
+    """
     names = list(points[0].steps)
     lines = ["| reader | ratio | reading | computing | ideal | " + " | ".join(names) + " |"]
     lines.append("|" + "---|" * (5 + len(names)))
     for p in points:
-        cells = [f"{1e3 * s.median:.2f} ({s.median / p.ideal - 1:+.0%})" for s in p.steps.values()]
+        cells = [
+            f"{1e3 * s.median:.2f} ({s.median / p.ideal - 1:+.0%}"
+            + (")" if p.reader == "pipe" or p.idle[name] is None else f", {p.idle[name]:.0%} idle)")
+            for name, s in p.steps.items()
+        ]
         numbers = [f"{1e3 * value:.2f}" for value in (p.reading.median, p.computing.median, p.ideal)]
         lines.append(f"| {p.reader} | {p.ratio:g} | " + " | ".join(numbers + cells) + " |")
     return "\n".join(lines)

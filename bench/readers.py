@@ -1,6 +1,7 @@
 """The readers of the prefetcher's bench: a file behind a slow pipe, and a folder of PNG pictures.
 
-Each gives whole batches, to rawgrad by ``batch`` and to PyTorch by ``dataset[list]``, by the same code.
+Each gives whole batches, to rawgrad by ``batch_into`` (in memory that it is given) and to PyTorch by
+``dataset[list]``, by the same code.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..engine.data import Dataset
+from ..engine.data.buffers import Empty
 from ..kernels._errors import RawgradError
 
 #: Sends pieces of a file when they are asked for ("offset length" in a line), no faster than so many bytes a
@@ -39,7 +41,7 @@ PIXELS = 784
 
 
 class Whole(Dataset):
-    """Samples that are read many at a time: ``dataset[indices]`` is ``batch(indices)``, as PyTorch asks for them."""
+    """Samples that are read many at a time, in new memory or, by ``batch_into``, where they are put."""
 
     samples: int
 
@@ -50,7 +52,17 @@ class Whole(Dataset):
         return self.batch(np.atleast_1d(indices))
 
     def batch(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The samples, and their indices."""
+        """The samples in [0, 1], and their indices."""
+        return self.batch_into(indices, np.empty)
+
+    def batch_into(self, indices: np.ndarray, empty: Empty) -> tuple[np.ndarray, np.ndarray]:
+        """The same, made by ``empty(shape, dtype)``."""
+        bytes_ = self.read(indices)
+        x = np.divide(bytes_, np.float32(255), out=empty(bytes_.shape, np.float32))
+        return x, indices.astype(np.int64)
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        """The samples, from 0 to 255."""
         raise NotImplementedError
 
 
@@ -80,9 +92,8 @@ class Pipe(Whole):
         weakref.finalize(self, _stop, process)
         return process
 
-    def batch(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(n, 784) float32 in [0, 1], and the indices."""
-        indices = np.asarray(indices)
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        """(n, 784) uint8."""
         with self._opening:
             if self._free is None:
                 self._free = SimpleQueue()
@@ -97,7 +108,7 @@ class Pipe(Whole):
             self._free.put(process)
         if len(data) != size:
             raise RawgradError(f"bench: the pipe of {self.path} ended early")
-        return np.frombuffer(data, np.uint8).reshape(-1, PIXELS) / np.float32(255), indices.astype(np.int64)
+        return np.frombuffer(data, np.uint8).reshape(-1, PIXELS)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
@@ -111,16 +122,15 @@ class Pictures(Whole):
     def __init__(self, folder: Path, samples: int) -> None:
         self.folder, self.samples = folder, samples
 
-    def batch(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(n, H, W) float32 in [0, 1], and the indices."""
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        """(n, H, W) uint8."""
         from PIL import Image
 
-        indices = np.asarray(indices)
         images = []
         for index in indices:
             with Image.open(self.folder / f"{index}.png", formats=["PNG"]) as picture:
                 images.append(np.asarray(picture))
-        return np.stack(images) / np.float32(255), indices.astype(np.int64)
+        return np.stack(images)
 
 
 def write_rows(path: Path, samples: int) -> None:

@@ -50,7 +50,6 @@ _LOOK = 1.0
 
 _now = time.perf_counter_ns
 
-
 #: Number, indices and epoch of a batch.
 Order = tuple[int, np.ndarray, int]
 
@@ -237,7 +236,7 @@ class Prefetcher:
                 patience = self._timeout - waited
                 if patience < 1e-3:
                     raise DataError(said)
-            warnings.warn(said, RuntimeWarning, stacklevel=4)
+            warnings.warn(said, RuntimeWarning, stacklevel=5)
 
     def _at_work(self, ticket: Ticket) -> str:
         """What the reader of ``ticket`` is doing, as far as can be seen from here."""

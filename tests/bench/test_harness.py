@@ -222,6 +222,13 @@ def test_the_share_of_others_stays_between_zero_and_one():
     assert load.others_share(zero, zero) is None
 
 
+def test_idle_is_what_nobody_used():
+    zero, half = load.CpuTimes(0, 0, 0), load.CpuTimes(5, 10, 1)
+    assert load.idle_share([(zero, half), (zero, load.CpuTimes(10, 10, 1))]) == 0.25
+    assert load.idle_share([(zero, load.CpuTimes(11, 10, 1))]) == 0
+    assert load.idle_share([]) is load.idle_share([(None, half), (zero, zero)]) is None
+
+
 def test_cpu_times_of_this_process_grow_with_its_work():
     before = load.cpu_times()
     if before is None:

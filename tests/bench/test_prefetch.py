@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rawgrad.bench import prefetch
+from rawgrad.bench import load, prefetch
 from rawgrad.bench.harness import OURS, WrongResult
 from rawgrad.bench.readers import PIXELS, Pictures, Pipe, write_pictures, write_rows
 
@@ -73,7 +73,7 @@ def test_a_whole_report(tmp_path, capsys, monkeypatch):
     assert [(p["reader"], p["ratio"]) for p in report["sweep"]] == [(r, q) for r in ("pipe", "png") for q in (0.5, 2)]
     for point in report["sweep"]:
         assert list(point["steps"]) == names and all(0 < s["median"] < 1 for s in point["steps"].values())
-        assert 0 < point["ideal"] < 1
+        assert 0 < point["ideal"] < 1 and list(point["idle"]) == names
     handed = report["hand_over"]
     assert handed["rows"] == [8, 16] and 0 < min(handed["reading"]) < min(handed["alone"] + handed["ahead"])
     assert set(report["ready"]) == {OURS} and 0 < report["first_batch"]["median"] < 1
@@ -81,6 +81,7 @@ def test_a_whole_report(tmp_path, capsys, monkeypatch):
     with Image.open(out.with_suffix(".png")) as picture:
         assert picture.width > 500
     said = capsys.readouterr().out
+    assert (" idle) |" in said) == (load.cpu_times() is not None)
     assert "| pipe | 0.5 |" in said and "a reader pays from " in said and "arrays in memory, a reader asked for" in said
 
 

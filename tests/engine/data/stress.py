@@ -113,7 +113,8 @@ def cycle(way, draw):
                     break
                 if way == "killed":
                     victims = multiprocessing.active_children()
-                    os.kill(draw.choice(victims).pid, signal.SIGKILL)
+                    if victims:  # none is left where batches were ready that all of them had read before
+                        os.kill(draw.choice(victims).pid, signal.SIGKILL)
     except (Planted, ZeroDivisionError, KeyboardInterrupt):
         assert way in ("body", "reader", "transform", "collate", "interrupt", "copy")
     except DataError as error:
