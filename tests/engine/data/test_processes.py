@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rawgrad.engine.data import DataLoader
+from rawgrad.engine.data import Compose, DataLoader, RandomHorizontalFlip, RandomShift
 from rawgrad.engine.data import processes as module
 from rawgrad.kernels._errors import ArgumentError, DataError
 
 sys.path.insert(0, str(Path(__file__).parent))  # the processes get it too
-from _reading import Growing, Reading, descriptors, total
+from _reading import Growing, Pictures, Reading, descriptors, total
 
 
 def bits(batches):
@@ -43,6 +43,22 @@ def test_the_same_batches_as_without(reading):
         kept = list(reading)
         assert bits(kept) == bits(plain)
         assert len(processes()) == 2
+
+
+def test_a_loop_is_resumed_by_other_readers():
+    """The position of two threads, given to processes, to many threads and to none."""
+    transform = Compose([RandomShift(1), RandomHorizontalFlip()])
+    options = {"batch_size": 2, "shuffle": True, "seed": 7, "transform": transform}
+    whole = bits(DataLoader(Pictures(), **options))
+    begun = DataLoader(Pictures(), num_workers=2, **options)
+    with begun:
+        iterator = iter(begun)
+        first = bits([next(iterator), next(iterator)])
+        state = begun.state_dict()
+    for other in ({"num_workers": 2, "processes": True}, {"num_workers": 8}, {}):
+        with DataLoader(Pictures(), **{**options, "seed": 1, **other}) as resumed:
+            resumed.load_state_dict(state)
+            assert first + bits(resumed) == whole
 
 
 def test_memory_is_shared_and_used_again(reading):
