@@ -36,9 +36,9 @@ from .tensor import Tensor
 __all__ = [
     "avg_pool2d", "batch_norm", "binary_cross_entropy_with_logits", "bmm", "cat", "chunk", "conv2d",
     "cosine_similarity", "cross_entropy", "dropout", "elu", "embedding", "gelu", "group_norm", "l1_loss",
-    "layer_norm", "leaky_relu", "linear", "log_softmax", "matmul", "max_pool2d", "mm", "mse_loss", "nll_loss",
-    "one_hot", "pad", "relu", "sigmoid", "silu", "softmax", "softplus", "split", "stack", "tanh", "tril", "triu",
-    "where",
+    "layer_norm", "leaky_relu", "linear", "linear_layers", "log_softmax", "matmul", "max_pool2d", "mm", "mse_loss",
+    "nll_loss", "one_hot", "pad", "relu", "sigmoid", "silu", "softmax", "softplus", "split", "stack", "tanh", "tril",
+    "triu", "where",
 ]  # fmt: skip
 
 
@@ -53,20 +53,58 @@ def _tensors(operation: str, **arguments: Any) -> None:
 # ---- linear maps
 
 
-def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str | None = None) -> Tensor:
-    """``activation(input @ weight.T + bias)``, in one kernel.
+def linear(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str | None = None,
+    dropout: float = 0.0,
+    generator: Generator | None = None,
+) -> Tensor:
+    """``dropout(activation(input @ weight.T + bias))``, in one kernel.
 
     Args:
         input: (..., in_features).
         weight: (out_features, in_features).
         bias: (out_features) or None.
         activation: None or the name of an activation: "relu", "sigmoid", "tanh", "gelu", …
+        dropout, generator: the probability with which each element is dropped, and who draws; see :func:`dropout`.
 
     Returns:
         (..., out_features).
     """
-    _tensors("linear", input=input, weight=weight, bias=bias)
-    return _linear.linear(input, weight, bias, activation)
+    return _linear_layers("linear", input, [(weight, bias, activation, dropout)], generator)
+
+
+def linear_layers(input: Tensor, layers: Sequence[_linear.Given], *, generator: Generator | None = None) -> Tensor:
+    """:func:`linear` for one layer after the other, as one node: what lies between two of them stays in the kernels.
+
+    Args:
+        input: (..., in_features of the first layer).
+        layers: of each layer its weight, its bias or None, its activation or None, and its probability of dropout, 0
+            for none.
+        generator: who draws for all of them; see :func:`dropout`.
+
+    Returns:
+        (..., out_features of the last layer).
+    """
+    return _linear_layers("linear_layers", input, layers, generator)
+
+
+def _linear_layers(
+    operation: str, input: Tensor, layers: Sequence[_linear.Given], generator: Generator | None
+) -> Tensor:
+    _tensors(operation, input=input)
+    for weight, bias, _, p in layers:
+        _tensors(operation, weight=weight, bias=bias)
+        _probability(operation, "dropout", p)
+    return _linear.linear_layers(input, layers, generator or default_generator)
+
+
+def _probability(operation: str, argument: str, p: Any) -> None:
+    if not isinstance(p, int | float) or not 0.0 <= p <= 1.0:
+        raise ArgumentError(f"{operation}: {argument} must be a number in [0, 1]; got {p!r}")
 
 
 def _hashable(option: Any) -> Any:
@@ -420,8 +458,7 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, *, generator: 
     The mask is a function of the generator's seed and offset alone, the same on every backend.
     """
     _tensors("dropout", input=input)
-    if not isinstance(p, int | float) or not 0.0 <= p <= 1.0:
-        raise ArgumentError(f"dropout: p must be a number in [0, 1]; got {p!r}")
+    _probability("dropout", "p", p)
     if not training or p == 0.0:
         return input
     return _dropout.dropout(input, p, generator or default_generator)

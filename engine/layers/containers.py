@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import groupby, takewhile
+from itertools import groupby, islice, takewhile
 from typing import Any, Self, overload
 
 from ...autograd import functional as F
@@ -14,11 +14,12 @@ from ...kernels._errors import ArgumentError, IndexRangeError, RawgradError
 from ..module import Module, indented
 from .activation import ReLU, Sigmoid, Tanh
 from .conv2d import Conv2d
+from .dropout import Dropout
 from .linear import Linear
 from .max_pool2d import MaxPool2d
 from .pad import ZeroPad2d
 
-#: Activations that ``F.linear`` takes over from the layer after it.
+#: Activations that ``F.linear_layers`` takes over from the layer after a linear one.
 _ACTIVATIONS: dict[type, str] = {ReLU: "relu", Sigmoid: "sigmoid", Tanh: "tanh"}
 
 #: The layers that may run together with those behind them.
@@ -27,14 +28,38 @@ _FIRST = frozenset((Linear, Conv2d, ZeroPad2d))
 
 def _fusion(layers: list[Module]) -> tuple[Callable[[Any], Any], int, int] | None:
     """One call for the first of ``layers``, of how many, and which one an error concerns; None for no such call."""
-    kind = type(layers[0])
-    if kind is Conv2d or kind is ZeroPad2d:
-        return _convolution(list(takewhile(_is_plain, layers)))
-    activation = _ACTIVATIONS.get(type(layers[1])) if kind is Linear and len(layers) > 1 else None
-    if activation is None or not all(map(_is_plain, layers[:2])):
-        return None
-    linear: Any = layers[0]
-    return lambda x: F.linear(x, linear.weight, linear.bias, activation=activation), 2, 0
+    plain = takewhile(_is_plain, layers)
+    return _linear_layers(list(plain)) if type(layers[0]) is Linear else _convolution(list(islice(plain, 4)))
+
+
+def _linear_layers(layers: list[Any]) -> tuple[Callable[[Any], Any], int, int] | None:
+    """Linear layers, each with the activation and the dropout behind it that are there, as long as they fit.
+
+    A layer that does not fit the one before it is left to itself, so that its error is its own.
+    """
+    taken: list[tuple[Any, Any, str | None, float]] = []
+    count = 0
+    while count < len(layers) and type(layers[count]) is Linear:
+        linear: Any = layers[count]
+        if taken and not _fits(linear, taken[-1][0]):
+            break
+        activation = _ACTIVATIONS.get(type(layers[count + 1])) if count + 1 < len(layers) else None
+        count += 1 + (activation is not None)
+        p = 0.0
+        # Behind sigmoid and tanh it is a node of its own, whose gradient is theirs: they need their results.
+        if count < len(layers) and type(layers[count]) is Dropout and activation in (None, "relu"):
+            p = layers[count].p if layers[count].training else 0.0
+            count += 1
+        taken.append((linear.weight, linear.bias, activation, p))
+    return (lambda x: F.linear_layers(x, taken), count, 0) if count > 1 else None
+
+
+def _fits(linear: Linear, weight: Any) -> bool:
+    """Whether ``linear`` takes what a layer of that weight gives."""
+    own, bias = linear.weight, linear.bias
+    same = own.array.dtype == weight.array.dtype and type(own.array) is type(weight.array)
+    bias_fits = bias is None or (bias.shape == own.shape[:1] and bias.array.dtype == own.array.dtype)
+    return same and bias_fits and own.shape[1:] == weight.shape[:1]
 
 
 def _convolution(layers: list[Any]) -> tuple[Callable[[Any], Any], int, int] | None:
@@ -136,9 +161,10 @@ class Sequential(_Indexed):
 
     Slices are Sequentials that share the layers, under the names they have here.
 
-    A ``Linear`` and the activation after it run as one call of ``F.linear``; a ``Conv2d`` with a ``ZeroPad2d``
-    before it and a ``ReLU`` after it as one of ``F.conv2d``, and with a ``MaxPool2d`` after these as one of
-    ``F.conv2d_relu_pool``.  None of them may have hooks, and in anomaly mode each runs by itself.
+    ``Linear`` layers, one after the other or with activations and ``Dropout`` in between, run as one call of
+    ``F.linear_layers``; a ``Conv2d`` with a ``ZeroPad2d`` before it and a ``ReLU`` after it as one of ``F.conv2d``,
+    and with a ``MaxPool2d`` after these as one of ``F.conv2d_relu_pool``.  None of them may have hooks, and in anomaly
+    mode each runs by itself.
 
     Attributes:
         fuse: whether they may; settable on an instance or on the class.
@@ -171,7 +197,7 @@ class Sequential(_Indexed):
         try:
             while index < len(layers):
                 layer = layers[index]
-                fused = _fusion(layers[index : index + 4]) if fuse and type(layer) in _FIRST else None
+                fused = _fusion(layers[index:]) if fuse and type(layer) in _FIRST else None
                 call, count, blamed = fused or (layer, 1, 0)
                 input = call(input)
                 index += count

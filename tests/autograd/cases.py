@@ -236,6 +236,24 @@ for kind in (None, "relu", "leaky_relu", "elu", "gelu", "silu", "softplus", "sig
     case("linear", str(kind), lambda x, w, b, k=kind: F.linear(x, w, b, activation=k), of(3, 4), of(2, 4), of(2))
 case("linear", "3-d, no bias", lambda x, w: F.linear(x, w), of(2, 3, 4), of(2, 4))
 case("linear", "1-d", lambda x, w, b: F.linear(x, w, b), of(4), of(2, 4), of(2))
+for kind in (None, "relu", "tanh", "gelu"):
+    case(
+        "linear", f"{kind}, dropout",
+        lambda x, w, b, k=kind: F.linear(x, w, b, activation=k, dropout=0.4, generator=ag.Generator(3)),
+        of(3, 4), of(2, 4), of(2),
+    )  # fmt: skip
+case(
+    "linear_layers", "",
+    lambda x, v, a, w, u, c: F.linear_layers(x, [(v, a, "tanh", 0.0), (w, None, "sigmoid", 0.0), (u, c, "relu", 0.0)]),
+    of(3, 4), of(5, 4), of(5), of(3, 5), of(2, 3), of(2),
+)  # fmt: skip
+case(
+    "linear_layers", "dropout",
+    lambda x, v, a, w, u, c: F.linear_layers(
+        x, [(v, a, "relu", 0.3), (w, None, None, 0.2), (u, c, "relu", 0.5)], generator=ag.Generator(5)
+    ),
+    of(3, 4), of(5, 4), of(5), of(3, 5), of(2, 3), of(2),
+)  # fmt: skip
 
 # ---- windows
 

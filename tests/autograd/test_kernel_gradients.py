@@ -26,6 +26,9 @@ CHOSEN = (
     "matmul-2-d 3-d",  # one matrix for a batch of others
     "matmul-transposed 11",
     "linear-tanh",  # an activation fused into the product
+    "linear-relu, dropout",
+    "linear_layers",
+    "linear_layers-dropout",
     "conv2d",
     "conv2d-strides, padding, dilation",
     "conv2d-groups",

@@ -133,6 +133,48 @@ class TestContainers:
         layers = nn.Linear(5, 4), activation(), nn.Linear(4, 3, bias=False), activation()
         self.check_fusion(nn.Sequential(*layers), (6, 5), "Linear", "Activation")
 
+    @pytest.mark.parametrize("activation", [[], [nn.ReLU()], [nn.Tanh()]])
+    def test_fused_linear_layers_with_dropout(self, activation):
+        """Behind tanh dropout is a node of its own, and so is what follows; the bits are those of the layers alone."""
+        layers = nn.Linear(5, 7), *activation, nn.Dropout(0.3), nn.Linear(7, 6), nn.ReLU(), nn.Dropout(0.5)
+        model = nn.Sequential(*layers, nn.Linear(6, 3, bias=False), nn.ReLU())
+        x, found = np.random.default_rng(0).normal(size=(2, 4, 5)).astype(np.float32), []
+        for fuse in (True, False):
+            model.fuse = fuse
+            rg.manual_seed(7)
+            a = rg.tensor(x, requires_grad=True)
+            model.zero_grad()
+            y = model(a)
+            behind = y.grad_fn.name if fuse else None
+            (y**2).sum().backward()
+            found.append([t.numpy().tobytes() for t in (y.detach(), a.grad, *(p.grad for p in model.parameters()))])
+            assert rg.autograd.random.default_generator.offset == 2  # as many draws, in the same order
+            assert behind == ("Reshape" if fuse else None)
+        assert found[0] == found[1]
+
+    def test_one_node_for_layers_that_fit(self):
+        def nodes(model):
+            names, node = [], model(rg.tensor(np.ones((2, 4), np.float32))).grad_fn
+            while node is not None:
+                names.append(node.name)
+                node = next((edge[0] for edge in node._edges if isinstance(edge, tuple)), None)
+            return names
+
+        relu, drop = nn.ReLU(), nn.Dropout(0.5)
+        layers = nn.Linear(4, 5), relu, drop, nn.Linear(5, 4), nn.Sigmoid(), nn.Linear(4, 4)
+        model = nn.Sequential(*layers)
+        assert nodes(model) == ["Linear"]
+        assert nodes(nn.Sequential(*layers[:4], nn.Tanh(), drop, nn.Linear(4, 2))) == ["Linear", "Dropout", "Linear"]
+        with layers[3].register_forward_hook(lambda m, inputs, output: None):
+            assert nodes(model) == ["Linear", "Activation", "Linear", "Linear"]
+        half = nn.Linear(4, 4).half()
+        with pytest.raises(DtypeError) as caught:
+            nn.Sequential(*layers, half)(rg.tensor(np.ones((2, 4), np.float32)))
+        assert caught.value.layer == "6"
+        model.eval()
+        y = model(rg.tensor(np.ones((2, 4), np.float32))).detach().numpy()
+        assert y.tobytes() == model(rg.tensor(np.ones((2, 4), np.float32))).detach().numpy().tobytes()
+
     @pytest.mark.parametrize("pool", [nn.MaxPool2d(2), nn.MaxPool2d((3, 2), 1, padding=(1, 0), ceil_mode=True)])
     def test_fused_convolution_relu_and_pooling(self, pool):
         layers = nn.ReLU(), nn.Conv2d(2, 3, 3, padding=1, stride=(1, 2)), nn.ReLU(), pool

@@ -162,7 +162,7 @@ def calls(n: int = 2) -> dict[str, Call]:
         linear_layers_backward,
         {"grad": f(n, 4), "inputs": [f(n, 3), f(n, 5)], "weights": [f(5, 3), f(4, 5)], "y": f(n, 4),
          "offsets": [offset, offset]},
-        layers=(Layer("relu", 0.3, 7), Layer(None, 0.1, 8)),
+        layers=(Layer(None, 0.3, 7), Layer("relu", 0.1, 8)),
     )  # fmt: skip
     call(group_norm_forward, {"x": f(n, 4, 3), "weight": f(4), "bias": f(4)}, groups=2, eps=1e-5)
     call(
