@@ -340,7 +340,7 @@ class Pass:
         self._source, self._ring, self._remotes = loader._source(orders, epoch, False)
         self._steps = self._source.steps  # of all sources, one after the other
         loader._last = self._steps, self._source.readers, epoch
-        self._trying = bool(loader.num_workers and loader.prefetch and loader._cheap is None)
+        self._trying = bool(loader.num_workers and loader.prefetch and loader._is_cheap() is None)
         self._over = False
         self._missing: dict[int, str] = {}
         self._fruitless = first == 0  # the whole epoch so far
