@@ -36,7 +36,7 @@ from ..kernels import (
     softmax_cross_entropy,
 )
 from ..kernels._devices import device_named
-from ..kernels._dispatch import BACKENDS, backend
+from ..kernels._dispatch import BACKENDS, backend, precision
 from ..kernels._dtypes import BFLOAT16, is_half
 from ..kernels._layout import is_channels_last
 
@@ -180,8 +180,8 @@ def cases() -> list[Case]:
         Case(
             "conv2d",
             "conv2d_backward_bias",
-            f"{conv}, channels last",
-            conv2d.conv2d_backward_bias,
+            f"{conv}, channels last, tf32",
+            _bias_in_tf32,
             (_lasting(grad),),
         ),
         Case("max_pool2d", "max_pool2d_forward", pool, lambda x: max_pool2d.max_pool2d_forward(x, 2), (image,)),
@@ -314,6 +314,12 @@ def cases() -> list[Case]:
 def _lasting(array: np.ndarray) -> np.ndarray:
     """The same numbers, (N, H, W, C) in memory."""
     return array.transpose(0, 2, 3, 1).copy().transpose(0, 3, 1, 2)
+
+
+def _bias_in_tf32(grad: Any) -> Any:
+    """It has one version, and a kernel of its own where a lower precision is allowed."""
+    with precision("tf32"):
+        return conv2d.conv2d_backward_bias(grad)
 
 
 def measure(case: Case) -> list[Row]:

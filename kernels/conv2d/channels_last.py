@@ -26,7 +26,7 @@ _TEMPLATES: dict[str, Any] = {"PRECISION": PRECISIONS.values(), "COLUMNS": tiles
 _FORWARD = Kernel(_SOURCE, "conv2d_forward_v6_channels_last", **_TEMPLATES)
 _INPUT = Kernel(_SOURCE, "conv2d_backward_input_v6_channels_last", **_TEMPLATES)
 _WEIGHT = Kernel(_SOURCE, "conv2d_backward_weight_v6_channels_last", **_TEMPLATES)
-_BIAS = Kernel(__file__, "conv2d_backward_bias_channels_last", T=FLOATS)
+_BIAS = Kernel(__file__, "conv2d_backward_bias_channels_last", T=FLOATS[:1])
 
 
 def forward(precision: str) -> Callable[..., Any]:
@@ -95,7 +95,7 @@ def backward_weight(precision: str, summed: Callable[..., Any]) -> Callable[...,
 
 
 def backward_bias(grad: Any, y: Any, out: Any, summed: Callable[..., Any]) -> Any:
-    """``conv2d_backward_bias`` of a channels-last ``grad``, in its own precision."""
+    """``conv2d_backward_bias`` of a channels-last ``grad``: sums of float32, in another order than those of NCHW."""
     grad, y = channels_last("conv2d_backward_bias", grad), _gate("conv2d_backward_bias", y)
     N, P, Q, K = grad.shape
     db = _contiguous_result(out, grad, (K,))

@@ -61,8 +61,8 @@ def _lower_precision(dtype: Any) -> str | None:
 def _stays_channels_last(g: Geometry, array: Any) -> str | None:
     """The precision in which v6 runs, if it is for this array of activations.
 
-    It is for fewer channels than v5, down to the three of an image.  What float32's own precision computes, it computes
-    from copies in NCHW, and gives it in that order, in which a following layer takes it as it is.
+    It is for fewer channels than v5, down to the three of an image.  float32's own precision computes from copies in
+    NCHW: so it gives the same bits whatever the strides, in an order in which a following layer takes them as they are.
     """
     precision = _lower_precision(array.dtype)
     fills = g.K // g.G >= 8 and g.C // g.G >= 3
@@ -389,7 +389,7 @@ def _weight_default(g: Geometry, itemsize: int) -> Callable[..., Any]:
 @any_strides
 def conv2d_backward_bias(grad: Any, y: Any, out: Any) -> Any:
     """As the reference's; see the package's docstring."""
-    if is_channels_last(grad):
+    if is_channels_last(grad) and _lower_precision(grad.dtype) is not None:
         return v6.backward_bias(grad, y, out, _summed)
     return _bias_contiguous(grad, y, out)
 
