@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -102,6 +103,10 @@ class TestWeights:
         ):
             load_weights(path, nn.Linear(4, 3))
 
+    def test_the_same_weights_are_the_same_bytes(self, tmp_path):
+        contents = {saved(tmp_path / str(number)).read_bytes() for number in range(8)}
+        assert len(contents) == 1
+
     def test_no_json_no_file(self, tmp_path):
         with pytest.raises(ArgumentError, match="must be expressible in JSON"):
             save_weights(tmp_path / "w", model(), ModelInfo("mlp", {"activation": object()}))
@@ -118,6 +123,35 @@ class TestDamage:
                 path.write_bytes(content[:position] + bytes([content[position] ^ flip]) + content[position + 1 :])
                 with pytest.raises(CheckpointError, match=str(path)):
                     load_weights(path)
+
+    def test_no_other_byte_goes_unnoticed_where_json_would_take_it(self, tmp_path):
+        """White space for white space, and a letter's other way to be written."""
+        path = tmp_path / "w"
+        save_weights(path, {"w": np.arange(6, dtype=np.float32)}, ModelInfo("m", {"a": "ü"}))
+        content = path.read_bytes()
+        end = 8 + int.from_bytes(content[:8], "little")
+        assert content[end - 1 : end] == b" "
+        for byte in b"\t\n\r":
+            path.write_bytes(content[: end - 1] + bytes([byte]) + content[end:])
+            with pytest.raises(CheckpointError, match="damaged"):
+                load_weights(path)
+
+    def test_the_damaged_tensor_is_named(self, tmp_path):
+        state = {"first": np.arange(7.0), "second": {"part": np.arange(5, dtype=np.int32)}, "third": np.ones(3)}
+        save_state(tmp_path / "s", state)
+        content = bytearray((tmp_path / "s").read_bytes())
+        content[content.index(np.arange(5, dtype=np.int32).tobytes()) + 9] ^= 4
+        (tmp_path / "s").write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"damaged: tensor state\.second\.part does not give the SHA-256"):
+            load_state(tmp_path / "s")
+
+    def test_a_description_edited_by_hand_is_noticed(self, tmp_path):
+        """One of the same length, so that nothing else would."""
+        save_weights(tmp_path / "w", {"w": np.zeros(2)}, ModelInfo("m", {"lr": 0.125}))
+        content = (tmp_path / "w").read_bytes()
+        (tmp_path / "w").write_bytes(content.replace(b"0.125", b"0.925"))
+        with pytest.raises(CheckpointError, match="its head .* does not give the SHA-256"):
+            load_weights(tmp_path / "w")
 
     def test_every_truncation_is_noticed(self, tmp_path):
         path = saved(tmp_path / "w")
@@ -163,7 +197,7 @@ class TestDamage:
         monkeypatch.setattr(weights, "FORMAT", 7)
         save_state(tmp_path / "s", {})
         monkeypatch.undo()
-        with pytest.raises(CheckpointError, match="is of format 7; this rawgrad reads format 1"):
+        with pytest.raises(CheckpointError, match=r"is of format 7, written by rawgrad .* reads formats 1 and 2"):
             load_state(tmp_path / "s")
 
     def test_a_header_that_lies_allocates_nothing(self, tmp_path):
@@ -178,6 +212,26 @@ class TestDamage:
         (tmp_path / "w").write_bytes(struct.pack("<Q", len(text)) + text + b"\0" * 16)
         with pytest.raises(CheckpointError, match="truncated: w should end at byte"):
             load_weights(tmp_path / "w")
+
+
+class TestFirstFormat:
+    """A file that ``rawgrad train --resume`` wrote before format 2: three steps of Adam on the digits."""
+
+    PATH = Path(__file__).with_name("first-format.safetensors")
+
+    def test_it_is_still_read(self):
+        state = load_state(self.PATH)
+        assert (state["epoch"], state["seed"], state["limit"], state["task"]["network"]) == (1, 0, 25, "mlp")
+        np.testing.assert_array_equal(state["steps"][:, 2], [2.377326011657715, 2.2646756172180176, 2.476186752319336])
+        assert state["optimizer"]["state"][0]["step"] == 3
+        assert [array.shape for array in state["model"].values()] == [(6, 64), (6,), (10, 6), (10,)]
+
+    def test_damage_is_noticed(self, tmp_path):
+        content = bytearray(self.PATH.read_bytes())
+        content[-20] ^= 1
+        (tmp_path / "s").write_bytes(content)
+        with pytest.raises(CheckpointError, match="damaged: its 8976 bytes do not give the SHA-256"):
+            load_state(tmp_path / "s")
 
 
 class TestState:
