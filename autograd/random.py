@@ -7,13 +7,14 @@ dropout mask is the same on every backend, and two integers are all that a resum
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from ..kernels import _graph
 from ..kernels._devices import device_named
-from ..kernels._errors import ArgumentError
+from ..kernels._errors import ArgumentError, CheckpointError
 
 #: Refused in a capture, and what to do instead.
 _ON_HOST = "random numbers were drawn on the host", "draw them before, into a tensor that the step reads"
@@ -69,6 +70,24 @@ class Generator:
         seed, offset = state
         self.manual_seed(seed)
         self.offset = int(offset)
+
+    def state_dict(self) -> dict[str, int]:
+        """The same under names, as models and optimizers have it."""
+        return {"seed": self.seed, "offset": self.offset}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where :meth:`state_dict` was taken.
+
+        Raises:
+            CheckpointError: it is no state of a generator.
+        """
+        try:
+            seed, offset = (state[name] for name in ("seed", "offset"))
+            if not isinstance(offset, int) or not 0 <= offset < 2**64:
+                raise ArgumentError(f"the offset must be an integer in [0, 2**64); got {offset!r}")
+            self.manual_seed(seed).offset = offset
+        except (KeyError, TypeError, ArgumentError) as error:
+            raise CheckpointError(f"Generator: not the state of a generator: {error}") from None
 
 
 default_generator = Generator(0)

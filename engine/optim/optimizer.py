@@ -233,7 +233,7 @@ class Optimizer:
         """A copy of the options of all groups and the state of all parameters.
 
         Returns:
-            ``{"param_groups": [{option: value, …, "params": [number, …]}, …],
+            ``{"optimizer": "Adam", "param_groups": [{option: value, …, "params": [number, …]}, …],
             "state": {number: {"step": int, name: array, …}, …}}``; parameters are numbered through
             all groups.  Step counts are read from the device.
         """
@@ -249,14 +249,16 @@ class Optimizer:
                     arrays = {slot: known[slot].copy() for slot in slots if slot in known}
                     state[number] = {"step": known["step"].read(), **arrays}
             number += 1
-        return {"param_groups": groups, "state": state}
+        return {"optimizer": self._name, "param_groups": groups, "state": state}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over what :meth:`state_dict` gave; all of it or, on an error, nothing.
 
         Raises:
-            CheckpointError: the groups, the parameters' number, or the shapes of the state do not fit.
+            CheckpointError: the optimizer, the groups, the parameters' number, or the shapes of the state do not fit.
         """
+        if isinstance(state_dict, Mapping) and state_dict.get("optimizer", self._name) != self._name:
+            raise CheckpointError(f"{self._name}.load_state_dict: the state is of {state_dict['optimizer']}")
         try:
             groups, states = list(state_dict["param_groups"]), dict(state_dict["state"])
             numbered = [n for group in groups for n in group["params"]]
