@@ -20,6 +20,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ..engine.stopping import Terminated, terminable
 from ..kernels._devices import device_named
 from ..kernels._dispatch import BACKENDS, backend_of, current_choice
 from ..kernels._dispatch import backend as use_backend
@@ -47,7 +48,7 @@ class Command:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command line ``argv``; 0 if all went well, 2 for a refusal, 130 for an interrupt.
+    """Run the command line ``argv``; 0 if all went well, 2 for a refusal, 130 for an interrupt, 143 for SIGTERM.
 
     Raises:
         RawgradError: what was asked for cannot be done; its message is one to show.
@@ -170,7 +171,12 @@ def _declare_train(parser: argparse.ArgumentParser) -> None:
     add("--threads", type=int, metavar="N", help="threads of the kernels on the CPU (default: all)")
     add("--workers", type=int, default=0, metavar="N", help="readers that make batches ahead of time (default: none)")
     add("--prefetch", type=int, metavar="N", help="batches that they may be ahead (default: 2, or 1 more than readers)")
-    add("--resume", action="store_true", help="go on after the last finished epoch; starts afresh if there is none")
+    add(
+        "--resume",
+        action="store_true",
+        help="go on where the run was left, bit for bit; afresh if there is none",
+    )
+    add("--save-every", type=int, metavar="N", help="lose N steps at most if the run is killed (default: an epoch)")
     add("--capture", action="store_true", help="on a GPU: start a whole step by one call (docs/graphs.md)")
     add("--quiet", action="store_true", help="print the last line only")
 
@@ -240,7 +246,7 @@ def _train(options: argparse.Namespace) -> int:
             key: getattr(options, key)
             for key in (
                 "data_dir", "epochs", "steps", "limit", "batch_size", "lr", "optimizer", "seed", "seeds", "resume",
-                "quiet", "workers", "prefetch", "capture",
+                "save_every", "quiet", "workers", "prefetch", "capture",
             )
         },
     )  # fmt: skip
@@ -249,11 +255,13 @@ def _train(options: argparse.Namespace) -> int:
         settings = settings.but(device=stack.enter_context(_place(options)))
         if options.threads is not None:
             stack.enter_context(_threads(options.threads))
+        stack.enter_context(terminable())
         try:
             result = PROGRAMS[name].run(settings)
-        except KeyboardInterrupt:
-            print(f"\nrawgrad: interrupted; {_how_to_resume(options.arguments, out, start)}", file=sys.stderr)
-            return 130
+        except (KeyboardInterrupt, Terminated) as end:
+            what, code = ("terminated", 143) if isinstance(end, Terminated) else ("interrupted", 130)
+            print(f"\nrawgrad: {what}; {_how_to_resume(options.arguments, out, str(end))}", file=sys.stderr)
+            return code
     settings.say(_what_next(name, out, start))
     print(result)
     return 0
@@ -292,11 +300,12 @@ def _fresh(out: Path, name: str, start: float) -> list[Path]:
     return sorted((path for path, at in times.items() if at >= start - 1), key=times.__getitem__)
 
 
-def _how_to_resume(arguments: list[str], out: Path, start: float) -> str:
-    if not any(out.rglob("training.safetensors")):
+def _how_to_resume(arguments: list[str], out: Path, saved: str) -> str:
+    if not any(next(out.rglob(name), None) for name in ("checkpoints/*.safetensors", "training.safetensors")):
         return "no epoch was finished, so nothing was saved"
     again = [argument for argument in arguments if argument != "--resume"]
-    return f"what was finished is in {out}. To go on:\n  {shlex.join(['rawgrad', 'train', *again, '--resume'])}"
+    saved = saved or f"what was finished is in {out}"
+    return f"{saved}. To go on:\n  {shlex.join(['rawgrad', 'train', *again, '--resume'])}"
 
 
 def _what_next(name: str, out: Path, start: float) -> str:
@@ -466,7 +475,7 @@ COMMANDS: dict[str, Command] = {
             ("rawgrad train", f"{DEFAULT}: {PROGRAMS[DEFAULT].summary}"),
             ("rawgrad train mnist-cnn --data-dir DIR", "MNIST to 99 %; DIR holds the four IDX files"),
             ("rawgrad train mnist-cnn --optimizer sgd --seeds 5", "five runs, and the band of their losses"),
-            ("rawgrad train mnist-cnn --resume", "go on where an interrupted run stopped"),
+            ("rawgrad train mnist-cnn --resume", "go on where an interrupted run stopped, bit for bit"),
             (
                 "rawgrad train --backend emulated --steps 3 --limit 20",
                 "the CUDA kernels under all checks, without a GPU",

@@ -22,7 +22,8 @@ class Options:
         batch_size, lr, optimizer: override the program's.
         seed: of initialisation, shuffling and dropout.
         seeds: how many seeds to run, counted up from ``seed``, where a program has a curve to repeat.
-        resume: continue from the state in ``out``; starts afresh where there is none.
+        resume: continue from the state in ``out``, bit for bit; starts afresh where there is none.
+        save_every: what is saved is never more than so many steps behind; None: it is saved after each epoch.
         quiet: print only the last line.
         workers: how many readers make batches ahead of time; 0: training makes them itself.
         prefetch: how many batches they may be ahead; None: two, or one more than there are readers.
@@ -41,13 +42,14 @@ class Options:
     seed: int = 0
     seeds: int = 1
     resume: bool = False
+    save_every: int | None = None
     quiet: bool = False
     workers: int = 0
     prefetch: int | None = None
     capture: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "steps", "limit", "batch_size", "seeds", "prefetch"):
+        for name in ("epochs", "steps", "limit", "batch_size", "seeds", "prefetch", "save_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ArgumentError(f"--{name.replace('_', '-')} must be at least 1; got {value}")

@@ -71,7 +71,10 @@ OTHER_ROWS: dict[str, tuple[str, str]] = {
         "rawgrad train ...",
         "in part: validation and accuracy each epoch; in Python weight decay, summary(), hooks",
     ),
-    "P16": ("rawgrad train ... --resume", "bit for bit after any epoch; from any batch: not in this version"),
+    "P16": (
+        "rawgrad train ... --resume",
+        "goes on from any batch, bit for bit; --save-every N for what a kill may cost",
+    ),
     "P17": ("", "not in this version: training on several devices"),
 }
 

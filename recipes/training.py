@@ -3,7 +3,7 @@
 A program says *what* in a :class:`Task`; :func:`train` does it.  A run leaves in its folder
 
 ``weights.safetensors``  the model, with all that ``predict`` needs
-``training.safetensors``  what ``--resume`` needs, written after each epoch
+``checkpoints/``  what ``--resume`` needs: the last three and the best, see ``docs/checkpoints.md``
 ``steps.csv``, ``epochs.csv``  every loss, accuracy and learning rate
 ``result.json``  the settings and the final figures
 ``curves.png``  the picture of the above
@@ -18,21 +18,24 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, astuple, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..autograd import Tensor, default_generator, manual_seed
+from ..autograd import Tensor, manual_seed
 from ..autograd import functional as F
+from ..engine.checkpoint import Checkpoint, Checkpoints
 from ..engine.data import MNIST, DataLoader, Digits, Subset
 from ..engine.data.dataset import batch_method
 from ..engine.metrics import accuracy
 from ..engine.module import Module
 from ..engine.optim import SGD, Adagrad, Adam, Optimizer, RMSprop, lr_scheduler
 from ..engine.train import Epoch, Evaluation, History, Step, evaluate, fit, predictions_of
-from ..engine.weights import ModelInfo, load_state, load_weights, save_state, save_weights
+from ..engine.weights import ModelInfo, load_state, load_weights, save_weights, sweep
 from ..kernels._devices import device_named
+from ..kernels._dispatch import backend_of
 from ..kernels._errors import ArgumentError, CheckpointError
 from .networks import build
 from .options import Options
@@ -161,89 +164,84 @@ def train(task: Task, options: Options, data: dict[str, Any] | None = None) -> R
 
     Raises:
         DataError: the data are not there, or are not what they should be.
-        CheckpointError: ``--resume`` met a state of another task.
+        CheckpointError: another process trains in the folder; ``--resume`` met a state of another task.
     """
     task = task.overridden(options)
     data = load_data(task, options) if data is None else data
-    options.out.mkdir(parents=True, exist_ok=True)
-    manual_seed(options.seed)
-    model = build(task.network, task.arguments).to(options.device)
-    optimizer = OPTIMIZERS[task.optimizer](model.parameters(), task.lr)
-    loaders = {
-        name: DataLoader(
-            split, task.batch_size if name == "train" else 500, shuffle=name == "train", device=options.device,
-            seed=options.seed, num_workers=options.workers, prefetch=options.prefetch,
-        )
-        for name, split in data.items()
-    }  # fmt: skip
-    schedule = None
-    if task.schedule is not None:
-        schedule = SCHEDULES[task.schedule](optimizer, task.epochs * len(loaders["train"]))
-    loss, score = LOSSES[task.loss]
-    run = _Run(task, options, model, optimizer, schedule, loaders["train"])
-    first_epoch = run.resume() if options.resume else 0
-    options.say(
-        f"{task.network}: {sum(p.numel() for p in model.parameters()):,} parameters, {len(data['train']):,} training "
-        f"images, {task.optimizer} lr {task.lr:g}, batches of {task.batch_size}, {task.epochs} epochs"
-    )
-    warn_if_slow(model, task, options, loaders)
-    with ExitStack() as reading:  # however this ends, readers end too
+    with ExitStack() as stack:  # however this ends, readers end too, and the folder is given back
+        run = _Run(task, options)
+        stack.enter_context(run.checkpoints)
+        manual_seed(options.seed)
+        model = build(task.network, task.arguments).to(options.device)
+        optimizer = OPTIMIZERS[task.optimizer](model.parameters(), task.lr)
+        loaders = {
+            name: DataLoader(
+                split, task.batch_size if name == "train" else 500, shuffle=name == "train", device=options.device,
+                seed=options.seed, num_workers=options.workers, prefetch=options.prefetch,
+            )
+            for name, split in data.items()
+        }  # fmt: skip
         for loader in loaders.values():
-            reading.enter_context(loader)
+            stack.enter_context(loader)
+        schedule = None
+        if task.schedule is not None:
+            schedule = SCHEDULES[task.schedule](optimizer, task.epochs * len(loaders["train"]))
+        loss, score = LOSSES[task.loss]
+        found = run.found(loaders["train"])
+        options.say(
+            f"{task.network}: {sum(p.numel() for p in model.parameters()):,} parameters, {len(data['train']):,} "
+            f"training images, {task.optimizer} lr {task.lr:g}, batches of {task.batch_size}, {task.epochs} epochs"
+        )
+        warn_if_slow(model, task, options, loaders)
         start = time.perf_counter()
-        fit(
+        history = fit(
             model, loaders["train"], loss, optimizer, epochs=task.epochs, max_steps=options.steps,
-            first_epoch=first_epoch, validation=loaders["validation"], score=score, schedule=schedule,
-            on_step=run.history.steps.append, on_epoch=run.epoch_done, progress=not options.quiet,
-            capture=options.capture,
+            validation=loaders["validation"], score=score, schedule=schedule,
+            on_epoch=partial(run.epoch_done, loaders["train"]), progress=not options.quiet, capture=options.capture,
+            checkpoints=run.checkpoints, save_every=options.save_every, resume=found,
         )  # fmt: skip
         seconds = time.perf_counter() - start
         test = evaluate(model, loaders["test"], loss, score)
-    if run.timing and not options.workers:
-        options.say(f"the last epoch: {run.timing}")
-    result = Result(task, options, run.history, test, seconds)
-    run.save_weights(test.accuracy)
-    _write_records(result)
+        if run.timing and not options.workers:
+            options.say(f"the last epoch: {run.timing}")
+        result = Result(task, options, history, test, seconds)
+        run.save_weights(model, test.accuracy)
+        _write_records(result)
     options.say(f"saved in {options.out}")
     return result
 
 
 class _Run:
-    """The pieces of a run under way: recorded, saved after each epoch, resumed."""
+    """A run's folder: who holds it, what is saved there, and what is taken over from there."""
 
-    def __init__(
-        self, task: Task, options: Options, model: Module, optimizer: Optimizer, schedule: Any, loader: DataLoader
-    ) -> None:
-        self.task, self.options, self.model, self.optimizer = task, options, model, optimizer
-        self.schedule, self.loader, self.history = schedule, loader, History()
+    def __init__(self, task: Task, options: Options) -> None:
+        self.task, self.options = task, options
         self.timing = ""  # what held the last epoch back
-        self._path = options.out / "training.safetensors"
+        self.checkpoints = Checkpoints(
+            options.out / "checkpoints",
+            settings={
+                "task": _described(task),
+                "seed": options.seed,
+                "limit": options.limit,
+                "device": device_named(options.device).description or options.device,
+                "backend": backend_of(options.device),
+            },
+            say=_tell,
+            on_saved=self._saved,
+        )
+        sweep(options.out)
 
-    def epoch_done(self, epoch: Epoch) -> None:
+    def epoch_done(self, loader: DataLoader, epoch: Epoch) -> None:
         self.options.say(str(epoch))
-        self.timing = self.loader.timing.sentence()
+        self.timing = loader.timing.sentence()
         if self.options.workers:
             self.options.say(f"           {self.timing}")
-        self.history.epochs.append(epoch)
-        whole = len(self.history.steps) == (epoch.epoch + 1) * len(self.loader)
-        if not whole:  # stopped in its middle by --steps: the next run begins with this epoch
-            return
-        state = {
-            "task": _described(self.task),
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": None if self.schedule is None else self.schedule.state_dict(),
-            "generator": default_generator.get_state(),
-            "seed": self.options.seed,
-            "limit": self.options.limit,
-            "epoch": epoch.epoch + 1,
-            "steps": _table(self.history.steps),
-            "epochs": _table(self.history.epochs),
-        }
-        save_state(self._path, state)
-        self.save_weights(None)
 
-    def save_weights(self, test_accuracy: float | None) -> None:
+    def _saved(self, checkpoint: Checkpoint) -> None:
+        if checkpoint.score is not None:  # after an epoch
+            self.save_weights(checkpoint.state["model"], None)
+
+    def save_weights(self, model: Module | dict[str, Any], test_accuracy: float | None) -> None:
         frame = DATA[self.task.data].frame
         side = frame["size"]
         info = ModelInfo(
@@ -254,36 +252,73 @@ class _Run:
             classes=list("0123456789"),
             extra={"loss": self.task.loss, "test_accuracy": test_accuracy},
         )
-        save_weights(self.options.out / "weights.safetensors", self.model, info)
+        save_weights(self.options.out / "weights.safetensors", model, info)
 
-    def resume(self) -> int:
-        """Take over the saved state, if there is one; gives the epoch to begin with."""
-        if not self._path.exists():
-            self.options.say(f"nothing to resume in {self.options.out}: starting afresh")
-            return 0
-        state = load_state(self._path)
+    def found(self, loader: DataLoader) -> Checkpoint | None:
+        """What there is to go on with, if that is wished.
+
+        Raises:
+            CheckpointError: it is of another task, or damaged.
+        """
+        options, here = self.options, self.checkpoints.settings
+        if not options.resume:
+            return None
+        found = self.checkpoints.load() or _of_first_format(options.out / "training.safetensors", loader)
+        if found is None:
+            options.say(f"nothing to resume in {options.out}: starting afresh")
+            return None
+        try:
+            saved, progress = found.settings, found.state["progress"]
+            task, step, epoch, batch = saved["task"], progress["step"], progress["epoch"], progress["batch"]
+            task.get("network"), saved.get("seed")
+        except (KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{found.path}: is not of a run of `rawgrad train`: {error!r}") from None
         # More epochs may be asked for than at first; with a schedule that depends on their number, not.
         free = {"epochs"} if self.task.schedule != "cosine" else set()
-        saved, wanted = dict(state["task"]), _described(self.task)
-        for name in sorted(set(wanted) - free):
-            if saved.get(name) != wanted[name]:
+        for name in sorted(set(here["task"]) - free):
+            if task.get(name) != here["task"][name]:
                 raise CheckpointError(
-                    f"{self._path}: cannot resume: {name} was {saved.get(name)!r} and is now {wanted[name]!r}; "
+                    f"{found.path}: cannot resume: {name} was {task.get(name)!r} and is now {here['task'][name]!r}; "
                     "use the old setting or another --out"
                 )
         for name in ("seed", "limit"):
-            if state.get(name) != getattr(self.options, name):
-                raise CheckpointError(f"{self._path}: cannot resume: the {name} was {state.get(name)}")
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.schedule is not None:
-            self.schedule.load_state_dict(state["schedule"])
-        default_generator.set_state(state["generator"])
-        self.loader.set_epoch(state["epoch"])
-        self.history.steps += [Step(int(s), int(e), *rest) for s, e, *rest in state["steps"].tolist()]
-        self.history.epochs += [Epoch(int(e), *rest) for e, *rest in state["epochs"].tolist()]
-        self.options.say(f"resuming after epoch {state['epoch']}")
-        return int(state["epoch"])
+            if saved.get(name) != here[name]:
+                raise CheckpointError(f"{found.path}: cannot resume: the {name} was {saved.get(name)}")
+        for name in ("device", "backend"):
+            if saved.get(name, here[name]) != here[name]:
+                _tell(
+                    f"note: the run began on {name} {saved[name]!r} and is now on {here[name]!r}: it goes on from the "
+                    "same state, but not bit for bit"
+                )
+        options.say(f"resuming after {f'step {step}, in epoch {epoch + 1}' if batch else f'epoch {epoch}'}")
+        return found
+
+
+def _tell(text: str) -> None:
+    print(f"rawgrad: {text}", file=sys.stderr)
+
+
+def _of_first_format(path: Path, loader: DataLoader) -> Checkpoint | None:
+    """The state that was saved after an epoch in one file, before there were checkpoints; None if there is none."""
+    if not path.exists():
+        return None
+    old = load_state(path)
+    try:
+        epoch, (seed, offset) = old["epoch"], old["generator"]
+        progress = {
+            "step": len(old["steps"]), "epoch": epoch, "batch": 0, "losses": [0.0, 0], "scores": [0.0, 0],
+            "seconds": 0.0, "steps": old["steps"], "epochs": old["epochs"],
+        }  # fmt: skip
+        state = {
+            **{name: old[name] for name in ("model", "optimizer", "schedule")},
+            "random": {"seed": seed, "offset": offset},
+            "loader": {**loader.state_dict(), "epoch": epoch, "batch": 0},
+            "progress": progress,
+        }
+        settings = {name: old[name] for name in ("task", "seed", "limit")}
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: is not of a run of `rawgrad train`: {error!r}") from None
+    return Checkpoint(path, progress["step"], None, settings, state)
 
 
 def warn_if_slow(model: Module, task: Task, options: Options, loaders: dict[str, DataLoader]) -> None:
@@ -322,11 +357,6 @@ def _duration(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}s"
     return f"{max(seconds / 60, 1):.0f} minute{'s' if seconds >= 90 else ''}"
-
-
-def _table(records: list[Any]) -> np.ndarray:
-    """The numbers of steps or epochs, a row each, in the order of their fields."""
-    return np.array([list(vars(record).values()) for record in records], np.float64)
 
 
 def _described(task: Task) -> dict[str, Any]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -106,7 +108,7 @@ class TestTrain:
         fit = training.fit
 
         def interrupted(*arguments: object, **options: object) -> None:
-            fit(*arguments, **{**options, "epochs": 1})  # type: ignore[arg-type]
+            fit(*arguments, **{**options, "epochs": 1})
             raise KeyboardInterrupt
 
         monkeypatch.setattr(training, "fit", interrupted)
@@ -117,6 +119,47 @@ class TestTrain:
         monkeypatch.undo()
         assert main([*arguments, "--resume"]) == 0
         assert "resuming after epoch 1" in capsys.readouterr().out
+
+    @pytest.mark.parametrize(("number", "code", "what"), [
+        (signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated"),
+    ])  # fmt: skip
+    def test_a_signal_ends_after_the_step_and_says_how_to_go_on(
+        self, number: int, code: int, what: str, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from rawgrad.recipes import training
+
+        fit = training.fit
+
+        def signalled(*arguments: object, **options: object) -> object:
+            return fit(*arguments, **options, on_step=lambda step: step.step == 2 and os.kill(os.getpid(), number))
+
+        def evaluated(*arguments: object) -> None:
+            os.kill(os.getpid(), number)
+
+        arguments = ["train", "--out", str(tmp_path / "r"), "--batch-size", "300", "--epochs", "1"]
+        again = f"To go on:\n  rawgrad {' '.join(arguments)} --resume\n"
+        with monkeypatch.context() as patch:
+            patch.setattr(training, "fit", signalled)
+            assert main(arguments) == code
+        assert f"rawgrad: {what}; step 3 is saved in {tmp_path}/r/checkpoints. {again}" in capsys.readouterr().err
+        with monkeypatch.context() as patch:  # not in a step: all is saved, there is nothing to finish
+            patch.setattr(training, "evaluate", evaluated)
+            assert main([*arguments, "--resume"]) == code
+        said = capsys.readouterr()
+        assert "resuming after step 3, in epoch 1" in said.out
+        assert f"rawgrad: {what}; what was finished is in {tmp_path}/r. {again}" in said.err
+        assert main([*arguments, "--resume"]) == 0
+        assert "resuming after epoch 1" in capsys.readouterr().out
+
+    def test_nothing_was_saved_yet(self, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+        from rawgrad.recipes import training
+
+        def interrupted(*arguments: object, **options: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(training, "fit", interrupted)
+        assert main(["train", "--out", str(tmp_path / "r")]) == 130
+        assert "interrupted; no epoch was finished, so nothing was saved" in capsys.readouterr().err
 
     @pytest.mark.parametrize(
         ("arguments", "said"),
@@ -133,6 +176,7 @@ class TestTrain:
             (["--workers", "2000"], "num_workers must be an integer from 0 to 1024; got 2000"),
             (["--workers", "many"], "invalid int value: 'many'"),
             (["--workers", "2", "--prefetch", "0"], "--prefetch must be at least 1; got 0"),
+            (["--save-every", "0"], "--save-every must be at least 1; got 0"),
             (["--prefetch", "3"], "--prefetch must come with --workers of at least 1"),
             (["--threads", "100000"], f"--threads must be at most {most_threads()}, the processors that this process"),
             (["mnist-cnn", "--data-dir", "nowhere"], "not found in nowhere"),

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from rawgrad.engine.weights import load_state, load_weights
+from rawgrad.engine.checkpoint import Checkpoints
+from rawgrad.engine.weights import load_weights, pack
+from rawgrad.kernels._dispatch import backend
 from rawgrad.kernels._errors import ArgumentError, CheckpointError, DataError
 from rawgrad.recipes import curves, repeated
 from rawgrad.recipes.networks import build
 from rawgrad.recipes.options import Options
 from rawgrad.recipes.training import LOSSES, OPTIMIZERS, SCHEDULES, Result, Task, load_model, train
 
+Capture = pytest.CaptureFixture[str]
 #: Dropout and batch norm, so that the random state and the buffers must come back too.
 TASK = Task("small_cnn", {"channels": 2}, data="digits", optimizer="adam", lr=0.01, epochs=3, batch_size=300)
 
@@ -64,67 +69,115 @@ class TestRecords:
 class TestResume:
     @pytest.mark.parametrize("schedule", [None, "decay to a floor"])
     def test_it_goes_on_bit_for_bit(self, schedule: str | None, tmp_path: Path) -> None:
+        """After an epoch, and then after a step in the middle of the next one."""
         task = replace(TASK, schedule=schedule)
         whole, broken = tmp_path / "whole", tmp_path / "broken"
         expected = train(task, quiet(whole))
         train(replace(task, epochs=1), quiet(broken))
+        train(task, quiet(broken, resume=True, steps=7))
         resumed = train(task, quiet(broken, resume=True))
         assert losses(resumed) == losses(expected)
-        for name in ("weights.safetensors", "training.safetensors"):
-            assert _arrays(whole / name).keys() == _arrays(broken / name).keys()
-            for key, array in _arrays(whole / name).items():
-                if key.endswith("epochs"):  # holds seconds
-                    continue
-                np.testing.assert_array_equal(_arrays(broken / name)[key], array, err_msg=key)
+        assert [e.validation_loss for e in resumed.history.epochs] == [
+            e.validation_loss for e in expected.history.epochs
+        ]
+        assert resumed.test.loss == expected.test.loss
+        assert _everything(broken) == _everything(whole)
+        assert (broken / "steps.csv").read_text() == (whole / "steps.csv").read_text()
 
-    def test_an_epoch_left_in_its_middle_is_begun_again(self, whole: Result, tmp_path: Path) -> None:
+    def test_an_epoch_left_in_its_middle_is_gone_on_with(self, whole: Result, tmp_path: Path) -> None:
         train(TASK, quiet(tmp_path, steps=7))
-        assert load_state(tmp_path / "training.safetensors")["epoch"] == 1
-        assert losses(train(TASK, quiet(tmp_path, resume=True))) == losses(whole)
+        with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+            last = checkpoints.load()
+        assert last is not None
+        assert [last.state["progress"][name] for name in ("step", "epoch", "batch")] == [7, 1, 2]
+        result = train(TASK, quiet(tmp_path, resume=True))
+        assert losses(result) == losses(whole)
+        assert [epoch.epoch for epoch in result.history.epochs] == [0, 1, 2]
 
     def test_nothing_to_resume_starts_afresh(self, whole: Result, tmp_path: Path) -> None:
         assert losses(train(TASK, quiet(tmp_path / "new", resume=True))) == losses(whole)
+
+    def test_another_run_in_the_folder_is_replaced(self, whole: Result, tmp_path: Path) -> None:
+        train(replace(TASK, lr=0.5), quiet(tmp_path))
+        train(TASK, quiet(tmp_path, steps=7))
+        assert losses(train(TASK, quiet(tmp_path, resume=True))) == losses(whole)
 
     @pytest.mark.parametrize(
         ("change", "named"), [({"lr": 0.5}, "lr was 0.01 and is now 0.5"), ({"batch_size": 10}, "batch_size")]
     )
     def test_another_task_is_refused(self, change: dict[str, object], named: str, tmp_path: Path) -> None:
         train(replace(TASK, epochs=1), quiet(tmp_path))
+        before = _everything(tmp_path)
         with pytest.raises(CheckpointError, match=named):
             train(replace(TASK, **change), quiet(tmp_path, resume=True))  # type: ignore[arg-type]
+        assert _everything(tmp_path) == before
 
     def test_another_seed_is_refused(self, tmp_path: Path) -> None:
         train(replace(TASK, epochs=1), quiet(tmp_path))
         with pytest.raises(CheckpointError, match="seed was 0"):
             train(TASK, quiet(tmp_path, resume=True, seed=1))
 
-    def test_a_damaged_state_is_refused(self, tmp_path: Path) -> None:
-        train(replace(TASK, epochs=1), quiet(tmp_path))
-        path = tmp_path / "training.safetensors"
-        content = bytearray(path.read_bytes())
+    def test_a_damaged_state_is_passed_over(self, whole: Result, tmp_path: Path, capsys: Capture) -> None:
+        train(TASK, quiet(tmp_path, steps=7))
+        first, second = sorted((tmp_path / "checkpoints").glob("*.safetensors"))
+        content = bytearray(second.read_bytes())
         content[len(content) // 2] ^= 1
-        path.write_bytes(content)
-        with pytest.raises(CheckpointError, match="damaged"):
-            train(TASK, quiet(tmp_path, resume=True))
+        second.write_bytes(content)
+        assert losses(train(TASK, quiet(tmp_path, resume=True))) == losses(whole)
+        said = capsys.readouterr().err
+        assert f"{second}: damaged: tensor state.state." in said and f"going back to {first.name}" in said
+
+    def test_another_backend_is_told(self, tmp_path: Path, capsys: Capture) -> None:
+        with backend("numpy"):
+            train(TASK, quiet(tmp_path, steps=1, limit=10))
+        train(TASK, quiet(tmp_path, steps=2, limit=10, resume=True))
+        assert "began on backend 'numpy' and is now on 'numba': " in capsys.readouterr().err
+
+    def test_a_state_saved_before_there_were_checkpoints(self, tmp_path: Path) -> None:
+        """Three steps of it, and three more: as if they were of one run.
+
+        They were computed on another machine, so that the last bits may differ.
+        """
+        task = Task(
+            "mlp", {"inputs": 64, "hidden": [6], "activation": "relu", "dropout": 0.2}, "digits", optimizer="adam",
+            schedule="decay to a floor", epochs=2, batch_size=10,
+        )  # fmt: skip
+        expected = train(task, quiet(tmp_path / "whole", limit=25))
+        (tmp_path / "old").mkdir()
+        shutil.copy(Path(__file__).parents[1] / "engine" / "first-format.safetensors", tmp_path / "old" / OLD)
+        resumed = train(task, quiet(tmp_path / "old", limit=25, resume=True))
+        assert [step.lr for step in resumed.history.steps] == [step.lr for step in expected.history.steps]
+        np.testing.assert_allclose(losses(resumed), losses(expected), rtol=1e-5)
+        with (
+            Checkpoints(tmp_path / "old" / "checkpoints") as new,
+            Checkpoints(tmp_path / "whole" / "checkpoints") as whole,
+        ):
+            found, wanted = new.load(), whole.load()
+        assert found is not None and wanted is not None
+        for name in ("loader", "random", "schedule"):
+            assert found.state[name] == wanted.state[name]
+
+    def test_one_process_has_the_folder(self, tmp_path: Path) -> None:
+        with (
+            Checkpoints(tmp_path / "checkpoints"),
+            pytest.raises(CheckpointError, match=f"checkpoints: in use by process {os.getpid()} on .* since "),
+        ):
+            train(TASK, quiet(tmp_path))
 
 
-def _arrays(path: Path) -> dict[str, np.ndarray]:
-    if path.name == "weights.safetensors":
-        return load_weights(path)[0]
-    found: dict[str, np.ndarray] = {}
+OLD = "training.safetensors"
 
-    def walk(value: object, name: str) -> None:
-        if isinstance(value, dict):
-            for key, item in value.items():
-                walk(item, f"{name}.{key}")
-        elif isinstance(value, list | tuple):
-            for i, item in enumerate(value):
-                walk(item, f"{name}.{i}")
-        elif value is not None:
-            found[name] = np.asarray(value)
 
-    walk(load_state(path), "state")
-    return {name: array for name, array in found.items() if not name.startswith("state.epochs")}
+def _everything(run: Path) -> dict[str, bytes]:
+    """All arrays, numbers and settings of the newest checkpoint and of the weights; but for what tells the time."""
+    with Checkpoints(run / "checkpoints") as checkpoints:
+        last = checkpoints.load()
+    assert last is not None
+    last.state["progress"].pop("seconds")
+    last.state["progress"]["epochs"] = last.state["progress"]["epochs"][:, :5]  # then seconds, and images in one
+    last.settings["task"].pop("epochs")
+    packed = pack([last.settings, last.state, last.score, load_weights(run / "weights.safetensors")[0]])
+    return {"skeleton": repr(packed.skeleton).encode(), **{n: a.tobytes() for n, a in packed.arrays.items()}}
 
 
 class TestSettings:
