@@ -1,0 +1,211 @@
+"""What saving beside training costs it: steps of P5 with and without checkpoints, in turns.
+
+``python -m rawgrad.bench.checkpoints`` measures, prints a line for each interval, and with ``--out`` writes a result
+file.  A turn is a training of its own by ``fit``, from the same weights on the same random pictures; its first steps
+and its last save are not timed.  Who begins changes from round to round.  A round's cost is the time of its steps with
+saving over the time without, less one; the median over the rounds is reported with quartiles.
+
+Beside it stands what a save is made of: the copy, in the thread that trains, and the writing, beside it.  The losses of
+all turns must be the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..autograd import functional as F
+from ..autograd import manual_seed
+from ..engine.checkpoint import Checkpoint, Checkpoints
+from ..engine.data import DataLoader, TensorDataset
+from ..engine.optim import Adam
+from ..engine.train import fit
+from ..recipes.networks import build
+from . import load, machine
+from .harness import WrongResult
+from .results import Spread
+
+#: Steps at the head of a turn that are not timed.
+_HEAD = 5
+
+
+class _Timed(Checkpoints):
+    """Notes how long each save kept the training, and how long it took to write."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, on_saved=self._note)
+        self.kept: list[float] = []
+        self.written: list[float] = []
+        self._starts: list[float] = []
+
+    def save(self, state: Any, **options: Any) -> None:
+        self._starts.append(time.perf_counter())
+        super().save(state, **options)
+        self.kept.append(time.perf_counter() - self._starts[-1])
+
+    def _note(self, saved: Checkpoint) -> None:
+        self.written.append(time.perf_counter() - self._starts[len(self.written)])
+
+
+@dataclass
+class Turn:
+    """One training.
+
+    Attributes:
+        seconds: of its timed steps.
+        losses: of all steps.
+        kept, written: seconds of each save: of the training thread, and until it was on the disk.
+        bytes: of a file.
+    """
+
+    seconds: float
+    losses: list[float]
+    kept: list[float]
+    written: list[float]
+    bytes: int
+
+
+@dataclass
+class Cost:
+    """Of saving every so many steps.
+
+    Attributes:
+        every: the interval.
+        share: of the time of a step without saving.
+        step: seconds of one without.
+        saves: in a turn.
+        kept, written: seconds of a save; see :class:`Turn`.
+        bytes: of a file.
+    """
+
+    every: int
+    share: Spread
+    step: Spread
+    saves: int
+    kept: Spread
+    written: Spread
+    bytes: int
+
+
+def train(folder: Path, every: int | None, steps: int, batch: int, device: str, capture: bool) -> Turn:
+    """One turn; ``every`` None is one without checkpoints."""
+    draw = np.random.default_rng(0)
+    pictures, labels = draw.random((10 * batch, 1, 28, 28), np.float32), draw.integers(0, 10, 10 * batch)
+    order = (np.arange(steps * batch) % len(pictures)).tolist()  # one epoch: no saves but those of the interval
+    manual_seed(0)
+    model = build("cnn", {}).to(device)
+    loader = DataLoader(TensorDataset(pictures, labels), batch, sampler=order, device=device)
+    times: list[float] = []
+    checkpoints = None if every is None else _Timed(folder)
+    try:
+        history = fit(
+            model, loader, F.cross_entropy, Adam(model.parameters(), 1e-3), epochs=1, progress=False, capture=capture,
+            on_step=lambda step: times.append(time.perf_counter()), checkpoints=checkpoints, save_every=every,
+        )  # fmt: skip
+    finally:
+        if checkpoints is not None:
+            checkpoints.close()
+    seconds, losses = times[-1] - times[_HEAD - 1], [step.loss for step in history.steps]
+    if checkpoints is None:
+        return Turn(seconds, losses, [], [], 0)
+    size = max(path.stat().st_size for path in folder.glob("*.safetensors"))
+    return Turn(seconds, losses, checkpoints.kept[:-1], checkpoints.written[:-1], size)  # the last is the epoch's
+
+
+def measure(
+    intervals: Sequence[int], rounds: int, steps: int, batch: int, device: str, capture: bool, folder: Path
+) -> list[Cost]:
+    """The cost of each interval.
+
+    Raises:
+        WrongResult: the losses with and without saving differ.
+    """
+    ways: list[int | None] = [None, *intervals]
+    turns: dict[int | None, list[Turn]] = {way: [] for way in ways}
+    train(folder / "first", intervals[0], _HEAD + 5, batch, device, capture)  # compiles the kernels
+    for turn in range(rounds):
+        first = turn % len(ways)
+        for way in ways[first:] + ways[:first]:
+            turns[way].append(train(folder / f"{turn}-{way}", way, steps, batch, device, capture))
+    right = turns[None][0].losses
+    for way, all_of_it in turns.items():
+        if any(turn.losses != right for turn in all_of_it):
+            raise WrongResult(f"bench: the losses of training that saves every {way} steps differ from those without")
+    timed = steps - _HEAD
+    return [
+        Cost(
+            every,
+            Spread.of([w.seconds / o.seconds - 1 for w, o in zip(turns[every], turns[None], strict=True)]),
+            Spread.of([turn.seconds / timed for turn in turns[None]]),
+            len(turns[every][0].kept),
+            Spread.of([seconds for turn in turns[every] for seconds in turn.kept]),
+            Spread.of([seconds for turn in turns[every] for seconds in turn.written]),
+            max(turn.bytes for turn in turns[every]),
+        )
+        for every in intervals
+    ]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m rawgrad.bench.checkpoints", description=(__doc__ or "").split("\n")[0]
+    )
+    add = parser.add_argument
+    add("--out", type=Path, metavar="FILE.json", help="write a result file")
+    add("--every", type=int, nargs="+", default=[20, 100], metavar="N", help="intervals in steps (default: 20 100)")
+    add("--rounds", type=int, default=9, metavar="N", help="rounds (default: %(default)s)")
+    add("--steps", type=int, default=405, metavar="N", help="of a turn (default: %(default)s)")
+    add("--batch", type=int, default=100, metavar="N", help="pictures in a batch (default: %(default)s)")
+    add("--device", default="cpu", metavar="D", help="where to compute (default: cpu)")
+    add("--capture", action="store_true", help="on a GPU: replay a captured step")
+    add("--folder", type=Path, metavar="DIR", help="on the disk to save to (default: the system's for temporary files)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and report."""
+    options = _parser().parse_args(argv)
+    if options.steps <= _HEAD + max(options.every):
+        raise SystemExit(f"--steps must be above {_HEAD + max(options.every)}, so that each interval saves")
+    before = load.cpu_times()
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        costs = measure(
+            options.every, options.rounds, options.steps, options.batch, options.device, options.capture, Path(name)
+        )
+    others = load.others_share(before, load.cpu_times())
+    for cost in costs:
+        print(
+            f"saving every {cost.every} steps of {1e3 * cost.step.median:.2f} ms costs {cost.share.median:+.2%} "
+            f"({cost.share.q1:+.2%} to {cost.share.q3:+.2%}): {cost.saves} saves of {cost.bytes:,} bytes, each keeps "
+            f"training {1e3 * cost.kept.median:.2f} ms and is on the disk after {1e3 * cost.written.median:.1f} ms"
+        )
+    if others is not None and others > load.NOISY:
+        print(f"noisy: other processes used {others:.0%} of the CPU meanwhile")
+    if options.out:
+        commit, dirty = machine.commit()
+        report = {
+            "when": machine.now(),
+            "command": machine.command_line(),
+            "commit": commit,
+            "dirty": dirty,
+            "machine": machine.machine(),
+            "versions": machine.versions(),
+            "others_share": others,
+            "costs": [asdict(cost) for cost in costs],
+        }
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(report, indent=1) + "\n")
+        print(f"written: {options.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
