@@ -25,7 +25,8 @@ __all__ = ["DataLoader", "collate"]
 
 #: Batches of arrays in memory that take less to make than this many nanoseconds are made by training itself:
 #: to hand one over from another thread costs about as much, and the interpreter lock more at times.  From
-#: where on a reader pays, ``python -m rawgrad.bench.prefetch`` measures ("the hand-over").
+#: where on a reader pays, ``python -m rawgrad.bench.prefetch`` measures ("the hand-over"): 0.1 ms on two idle
+#: cores, and this is three times that, since a busy machine is not to be slower with readers either.
 _HAND_OVER = 300_000
 #: So many batches are tried, after which readers are started if even the fastest took longer.
 _TRIED = 3
