@@ -112,8 +112,12 @@ class Checkpoints:
         self._writer: threading.Thread | None = None
         self._error: BaseException | None = None
         self._lock = _locked(self.folder)
-        sweep(self.folder)
-        self._others: list[_File] = _files(self.folder)  # not known to be of this run
+        try:
+            sweep(self.folder)
+            self._others: list[_File] = _files(self.folder)  # not known to be of this run
+        except OSError as error:
+            self.close()
+            raise CheckpointError(f"{self.folder}: cannot be read: {error.strerror}") from error
         self._files: list[_File] = []
         self._last = max((file.number for file in self._others), default=0)
 
@@ -372,7 +376,7 @@ def _read(path: Path) -> Checkpoint:
     saved, about = load_described(path)
     try:
         return Checkpoint(path, int(about["step"]), about["score"], saved["settings"], saved["state"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{path}: is no checkpoint of a folder: {error!r}") from None
 
 

@@ -172,7 +172,7 @@ def load_described(path: str | Path) -> tuple[Any, dict[str, Any]]:
     arrays, described = _read(path, "state")
     try:
         return _decode(described["skeleton"], arrays), dict(described.get("about", {}))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: the state in it is not understood: {error!r}") from None
 
 
@@ -473,7 +473,7 @@ def _header(path: str | Path, content: bytes, size: int) -> tuple[bytes, dict[st
         try:
             end = int(entry["data_offsets"][1])
             _ = entry["dtype"], entry["shape"]
-        except (KeyError, TypeError, IndexError, ValueError):
+        except (KeyError, TypeError, IndexError, ValueError, OverflowError):
             raise DamagedError(f"{path}: damaged: the header's entry for {name!r} is not whole") from None
         if 8 + length + end > size:
             raise DamagedError(

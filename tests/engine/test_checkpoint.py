@@ -120,18 +120,34 @@ class TestDamage:
                 checkpoints.load()
 
     def test_another_version_is_no_damage(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(weights, "FORMAT", 3)
-        filled(tmp_path)
-        monkeypatch.undo()
-        with Checkpoints(tmp_path) as checkpoints, pytest.raises(CheckpointError, match="is of format 3, written by"):
+        """Whoever took an older one instead would throw away what a newer rawgrad did."""
+        with Checkpoints(tmp_path) as checkpoints:
+            checkpoints.save({}, step=1, wait=True)
+            monkeypatch.setattr(weights, "FORMAT", 3)
+            checkpoints.save({}, step=2, wait=True)
+            monkeypatch.undo()
+        with (
+            Checkpoints(tmp_path) as checkpoints,
+            pytest.raises(CheckpointError, match=f"{tmp_path}/000002-step-2.safetensors: is of format 3, written by"),
+        ):
             checkpoints.load()
-        assert len(steps(tmp_path)) == 4
+        assert steps(tmp_path) == [1, 2]
 
     def test_a_state_of_another_kind_is_passed_over(self, tmp_path):
         filled(tmp_path, (1,))
         save_state(tmp_path / "000002-step-20.safetensors", {"w": 1})
         with Checkpoints(tmp_path, say=lambda text: None) as checkpoints:
             assert checkpoints.load().step == 10
+
+    def test_a_file_of_ours_that_says_nonsense_is_passed_over(self, tmp_path):
+        filled(tmp_path, (1,))
+        for about in ({"step": float("inf"), "score": 1}, {"step": "x", "score": 1}, {"step": 2}):
+            weights.write_packed(tmp_path / "000002-step-20.safetensors", pack({"settings": {}, "state": {}}), about)
+            with (
+                Checkpoints(tmp_path) as checkpoints,
+                pytest.warns(RuntimeWarning, match="is no checkpoint of a folder"),
+            ):
+                assert checkpoints.load().step == 10
 
     def test_json_edited_by_hand_is_noticed(self, tmp_path):
         """Of the same length, so that the file is whole in all else."""
@@ -336,21 +352,21 @@ class Pretended:
 
     def __init__(self, takes):
         self.takes, self.on_disk, self.begun, self.now = takes, 0, 0, 0
-        self.left, self.waited, self.saves = 0, 0, 0
+        self.ends, self.waited, self.saves = None, 0, 0
 
     @property
     def writing(self):
-        if self.begun > self.on_disk and self.now >= self.begun + self.left:
-            self.on_disk = self.begun
-        return self.begun > self.on_disk
+        if self.ends is not None and self.now >= self.ends:
+            self.on_disk, self.ends = self.begun, None
+        return self.ends is not None
 
     def wait(self):
         self.waited += self.writing
-        self.on_disk = self.begun
+        self.on_disk, self.ends = self.begun, None
 
     def save(self, step):
         assert not self.writing
-        self.begun, self.left, self.saves = step, self.takes(), self.saves + 1
+        self.begun, self.ends, self.saves = step, step + self.takes(), self.saves + 1
 
 
 def walked(interval, folder, count, epoch=10**9):

@@ -200,6 +200,13 @@ class TestDamage:
         with pytest.raises(CheckpointError, match=r"is of format 7, written by rawgrad .* reads formats 1 and 2"):
             load_state(tmp_path / "s")
 
+    @pytest.mark.parametrize("end", [float("inf"), float("nan"), "8", None, [8]])
+    def test_a_header_of_odd_numbers(self, tmp_path, end):
+        text = json.dumps({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, end]}}).encode()
+        (tmp_path / "w").write_bytes(struct.pack("<Q", len(text)) + text + b"\0" * 8)
+        with pytest.raises(CheckpointError, match="entry for 'w' is not whole|not written by rawgrad"):
+            load_weights(tmp_path / "w")
+
     def test_a_header_that_lies_allocates_nothing(self, tmp_path):
         header = {
             "w": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]},

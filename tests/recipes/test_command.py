@@ -145,6 +145,7 @@ class TestTrain:
         with monkeypatch.context() as patch:  # not in a step: all is saved, there is nothing to finish
             patch.setattr(training, "evaluate", evaluated)
             assert main([*arguments, "--resume"]) == code
+        assert (tmp_path / "r" / "weights.safetensors").exists()  # from the thread that saved after the epoch
         said = capsys.readouterr()
         assert "resuming after step 3, in epoch 1" in said.out
         assert f"rawgrad: {what}; what was finished is in {tmp_path}/r. {again}" in said.err
