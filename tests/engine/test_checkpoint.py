@@ -217,7 +217,8 @@ def unprivileged(*folders):
     modes = {path: path.stat().st_mode for path in folders}
     root = os.geteuid() == 0
     if root:  # the folders above must let that one through
-        modes |= {path: path.stat().st_mode for path in folders[0].parents if path.owner() == "root"}
+        above = {path: path.stat() for path in folders[0].parents}
+        modes |= {p: s.st_mode for p, s in above.items() if s.st_uid == 0 and s.st_mode & 0o111 != 0o111}
     try:
         for path, mode in modes.items():
             path.chmod(0o555 if path in folders else mode | 0o111)
