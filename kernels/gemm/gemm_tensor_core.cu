@@ -429,32 +429,54 @@ __device__ __forceinline__ void start_half_tile(TILE& tile, const S* __restrict_
     });
 }
 
-// As `finish`, to halves, of which a lane's two neighbours go out together where they can.
-template <class S, int R, int C>
+// Two neighbours of a row, or one where no more are left of it, together where they can.
+template <class S>
+__device__ __forceinline__ void put_halves(S* to, int left, bool pairs, float first, float second) {
+  const uint32_t both = pack(S(), first, second);
+  if (pairs) {
+    *reinterpret_cast<uint32_t*>(to) = both;
+  } else {
+    to[0] = S{static_cast<uint16_t>(both)};
+    if (left > 1) to[1] = S{static_cast<uint16_t>(both >> 16)};
+  }
+}
+
+// As `finish`, to halves.  What is rare needs registers that the sums have: so those of 16 rows at a time wait in shared
+// memory, at a place of the thread's own, and are finished from there, one pair after the other.
+template <int THREADS, class S, int R, int C>
 __device__ __forceinline__ void finish_halves(const float (&sum)[R][C][4], const S* __restrict__ bias,
                                               S* __restrict__ y, int i, int m0, int n0, int M, int N, int lane,
-                                              const Epilogue<S>& epilogue) {
-  const int g = lane / 4, t = lane % 4;
+                                              const Epilogue<S>& epilogue, float (&waiting)[4 * C][THREADS]) {
   const bool pairs = N % 2 == 0 && reinterpret_cast<uint64_t>(y) % 4 == 0;
+  m0 += lane / 4;
+  n0 += lane % 4 * 2;
+  if (is_rare(epilogue)) {
+#pragma unroll
+    for (int r = 0; r < R; ++r) {
+#pragma unroll
+      for (int e = 0; e < 4 * C; ++e) waiting[e][threadIdx.x] = sum[r][e / 4][e % 4];
+#pragma unroll 1
+      for (int e = 0; e < 4 * C; e += 2) {
+        const int m = m0 + r * 16 + e / 2 % 2 * 8, n = n0 + e / 4 * 8, at = (i * M + m) * N + n;
+        if (m >= M || n >= N) continue;
+        float two[2] = {waiting[e][threadIdx.x], waiting[e + 1][threadIdx.x]};
+        finish_neighbours(epilogue, bias, two, at, n, N - n);
+        put_halves(&y[at], N - n, pairs, two[0], two[1]);
+      }
+    }
+    return;
+  }
 #pragma unroll
   for (int r = 0; r < R; ++r)
 #pragma unroll
     for (int c = 0; c < C; ++c)
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const int m = m0 + r * 16 + g + half * 8, n = n0 + c * 8 + 2 * t, at = (i * M + m) * N + n;
-        if (m < M && n < N) {
-          float two[2] = {sum[r][c][half * 2], sum[r][c][half * 2 + 1]};
-          finish_neighbours(epilogue, bias, two, at, n, N - n);
-          const uint32_t both = pack(S(), two[0], two[1]);
-          S* to = &y[at];
-          if (pairs) {
-            *reinterpret_cast<uint32_t*>(to) = both;
-          } else {
-            to[0] = S{static_cast<uint16_t>(both)};
-            if (n + 1 < N) to[1] = S{static_cast<uint16_t>(both >> 16)};
-          }
-        }
+        const int m = m0 + r * 16 + half * 8, n = n0 + c * 8;
+        if (m >= M || n >= N) continue;
+        float two[2] = {sum[r][c][half * 2], sum[r][c][half * 2 + 1]};
+        finish_plainly(epilogue, bias, two, n, N - n);
+        put_halves(&y[(i * M + m) * N + n], N - n, pairs, two[0], two[1]);
       }
 }
 
@@ -504,9 +526,14 @@ gemm_v14_half_cp_async(const S* __restrict__ a, const S* __restrict__ b, const S
       stage = stage == STAGES - 1 ? 0 : stage + 1;
     }
     __syncthreads();  // everyone has multiplied before the next product's copies overwrite the first stages
-    if (partials == nullptr)
-      finish_halves(sum, bias, y, z, m0 + row, n0 + column, M, N, lane, epilogue);
-    else
+    if (partials == nullptr) {
+      using Waiting = float[4 * C][THREADS];
+      static_assert(sizeof(Shared) >= sizeof(Waiting), "there is room for what waits");
+      Waiting& waiting = reinterpret_cast<Waiting&>(s);
+      finish_halves(sum, bias, y, z, m0 + row, n0 + column, M, N, lane, epilogue, waiting);
+      if (is_rare(epilogue)) __syncthreads();  // nothing waits any more where the next product's copies go
+    } else {
       finish(sum, nullptr, partials, z, m0 + row, n0 + column, M, N, lane, Epilogue<float>());
+    }
   }
 }
