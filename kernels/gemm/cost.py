@@ -8,7 +8,8 @@ product takes the longest of
 * waiting: blocks that an SM holds at once wait together, those after them later; a lone block needs so long per k;
 * fetching: what all blocks ask of the L2 cache, at its rate;
 
-then a launch, and if K is cut, a second launch, and the slices' results are written and read besides y.
+then a launch, and if K is cut, a second launch, and the slices' results are written and read besides y.  Where a
+factor must be copied first, so that k runs fastest in it, that is two launches and its bytes twice, from memory.
 """
 
 from __future__ import annotations
@@ -20,8 +21,12 @@ from .._launch import ceil_div
 
 #: Multiplications that an SM of an H100 does in a nanosecond in float32: 128 a cycle at 1.7 GHz; float64 has half.
 _PEAK = 128 * 1.7
-#: Bytes that the L2 cache gives all SMs in a nanosecond, and the nanoseconds of a launch from Python.
-_L2, _LAUNCH = 5500.0, 3000.0
+#: Bytes that the L2 cache gives all SMs in a nanosecond, and memory; and the nanoseconds of a launch from Python.
+_L2, _MEMORY, _LAUNCH = 5500.0, 3350.0, 3000.0
+#: Nanoseconds that the blocks of a cluster need to meet and to add up what each has of a sum, by rule of thumb.
+_MEETING = 1500.0
+#: SMs of a group (GPC) of an H100 that has the fewest; a cluster lies in one group.
+_GROUP = 16
 #: Blocks along the second axis of a grid, elements of a workspace, and bytes.
 _GRID_Y, _ELEMENTS, _WORKSPACE = 65535, 2**31 - 1, 2**28
 #: Slices of K are multiples of the depth of a version's tiles, this of v5 and v6; none is shorter than 32 unless K is.
@@ -44,6 +49,9 @@ class Way(NamedTuple):
         depth: of its tiles.
         asked: of the rows and columns that a tile needs, the share that its block asks of the L2 cache itself; the
             other blocks of its cluster ask for the rest.
+        down, across: tiles of y that a cluster has.
+        slices: of k, where the blocks of a cluster have one each.
+        by_bytes: whether its stages are of so many bytes, so that of halves twice as many k are under way.
     """
 
     rows: int
@@ -55,6 +63,10 @@ class Way(NamedTuple):
     cuts: bool
     depth: int = DEPTH
     asked: float = 1.0
+    down: int = 1
+    across: int = 1
+    slices: int = 1
+    by_bytes: bool = False
 
     def tile(self, itemsize: int) -> tuple[int, int]:
         """Rows and columns of a tile of y."""
@@ -87,7 +99,31 @@ HALF_WAYS = {
     "v14_half_cp_async_128": Way(128, 128, False, 4.0, 2, 500 / 64, True),
     "v14_half_cp_async_64": Way(64, 64, False, 2.7, 4, 500 / 64, True),
 }
-_EVERY = WAYS | TENSOR_CORES | HALF_WAYS
+#: Of sm_90 alone, float32 rounded to tf32, and halves.  A tensor core does eight times what the rest of a processor
+#: does, with halves sixteen.  Three of four stages of 32 k are on their way, those of v10 and v16 in two blocks.
+HOPPER_WAYS = {
+    "v13_wgmma_persistent_4": Way(
+        128, 256, False, 8.0, 1, 500 / 96, False, asked=1 / 2, down=2, across=2, by_bytes=True
+    ),
+    "v13_wgmma_persistent_2": Way(128, 256, False, 8.0, 1, 500 / 96, False, asked=2 / 3, down=2, by_bytes=True),
+    **{
+        f"v16_wgmma_cluster_slices_{n}": Way(64, 128, False, 8.0, 2, 500 / 96, False, slices=n, by_bytes=True)
+        for n in (2, 4, 8)
+    },
+    "v10_wgmma_tma": Way(64, 128, False, 8.0, 2, 500 / 96, False, by_bytes=True),
+    "v11_wgmma_two": Way(128, 256, False, 8.0, 1, 500 / 96, False, by_bytes=True),
+    "v12_wgmma_cluster": Way(128, 256, False, 8.0, 1, 500 / 96, False, asked=2 / 3, down=2, by_bytes=True),
+}
+_EVERY = WAYS | TENSOR_CORES | HALF_WAYS | HOPPER_WAYS
+
+
+def at_once(size: int, processors: int) -> int:
+    """Clusters of ``size`` blocks, one on each multiprocessor, that certainly run at the same time.
+
+    An H100 has groups of 16 and of 18 multiprocessors, so four blocks find a place four times in each, two as often as
+    there are pairs.  By what is published of the chip, not by measurement.
+    """
+    return max(1, processors // size if size <= 2 else processors // _GROUP * (_GROUP // size))
 
 
 def slices(K: int, wanted: int, depth: int = DEPTH) -> tuple[int, int]:
@@ -100,14 +136,16 @@ def predicted(way: Way, M: int, N: int, K: int, batch: int, itemsize: int, proce
     """Nanoseconds that the product takes by the model."""
     rows, columns = way.tile(itemsize)
     splits, length = slices(K, splits, way.depth)
-    k = min(K, length)
-    blocks = ceil_div(M, rows) * ceil_div(N, columns) * batch * splits
-    busiest = ceil_div(blocks, processors)
+    k = min(K, length) if way.slices == 1 else ceil_div(K, way.slices)
+    tiles = ceil_div(M, rows * way.down) * way.down * ceil_div(N, columns * way.across) * way.across * batch
+    size = way.down * way.across * way.slices
+    blocks = tiles * splits * way.slices
+    busiest = ceil_div(blocks, min(processors, at_once(size, processors) * size) if size > 1 else processors)
     multiplying = busiest * rows * columns * k / (_PEAK * 4 / itemsize * way.share)
-    waiting = ceil_div(busiest, way.resident) * k * way.wait
+    waiting = ceil_div(busiest, way.resident) * k * way.wait * (itemsize / 4 if way.by_bytes else 1)
     fetching = blocks * (rows + columns) * way.asked * k * itemsize / _L2
     moved = 2 * splits * max(itemsize, 4) + itemsize  # bytes for each result: slices of halves are in float32
-    after = _LAUNCH + moved * batch * M * N / _L2 if splits > 1 else 0.0
+    after = _LAUNCH + moved * batch * M * N / _L2 if splits > 1 else _MEETING if way.slices > 1 else 0.0
     return _LAUNCH + max(multiplying, waiting, fetching) + after
 
 
@@ -126,6 +164,13 @@ def choose(
 
     Of equals the one that stands first, with the fewest slices; the last where no grid is large enough.
     """
+    return quickest(M, N, K, batch, itemsize, processors, among)[:2]
+
+
+def quickest(
+    M: int, N: int, K: int, batch: int, itemsize: int, processors: int, among: tuple[str, ...]
+) -> tuple[str, int, float]:
+    """As :func:`choose`, and the nanoseconds."""
     best, least = (among[-1], 1), float("inf")
     for name in among:
         way = _EVERY[name]
@@ -136,4 +181,26 @@ def choose(
                 time = predicted(way, M, N, K, batch, itemsize, processors, splits)
                 if time < least:
                     best, least = (name, splits), time
-    return best
+    return *best, least
+
+
+@lru_cache(maxsize=4096)
+def choose_on_hopper(
+    M: int,
+    N: int,
+    K: int,
+    batch: int,
+    itemsize: int,
+    processors: int,
+    others: tuple[str, ...],
+    among: tuple[str, ...],
+    copied: tuple[int, ...],
+) -> str | None:
+    """The version of ``among``, which are in :data:`HOPPER_WAYS`, if it takes less than the best of ``others``.
+
+    Args:
+        copied: bytes of each factor that must be copied for them.
+    """
+    name, _, time = quickest(M, N, K, batch, itemsize, processors, among)
+    time += sum(2 * _LAUNCH + 2 * size / _MEMORY for size in copied)
+    return name if time < quickest(M, N, K, batch, itemsize, processors, others)[2] else None

@@ -35,6 +35,7 @@ from ._layers import stack
 from .cost import DEPTH, HALF_WAYS, TENSOR_CORES, WAYS, choose, slices
 from .hopper import VERSIONS as HOPPER_VERSIONS
 from .hopper import Version as HopperVersion
+from .hopper import chosen as chosen_on_hopper
 from .hopper import wgmma
 
 _TEMPLATES: dict[str, Any] = {"T": FLOATS, "TRANSPOSE_A": BOOLS, "TRANSPOSE_B": BOOLS}
@@ -156,11 +157,16 @@ def _split(side: int, splits: int = 1) -> Callable[..., _Plan]:
 
 def _on_tensor_cores(g: Geometry, like: Any, precision: str, least: int = 1) -> Callable[..., _Plan]:
     """v8, or for ``float32_split`` v9, with the tile and at least as many slices of K as the model says."""
-    name, suffix = ("v9_bf16_split", "") if precision == "float32_split" else ("v8_tensor_core_pipelined", precision)
-    names = {f"{name}_{side}{suffix and '_'}{suffix}": side for side in _SIDES}
-    chosen, splits = _chosen(g, like, tuple(names))
-    side, splits = names[chosen], max(splits, least)
+    names = _names(precision)
+    chosen, splits = _chosen(g, like, names)
+    side, splits = _SIDES[names.index(chosen)], max(splits, least)
     return _split(side, splits) if precision == "float32_split" else _pipelined(precision, side, splits)
+
+
+def _names(precision: str) -> tuple[str, ...]:
+    """Of the versions for ``precision``, one for each of :data:`_SIDES`."""
+    name, suffix = ("v9_bf16_split", "") if precision == "float32_split" else ("v8_tensor_core_pipelined", precision)
+    return tuple([f"{name}_{side}{suffix and '_'}{suffix}" for side in _SIDES])
 
 
 def _tensor_core_split_k(precision: str) -> Callable[..., _Plan]:
@@ -196,6 +202,10 @@ def _run(
             raise BackendError(f"gemm: {', '.join(FOR_HALVES)} take {a.dtype}; the other versions do not")
         return _run_halves(None, a, b, bias, transpose_a, transpose_b, end, out)
     g = geometry(a.shape, b.shape, transpose_a, transpose_b)
+    if version is None and current_choice().precision == "tf32" and a.dtype == np.float32 and architecture(a) == 90:
+        on_hopper = chosen_on_hopper(g, a, b, transpose_a, transpose_b, _names("tf32"))
+        if on_hopper is not None:
+            return wgmma(on_hopper, _MAX_Z, a, b, bias, transpose_a, transpose_b, end, out)
     y = result(out, a, g.y_shape)
     a, a_step = _batched(a, g.batch)
     b, b_step = _batched(b, g.batch)
@@ -232,6 +242,10 @@ def _run_halves(
     if not is_half(a.dtype):
         raise BackendError(f"gemm: this version takes float16 and bfloat16; got {a.dtype}")
     g = geometry(a.shape, b.shape, transpose_a, transpose_b)
+    if rows is None and architecture(a) == 90:
+        on_hopper = chosen_on_hopper(g, a, b, transpose_a, transpose_b, tuple(HALF_WAYS))
+        if on_hopper is not None:
+            return wgmma(on_hopper, _MAX_Z, a, b, bias, transpose_a, transpose_b, end, out)
     y = result(out, a, g.y_shape)
     a, a_step = _batched(a, g.batch)
     b, b_step = _batched(b, g.batch)

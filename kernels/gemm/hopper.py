@@ -15,7 +15,7 @@ from .._errors import BackendError
 from .._launch import Instance, Kernel, ceil_div, multiprocessors, result, runtime_of
 from .._tensor_map import TensorMap
 from . import Geometry, geometry
-from .cost import Way
+from .cost import HOPPER_WAYS, at_once, choose_on_hopper
 
 _SOURCE = Path(__file__).with_name("gemm_hopper.cu")
 #: As in the source: bytes of a row of a tile, and stages of the ring.
@@ -46,34 +46,19 @@ class Version(NamedTuple):
         waiting = self.tile_m * self.tile_n if self.slices == 1 else 0
         return _STAGES * (self.tile_m + self.tile_n) * _ROW + 1024 + waiting
 
+    def takes(self, dtype: np.dtype) -> bool:
+        """Whether there is an instance for arrays of ``dtype``."""
+        return dtype in self.kernels
+
     def grid(self, g: Geometry, batch: int, most_z: int, processors: int) -> tuple[int, int, int]:
         """Whole clusters; of persistent ones as many as there is work for, and as run at once."""
         down, across = ceil_div(g.M, self.tile_m * self.rows), ceil_div(g.N, self.tile_n * self.columns)
         if not self.persistent:
             return down * self.rows, across * self.columns, min(batch, max(1, most_z // self.slices)) * self.slices
         size = self.rows * self.columns
-        return self.rows, self.columns, min(down * across * batch, most_z, _at_once(size, processors))
+        return self.rows, self.columns, min(down * across * batch, most_z, at_once(size, processors))
 
 
-def _at_once(size: int, processors: int) -> int:
-    """Clusters of ``size`` blocks, one on each multiprocessor, that certainly run at the same time.
-
-    A cluster has the multiprocessors of one group (GPC).  An H100 has groups of 16 and of 18, so four blocks find a
-    place four times in each, two as often as there are pairs.  By what is published of the chip, not by measurement.
-    """
-    group = 16
-    return max(1, processors // size if size <= 2 else processors // group * (group // size))
-
-
-#: What the model of cost.py takes of them, for docs/kernels/gemm.md: nothing is chosen by it.  A tensor core does eight
-#: times what the rest of a processor does.  Three of four stages of 32 k are on their way, those of v10 in two blocks.
-WAYS = {
-    "v10_wgmma_tma": Way(64, 128, False, 8.0, 2, 500 / 96, False),
-    "v11_wgmma_two": Way(128, 256, False, 8.0, 1, 500 / 96, False),
-    "v12_wgmma_cluster": Way(128, 256, False, 8.0, 1, 500 / 96, False, asked=2 / 3),
-    "v13_wgmma_persistent_2": Way(128, 256, False, 8.0, 1, 500 / 96, False, asked=2 / 3),
-    "v13_wgmma_persistent_4": Way(128, 256, False, 8.0, 1, 500 / 96, False, asked=1 / 2),
-}
 _FLOAT32, _SM_90A = np.dtype(np.float32), ("sm_90a",)
 _STORED = (_FLOAT32, *HALVES)
 _TMA = {_FLOAT32: Kernel(_SOURCE, "gemm_v10_wgmma_tma", architectures=_SM_90A)[()]}
@@ -129,6 +114,27 @@ def wgmma(
     return y
 
 
+def chosen(
+    g: Geometry, a: Any, b: Any, transpose_a: bool, transpose_b: bool, others: tuple[str, ...]
+) -> Version | None:
+    """The version that the model says, or None if one of ``others`` takes less; no GPU has confirmed it.
+
+    For sm_90, where the numbers of ``a`` may be rounded to tf32 or are halves.
+    """
+    factors = (a, transpose_a), (b, not transpose_b)
+    copied = tuple([matrix.nbytes for matrix, transpose in factors if not _is_k_fastest(matrix, transpose)])
+    among = tuple([name for name in HOPPER_WAYS if VERSIONS[name].takes(a.dtype)])
+    sizes = g.M, g.N, max(g.K, 1), math.prod(g.batch), a.itemsize, multiprocessors(a)
+    name = choose_on_hopper(*sizes, others, among, copied)
+    return None if name is None else VERSIONS[name]
+
+
+def _is_k_fastest(matrix: Any, transpose: bool) -> bool:
+    """Whether k runs fastest in ``matrix``, and its rows begin at multiples of 16 bytes."""
+    K = matrix.shape[-2] if transpose else matrix.shape[-1]
+    return not transpose and K * matrix.itemsize % 16 == 0 < K and runtime_of(matrix).address(matrix) % 16 == 0
+
+
 def _k_fastest(matrix: Any, batch: tuple[int, ...], transpose: bool) -> Any:
     """``matrix`` as (products, rows, k), rows at multiples of 16 bytes: itself where it is so already, else a copy.
 
@@ -140,7 +146,7 @@ def _k_fastest(matrix: Any, batch: tuple[int, ...], transpose: bool) -> Any:
     matrix = matrix.reshape(math.prod(matrix.shape[:-2]), *matrix.shape[-2:])
     K = matrix.shape[-2] if transpose else matrix.shape[-1]
     piece = 16 // matrix.itemsize
-    if not transpose and K and K % piece == 0 and runtime_of(matrix).address(matrix) % 16 == 0:
+    if _is_k_fastest(matrix, transpose):
         return matrix
     rows = matrix.shape[-1] if transpose else matrix.shape[-2]
     copied = module.zeros((matrix.shape[0], rows, max(ceil_div(K, piece), 1) * piece), matrix.dtype)

@@ -314,6 +314,7 @@ def test_all_and_nothing_is_dropped(backend):
 def test_what_follows_comes_after_the_last_slice(backend, version, monkeypatch):
     skip_unless_there(backend.name, "gemm", "gemm", version)
     monkeypatch.setattr("rawgrad.kernels.gemm.cuda.choose", lambda *arguments: (version, 3))
+    monkeypatch.setattr("rawgrad.kernels.gemm.cuda.architecture", lambda array: 80)
     dtype = BFLOAT16 if version in HALF_WAYS else np.float32
     a, b = np.rint(random((2, 18, 70))), np.rint(random((2, 70, 21), seed=1))  # small integers: exact everywhere
     saved = np.rint(20 * random((2, 18, 21), seed=3)) / 64
@@ -453,6 +454,7 @@ def test_slices_of_K_on_tensor_cores(backend, name, K, splits, monkeypatch):
     version = SPLITS[0] if name == "float32_split" else f"v8_tensor_core_pipelined_64_{name}"
     monkeypatch.setattr(cuda, "_MAX_Z", 3)
     monkeypatch.setattr(cuda, "choose", lambda *arguments: (version, splits))
+    monkeypatch.setattr(cuda, "architecture", lambda array: 80)
     a, b = np.rint(2 * random((2, 18, K))), np.rint(2 * random((2, K, 20), seed=1))  # small integers: exact everywhere
     bias = np.rint(random((20,), seed=2))
     launched = []
@@ -545,7 +547,7 @@ def test_clusters_of_slices_go_on_to_further_products(backend, version, monkeypa
 @pytest.mark.parametrize(("batch", "M", "N", "K"), [(2, 300, 300, 33), (1, 2100, 257, 1)])
 @pytest.mark.parametrize("version", CLUSTERS[1:])
 def test_a_persistent_cluster_takes_tile_after_tile(backend, version, batch, M, N, K, monkeypatch):
-    monkeypatch.setattr(hopper, "_at_once", lambda size, processors: 3 if size == 2 else 1)
+    monkeypatch.setattr(hopper, "at_once", lambda size, processors: 3 if size == 2 else 1)
     check_wgmma(backend, version, (batch, M, K), (N, K), (False, True))
 
 
@@ -619,6 +621,49 @@ def test_persistent_clusters_are_as_many_as_run_at_once(processors, clusters):
     ]
     small = geometry((300, 8), (8, 10), False, False)  # two tiles for clusters of either size
     assert [v.grid(small, 1, 65535, processors)[2] for v in (two, four)] == [min(2, clusters[0]), min(2, clusters[1])]
+
+
+# Why each: large tiles, clusters of four; halves alike; a sum in the slices of a cluster; a factor that had to be
+# copied, for which the product is too small; float32 and float64 without the permission; other precisions; another GPU.
+@pytest.mark.parametrize(
+    ("sizes", "dtype", "asked", "flags", "gpu", "name"),
+    [
+        ((4096, 4096, 4096), np.float32, "tf32", (False, True), 90, "v13_wgmma_persistent_4"),
+        ((4096, 4096, 4096), BFLOAT16, "float32", (False, True), 90, "v13_wgmma_persistent_4"),
+        ((100, 16, 992), np.float32, "tf32", (False, True), 90, "v16_wgmma_cluster_slices_8"),
+        ((100, 16, 992), np.float16, "float32", (False, True), 90, "v16_wgmma_cluster_slices_8"),
+        ((100, 16, 990), np.float16, "float32", (False, True), 90, None),
+        ((100, 16, 992), np.float32, "tf32", (False, False), 90, None),
+        ((4096, 4096, 4096), np.float32, "tf32", (True, False), 90, "v13_wgmma_persistent_4"),
+        ((4096, 4096, 4096), np.float32, "float32", (False, True), 90, None),
+        ((4096, 4096, 4096), np.float64, "tf32", (False, True), 90, None),
+        ((4096, 4096, 4096), np.float32, "bf16", (False, True), 90, None),
+        ((4096, 4096, 4096), np.float32, "float32_split", (False, True), 90, None),
+        ((4096, 4096, 4096), np.float32, "tf32", (False, True), 100, None),
+        ((4096, 4096, 4096), BFLOAT16, "float32", (False, True), 80, None),
+    ],
+)
+def test_hopper_takes_what_the_model_says(backend, sizes, dtype, asked, flags, gpu, name, monkeypatch):
+    skip_unless_there(backend.name, "gemm", "gemm", "v10_wgmma_tma")
+    from rawgrad.kernels.gemm import cuda
+
+    class Enough(Exception):
+        """What runs is known."""
+
+    def stop(*arguments):
+        raise Enough(arguments[0] if isinstance(arguments[0], hopper.Version) else None)
+
+    monkeypatch.setattr(cuda, "architecture", lambda array: gpu)
+    monkeypatch.setattr(cuda, "multiprocessors", lambda array: 132)
+    monkeypatch.setattr(hopper, "multiprocessors", lambda array: 132)
+    monkeypatch.setattr(cuda, "wgmma", stop)
+    monkeypatch.setattr(cuda, "result", stop)
+    M, N, K = sizes
+    module = backend.device.array_module
+    a, b = module.empty((K, M) if flags[0] else (M, K), dtype), module.empty((N, K) if flags[1] else (K, N), dtype)
+    with precision(asked), pytest.raises(Enough) as caught:
+        gemm(a, b, transpose_a=flags[0], transpose_b=flags[1])
+    assert caught.value.args[0] == (None if name is None else hopper.VERSIONS[name])
 
 
 def test_precision_is_a_permission(backend):
@@ -736,6 +781,7 @@ def test_slices_of_halves_are_added_in_float32(backend, version, K, splits, laun
     skip_unless_there(backend.name, "gemm", "gemm", version)
     monkeypatch.setattr("rawgrad.kernels.gemm.cuda._MAX_Z", 3)
     monkeypatch.setattr("rawgrad.kernels.gemm.cuda.choose", lambda *arguments: (version, splits))
+    monkeypatch.setattr("rawgrad.kernels.gemm.cuda.architecture", lambda array: 80)
     assert slices(K, splits)[0] == launched
     a, b, bias = (random(s, BFLOAT16, seed=K) for s in ((2, 18, K), (2, K, 20), (20,)))
     y = gemm(*map(backend.put, (a, b, bias)), activation="relu")
