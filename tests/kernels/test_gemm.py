@@ -325,6 +325,20 @@ def test_what_follows_comes_after_the_last_slice(backend, version, monkeypatch):
     assert backend.get(y).tobytes() == ended(backend, plain, True, "tanh", saved).tobytes()
 
 
+# What waits at the end of a product lies where the next one's tiles come (v14), or is written again by the next (v10 to
+# v13).
+@pytest.mark.parametrize("version", [*HALF_WAYS, "v10_wgmma_tma", "v12_wgmma_cluster", "v13_wgmma_persistent_4"])
+def test_what_follows_each_of_many_products(backend, version, monkeypatch):
+    skip_unless_there(backend.name, "gemm", "gemm", version)
+    monkeypatch.setattr("rawgrad.kernels.gemm.cuda._MAX_Z", 2)
+    a, b = np.rint(random((5, 70, 96))), np.rint(random((5, 96, 40), seed=1))  # small integers: exact everywhere
+    a, b = fitting(version, a, b)
+    arguments = backend.put(a), backend.put(b)
+    y = gemm(*arguments, **KEY, offset=backend.put(OFFSET), version=version)
+    plain = backend.get(gemm(*arguments, version=version))
+    assert backend.get(y).tobytes() == ended(backend, plain).tobytes()
+
+
 # The operands of the twins' backend and of the CPU's are composed of kernels that others have tested; here all of them
 # are held to the definition.
 @pytest.mark.parametrize("dtype", DTYPES)
