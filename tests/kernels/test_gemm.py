@@ -302,6 +302,16 @@ def test_words_of_a_row_begin_anywhere(backend, N):
     assert backend.get(y).tobytes() == ended(backend, backend.get(gemm(*arguments))).tobytes()
 
 
+def test_the_least_word_that_is_kept(backend):
+    ones, offset = backend.put(np.ones((2, 1))), backend.put(OFFSET)
+    for word in map(int, backend.get(philox(7, offset, 4))):
+        kept, dropped = (
+            backend.get(gemm(ones, ones, transpose_b=True, p=p, seed=7, offset=offset)) > 0
+            for p in (word / 2**32, (word + 1) / 2**32)
+        )
+        assert (kept != dropped).sum() == 1
+
+
 def test_all_and_nothing_is_dropped(backend):
     a, b, offset = backend.put(random((4, 3))), backend.put(random((3, 5), seed=1)), backend.put(OFFSET)
     assert backend.get(gemm(a, b, p=0.0, offset=offset)).tobytes() == backend.get(gemm(a, b)).tobytes()
