@@ -190,7 +190,11 @@ def _default(a: Any, b: Any, bias: Any, transpose_a: bool, transpose_b: bool, en
     return launcher._run(version, a, b, bias, transpose_a, transpose_b, end, out)
 
 
-gemm = launcher._by(_default)
+def gemm(
+    a: Any, b: Any, bias: Any, saved: Any, offset: Any, transpose_a: bool, transpose_b: bool, activation: str | None,
+    p: float, seed: int, gradient: str | None, out: Any,
+) -> Any:  # fmt: skip
+    return _default(a, b, bias, transpose_a, transpose_b, Ending(activation, p, seed, offset, gradient, saved), out)
 
 
 def linear_backward(
