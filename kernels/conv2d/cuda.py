@@ -403,7 +403,13 @@ def _bias(grad: Any, y: Any, out: Any) -> Any:
 
 
 _bias_contiguous = contiguous(_bias, conv2d_backward_bias, "c_contiguous")
-conv2d_backward_parameters = any_strides(one_after_the_other(conv2d_backward_weight, conv2d_backward_bias))
+
+
+@any_strides
+def conv2d_backward_parameters(x: Any, grad: Any, g: Geometry, y: Any) -> tuple[Any, Any]:
+    """As the reference's; see the package's docstring."""
+    return conv2d_backward_weight(x, grad, g, y, None), conv2d_backward_bias(grad, y, None)
+
 
 VERSIONS: dict[str, dict[str, Callable[..., Any]]] = {
     "conv2d_relu_pool_forward": {

@@ -394,7 +394,9 @@ def conv2d_backward_bias(grad: Any, y: Any, out: Any) -> Any:
     return _summed(grad, slices, db, lambda partials: kernel(slices * K, 256, grad, partials, N, K, P * Q, length))
 
 
-conv2d_backward_parameters = one_after_the_other(conv2d_backward_weight, conv2d_backward_bias)
+def conv2d_backward_parameters(x: Any, grad: Any, g: Geometry, y: Any) -> tuple[Any, Any]:
+    return conv2d_backward_weight(x, grad, g, y, None), conv2d_backward_bias(grad, y, None)
+
 
 VERSIONS: dict[str, dict[str, Callable[..., Any]]] = {
     "conv2d_forward": {"v2_smem_tile": conv2d_forward},
