@@ -32,6 +32,7 @@ its tests that were selected and where to submit work to; its tests come last, a
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -124,6 +125,17 @@ def ahead(request: pytest.FixtureRequest) -> Iterator[None]:
             module.begin_ahead(items, pool)
         yield
         pool.shutdown(cancel_futures=True)
+
+
+@pytest.fixture
+def heeded() -> Iterator[None]:
+    """SIGINT and SIGTERM as a program in a terminal has them: one that runs in the background ignores Ctrl-C."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def needs_gpu(name: str) -> bool:

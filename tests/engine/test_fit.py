@@ -46,6 +46,7 @@ def last(folder):
         return checkpoints.load()
 
 
+@pytest.mark.usefixtures("heeded")
 class TestSignals:
     @pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, Interrupted), (signal.SIGTERM, Terminated)])
     @pytest.mark.parametrize("at", [1, BATCHES, BATCHES + 3])

@@ -120,6 +120,7 @@ class TestTrain:
         assert main([*arguments, "--resume"]) == 0
         assert "resuming after epoch 1" in capsys.readouterr().out
 
+    @pytest.mark.usefixtures("heeded")
     @pytest.mark.parametrize(("number", "code", "what"), [
         (signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated"),
     ])  # fmt: skip
