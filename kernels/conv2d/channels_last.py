@@ -26,7 +26,7 @@ _TEMPLATES: dict[str, Any] = {"PRECISION": PRECISIONS.values(), "COLUMNS": tiles
 _FORWARD = Kernel(_SOURCE, "conv2d_forward_v6_channels_last", **_TEMPLATES)
 _INPUT = Kernel(_SOURCE, "conv2d_backward_input_v6_channels_last", **_TEMPLATES)
 _WEIGHT = Kernel(_SOURCE, "conv2d_backward_weight_v6_channels_last", **_TEMPLATES)
-_BIAS = Kernel(__file__, "conv2d_backward_bias_channels_last", T=FLOATS[:1])
+_BIAS = Kernel(__file__, "conv2d_backward_bias_channels_last", T=FLOATS)
 
 
 def forward(precision: str) -> Callable[..., Any]:
