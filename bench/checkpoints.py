@@ -12,7 +12,6 @@ all turns must be the same.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Sequence
@@ -31,7 +30,7 @@ from ..engine.train import fit
 from ..recipes.networks import build
 from . import load, machine
 from .harness import WrongResult
-from .results import Spread
+from .results import Spread, write
 
 #: Steps at the head of a turn that are not timed.
 _HEAD = 5
@@ -190,19 +189,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if others is not None and others > load.NOISY:
         print(f"noisy: other processes used {others:.0%} of the CPU meanwhile")
     if options.out:
-        commit, dirty = machine.commit()
-        report = {
-            "when": machine.now(),
-            "command": machine.command_line(),
-            "commit": commit,
-            "dirty": dirty,
-            "machine": machine.machine(),
-            "versions": machine.versions(),
-            "others_share": others,
-            "costs": [asdict(cost) for cost in costs],
-        }
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(report, indent=1) + "\n")
+        report = {"kind": "checkpoints", "others_share": others, "costs": [asdict(cost) for cost in costs]}
+        write(machine.provenance() | report, options.out)
         print(f"written: {options.out}")
     return 0
 

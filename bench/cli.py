@@ -135,17 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if any(row.noisy for row in measured):
         print(f"\nnoisy: other processes used over {load.NOISY:.0%} of the CPU meanwhile")
     if options.out and measured:
-        commit, dirty = machine.commit()
-        report = results.Report(
-            results.SCHEMA,
-            machine.now(),
-            machine.command_line(),
-            commit,
-            dirty,
-            machine.machine(),
-            machine.versions(),
-            measured,
-        )
+        report = results.Report(results.SCHEMA, **machine.provenance(), rows=measured)
         results.write(report, options.out)
         print(f"\nwritten: {options.out}")
     return 1 if failed else 0

@@ -241,12 +241,11 @@ def gpu() -> dict[str, Any]:
 
 def write_results(rows: Sequence[results.Row], folder: Path) -> Path:
     """Write a result file named for the day and the GPU."""
-    here = {**machine.machine(), "gpu": gpu()}
-    commit, dirty = machine.commit()
-    versions, command = machine.versions(), machine.command_line()
-    report = results.Report(results.SCHEMA, machine.now(), command, commit, dirty, here, versions, list(rows))
-    kind = "-".join(here["gpu"]["name"].lower().split())
-    path = folder / f"{machine.now()[:10]}-gpu-{kind}.json"
+    origin = machine.provenance()
+    origin["machine"]["gpu"] = gpu()
+    report = results.Report(results.SCHEMA, **origin, rows=list(rows))
+    kind = "-".join(origin["machine"]["gpu"]["name"].lower().split())
+    path = folder / f"{origin['date'][:10]}-gpu-{kind}.json"
     results.write(report, path)
     return path
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..kernels import _launch, gemm
 from ..kernels._devices import Device, register_device
+from ..kernels._epilogue import NOTHING
 from ..kernels._layout import contiguous
 from ..kernels.gemm import cuda as launcher
 
@@ -63,7 +64,7 @@ def rows() -> list[tuple[str, float]]:
     _launch._runtimes[_Array] = _Runtime()
     a, b, y = (np.zeros((16, 16), np.float32).view(_Array) for _ in range(3))
     instance = launcher._PLAIN[a.dtype, False, False]
-    arguments = (a, b, None, y, 16, 16, 16, 1, 256, 256, 0)
+    arguments = (a, b, None, y, 16, 16, 16, 1, 256, 256, NOTHING.packed())
     checked = contiguous(lambda a, b, bias, out: None, lambda a, b, bias, out: None, "c_contiguous")
     return [
         ("is every array contiguous? (2 arrays)", _microseconds(lambda: checked(a, b, None, None))),

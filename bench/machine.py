@@ -114,10 +114,26 @@ def command_line() -> str:
     """The command that started this process, with the variables that change how it computes."""
     prefixes = ("RAWGRAD_", "OMP_", "OPENBLAS_", "MKL_")
     settings = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith(prefixes)]
-    program = "rawgrad" if Path(sys.argv[0]).name in ("rawgrad", "__main__.py") else Path(sys.argv[0]).name
-    return shlex.join([*settings, program, *sys.argv[1:]])
+    script, spec = Path(sys.argv[0]), getattr(sys.modules["__main__"], "__spec__", None)
+    program = [script.name]
+    if spec is not None and spec.name.rpartition(".")[2] == script.stem:  # python -m
+        program = ["python", "-m", spec.name.removesuffix(".__main__")]
+    return shlex.join([*settings, *program, *sys.argv[1:]])
 
 
 def now() -> str:
     """The date and time in UTC, to the second (ISO 8601)."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def provenance() -> dict[str, Any]:
+    """All of the above, as a record of results begins."""
+    of, dirty = commit()
+    return {
+        "date": now(),
+        "command": command_line(),
+        "commit": of,
+        "dirty": dirty,
+        "machine": machine(),
+        "versions": versions(),
+    }

@@ -26,7 +26,6 @@ All batches of the first round are checked against the data before anything is r
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -48,7 +47,7 @@ from ..recipes.networks import build
 from . import load, machine, peers
 from .harness import OURS, WrongResult
 from .readers import PIXELS, Pictures, Pipe, write_pictures, write_rows
-from .results import Spread
+from .results import Spread, write
 
 RATIOS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 SYNCHRONOUS = f"{OURS}, synchronous"
@@ -280,14 +279,14 @@ class HandOver:
         rows: in a batch.
         reading: seconds that taking them lasts, when training does it.
         alone, ahead: seconds a step, without and with a reader.
-        least: the reading time from which on a reader pays; infinity if it never did.
+        least: the reading time from which on a reader pays; None if it never did.
     """
 
     rows: Sequence[int]
     reading: list[float]
     alone: list[float]
     ahead: list[float]
-    least: float
+    least: float | None
 
 
 def hand_over(rounds: int, rows: Sequence[int] = (32, 64, 128, 256, 512, 1024, 2048), batches: int = 60) -> HandOver:
@@ -311,14 +310,14 @@ def hand_over(rounds: int, rows: Sequence[int] = (32, 64, 128, 256, 512, 1024, 2
     return found
 
 
-def crossing(places: Sequence[float], gains: Sequence[float]) -> float:
-    """The place from which on all gains are positive, between two of ``places`` by a straight line."""
+def crossing(places: Sequence[float], gains: Sequence[float]) -> float | None:
+    """The place from which on all gains are positive, between two of ``places`` by a straight line; None without."""
     lost = [number for number, gain in enumerate(gains) if gain <= 0]
     if not lost:
         return places[0]
     last = lost[-1]
     if last == len(gains) - 1:
-        return float("inf")
+        return None
     share = gains[last] / (gains[last] - gains[last + 1])
     return places[last] + share * (places[last + 1] - places[last])
 
@@ -533,7 +532,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     say(f"\narrays in memory, a reader asked for: {share:+.1%} beside none")
     cells = zip(handed.rows, handed.reading, handed.alone, handed.ahead, strict=True)
     say(
-        f"a reader pays from {1e6 * handed.least:.0f} µs of reading on: "
+        f"a reader {'never pays' if handed.least is None else f'pays from {1e6 * handed.least:.0f} µs of reading on'}: "
         + ", ".join(
             f"{rows} rows {1e6 * r:.0f} µs, {1e6 * a:.0f} alone, {1e6 * b:.0f} ahead" for rows, r, a, b in cells
         )
@@ -546,14 +545,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         covered = hidden()
         say(f"copies to the GPU: {1e3 * covered.copy:.2f} ms each, {covered.share:.0%} of it hidden behind computing")
     if options.out:
-        commit, dirty = machine.commit()
         report = {
-            "when": machine.now(),
-            "command": machine.command_line(),
-            "commit": commit,
-            "dirty": dirty,
-            "machine": machine.machine(),
-            "versions": machine.versions(),
+            "kind": "reading",
             "others_share": load.others_share(before, load.cpu_times()),
             "sweep": [asdict(point) for point in points],
             "in_memory": {name: asdict(spread) for name, spread in memory.items()},
@@ -562,8 +555,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "first_batch": asdict(first),
             "hidden_copies": None if covered is None else asdict(covered),
         }
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(report, indent=1) + "\n")
+        write(machine.provenance() | report, options.out)
         draw(points, options.out.with_suffix(".png"))
         say(f"written: {options.out} and {options.out.with_suffix('.png')}")
     return 0

@@ -194,11 +194,16 @@ class Report:
     rows: list[Row]
 
 
-def write(report: Report, path: Path | str) -> None:
-    """Write ``report`` as JSON, whole or not at all (temporary file, fsync, rename)."""
+def write(report: Report | dict[str, Any], path: Path | str) -> None:
+    """Write ``report`` as JSON, whole or not at all (temporary file, fsync, rename).
+
+    What is no table of rows comes as a dict: where it was measured, a ``"kind"`` that says what it is, and keys
+    of its own.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(asdict(report), indent=1, allow_nan=False) + "\n"
+    content = asdict(report) if isinstance(report, Report) else report
+    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.machinery
 import subprocess
+import types
 
 import pytest
 
@@ -30,6 +32,22 @@ def test_command_line_tells_the_variables_that_matter(monkeypatch):
         monkeypatch.delenv(name)
     monkeypatch.setenv("RAWGRAD_BACKEND", "numpy")
     assert machine.command_line() == "RAWGRAD_BACKEND=numpy rawgrad bench 'a row' --rounds 3"
+
+
+@pytest.mark.parametrize(
+    ("module", "script", "command"),
+    [
+        ("rawgrad.bench.prefetch", "/somewhere/rawgrad/bench/prefetch.py", "python -m rawgrad.bench.prefetch --out x"),
+        ("rawgrad.__main__", "/somewhere/rawgrad/__main__.py", "python -m rawgrad --out x"),
+        (None, "/somewhere/bin/rawgrad", "rawgrad --out x"),
+        ("another", "/somewhere/bin/rawgrad", "rawgrad --out x"),  # a script that was started by a module
+    ],
+)
+def test_command_line_of_a_module(monkeypatch, module, script, command):
+    spec = module and importlib.machinery.ModuleSpec(module, None)
+    monkeypatch.setitem(machine.sys.modules, "__main__", types.SimpleNamespace(__spec__=spec))
+    monkeypatch.setattr(machine.sys, "argv", [script, "--out", "x"])
+    assert machine.command_line().endswith(command)
 
 
 def git(where, *arguments):
