@@ -64,7 +64,7 @@ _HOMES = {
     ),
     ".kernels._threads": ("get_num_threads", "set_num_threads"),
 }
-_PAGES = ("autograd", "cuda", "data", "functional", "nn", "optim")
+_PAGES = ("autograd", "cuda", "data", "functional", "nn", "optim", "train")
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ if TYPE_CHECKING:
     from . import functional as functional
     from . import nn as nn
     from . import optim as optim
+    from . import train as train
     from .autograd import Function as Function
     from .autograd import Tensor as Tensor
     from .autograd import arange as arange

@@ -177,7 +177,11 @@ def _declare_train(parser: argparse.ArgumentParser) -> None:
         help="go on where the run was left, bit for bit; afresh if there is none",
     )
     add("--save-every", type=int, metavar="N", help="lose N steps at most if the run is killed (default: an epoch)")
-    add("--capture", action="store_true", help="on a GPU: start a whole step by one call (docs/graphs.md)")
+    add(
+        "--capture",
+        action=argparse.BooleanOptionalAction,
+        help="on a GPU: start a whole step by one call (docs/graphs.md; default: if it can be)",
+    )
     add("--quiet", action="store_true", help="print the last line only")
 
 

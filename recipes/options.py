@@ -27,7 +27,7 @@ class Options:
         quiet: print only the last line.
         workers: how many readers make batches ahead of time; 0: training makes them itself.
         prefetch: how many batches they may be ahead; None: two, or one more than there are readers.
-        capture: on a GPU, capture the training step and replay it (``docs/graphs.md``).
+        capture: on a GPU, capture the training step and replay it (``docs/graphs.md``); None: if it can be.
     """
 
     out: Path
@@ -46,7 +46,7 @@ class Options:
     quiet: bool = False
     workers: int = 0
     prefetch: int | None = None
-    capture: bool = False
+    capture: bool | None = None
 
     def __post_init__(self) -> None:
         for name in ("epochs", "steps", "limit", "batch_size", "seeds", "prefetch", "save_every"):

@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, astuple, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -367,10 +367,11 @@ def _described(task: Task) -> dict[str, Any]:
 def _write_records(result: Result) -> None:
     out, history = result.options.out, result.history
     for name, kind, rows in (("steps", Step, history.steps), ("epochs", Epoch, history.epochs)):
+        columns = [f.name for f in fields(kind) if f.name != "metrics"]
         with open(out / f"{name}.csv", "w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow([f.name for f in fields(kind)])
-            writer.writerows([[f"{v:.7g}" if isinstance(v, float) else v for v in astuple(row)] for row in rows])
+            writer.writerow(columns)
+            writer.writerows([[_cell(getattr(row, column)) for column in columns] for row in rows])
     figures = {
         "task": asdict(result.task),
         "seed": result.options.seed,
@@ -382,6 +383,10 @@ def _write_records(result: Result) -> None:
     from .curves import draw
 
     draw({str(out.name): history}, out / "curves.png")
+
+
+def _cell(value: float) -> str | float:
+    return f"{value:.7g}" if isinstance(value, float) else value
 
 
 def load_model(path: Path, device: str = "cpu") -> tuple[Module, ModelInfo]:

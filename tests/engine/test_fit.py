@@ -220,7 +220,8 @@ class TestResuming:
             ({"batch": -1}, "must be integers, not negative"),
             ({"epoch": True}, "must be integers, not negative"),
             ({"step": 4}, "must have as many records; there are 3 of steps and 1 of epochs"),
-            ({"batch": 9}, "must have as many records"),
+            ({"batch": 9}, "the epoch under way has 0 records of steps"),
+            ({"epoch": 0, "epochs": np.zeros((0, 8))}, "the epoch under way has 3 records of steps"),
             ({"losses": [1.0]}, "not the progress of a training"),
             ({"steps": np.zeros((3, 4))}, r"a table of Step must be \(N, 5\); got \(3, 4\)"),
             ({"seconds": None}, "not the progress of a training"),
@@ -232,6 +233,7 @@ class TestResuming:
             at.add(Step(step, 0, 1.5, float("nan"), 0.1), 2)
         at.history.epochs.append(Epoch(0, 1.0, 0.5, 1.0, 0.5, 2.0, 3.0))
         at.epoch = 1
+        at.begin_epoch()
         state = at.state_dict()
         other = Progress()
         other.load_state_dict(state)

@@ -19,8 +19,8 @@ import pytest
 
 import rawgrad
 from rawgrad.__main__ import main
-from rawgrad.engine import train as engine_train
 from rawgrad.engine.data import MNIST, Digits, Subset, TensorDataset
+from rawgrad.engine.train import loop as engine_loop
 from rawgrad.engine.weights import load_weights
 from rawgrad.kernels._errors import CheckpointError
 from rawgrad.recipes import convnet, digits_cnn, five_layer, mnist_cnn, training
@@ -131,7 +131,7 @@ class TestCapture:
         replays = []
         replay = rawgrad.cuda.Graph.replay
         monkeypatch.setattr(rawgrad.cuda.Graph, "replay", lambda graph: (replays.append(graph), replay(graph)))
-        monkeypatch.setattr(engine_train, "graphed", partial(engine_train.graphed, warmup=1))  # the emulator is slow
+        monkeypatch.setattr(engine_loop, "graphed", partial(engine_loop.graphed, warmup=1))  # the emulator is slow
 
         def run(name: str, capture: bool, task: Task) -> list[float]:
             options = quiet(tmp_path / name, backend.device.name, batch_size=2, steps=4, capture=capture)

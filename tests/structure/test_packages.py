@@ -15,7 +15,7 @@ import rawgrad
 
 TOP_LEVEL = {
     *(".ci", ".gitignore", "LICENSE", "README.md", "pyproject.toml", "py.typed"),
-    *("__init__.py", "__main__.py", "cuda.py", "data.py", "functional.py", "nn.py", "optim.py"),
+    *("__init__.py", "__main__.py", "cuda.py", "data.py", "functional.py", "nn.py", "optim.py", "train.py"),
     *("autograd", "bench", "docs", "engine", "kernels", "recipes", "tests"),
 }
 
@@ -48,7 +48,7 @@ def test_tests_are_no_packages(files: list[PurePosixPath]) -> None:
 
 
 def test_pages_only_re_export(sources: dict[PurePosixPath, ast.Module]) -> None:
-    for page in ("cuda.py", "data.py", "functional.py", "nn.py", "optim.py"):
+    for page in ("cuda.py", "data.py", "functional.py", "nn.py", "optim.py", "train.py"):
         docstring, *rest = sources[PurePosixPath(page)].body
         assert isinstance(docstring, ast.Expr)
         for node in rest:

@@ -1,0 +1,45 @@
+"""Training: :func:`fit`, a loop of modest size, and what can be added to it.
+
+Nothing here is special: it is the loop that a user would write with the same pieces, with a record of every
+step, validation after each epoch, callbacks, and its state saved now and then.
+
+``loop.py``            the loop
+``records.py``         steps, epochs, and where a run stands
+``evaluation.py``      loss and accuracy without training
+``callback.py``        what is told of a training, and by what it can end it
+``progress.py``        a bar, and lines of JSON
+``early_stopping.py``  ending what does not get better
+``saving.py``          checkpoints now and then, and a proper end when one is wished
+"""
+
+from ..checkpoint import Checkpoint, Checkpoints, Interval, restore, states_of
+from ..stopping import Interrupted, Terminated
+from .callback import Callback, Training
+from .early_stopping import EarlyStopping
+from .evaluation import Evaluation, evaluate, predictions_of
+from .loop import fit
+from .progress import JSONLines, ProgressBar
+from .records import Epoch, History, Progress, Step
+
+__all__ = [
+    "Callback",
+    "Checkpoint",
+    "Checkpoints",
+    "EarlyStopping",
+    "Epoch",
+    "Evaluation",
+    "History",
+    "Interrupted",
+    "Interval",
+    "JSONLines",
+    "Progress",
+    "ProgressBar",
+    "Step",
+    "Terminated",
+    "Training",
+    "evaluate",
+    "fit",
+    "predictions_of",
+    "restore",
+    "states_of",
+]
