@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 
 from ..engine.stopping import Terminated, terminable
 from ..kernels._devices import device_named
-from ..kernels._dispatch import BACKENDS, backend_of, current_choice
+from ..kernels._dispatch import BACKENDS, PRECISIONS, backend_of, current_choice
 from ..kernels._dispatch import backend as use_backend
 from ..kernels._errors import ArgumentError, DataError, RawgradError
 from ..kernels._threads import get_num_threads, most_threads, set_num_threads
@@ -182,7 +182,12 @@ def _declare_train(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="on a GPU: start a whole step by one call (docs/graphs.md; default: if it can be)",
     )
+    add("--accumulate", type=int, default=1, metavar="N", help="batches whose gradients make one step (default: 1)")
+    add("--clip-norm", type=float, metavar="X", help="the greatest norm of all gradients together")
+    add("--precision", choices=PRECISIONS, metavar="P", help=f"of products on a GPU: {', '.join(PRECISIONS)}")
+    add("--patience", type=int, metavar="N", help="end after N epochs without a smaller loss on the validation set")
     add("--quiet", action="store_true", help="print the last line only")
+    add("--json", action="store_true", help="print one JSON object a line, for scripts")
 
 
 def _add_place(parser: argparse.ArgumentParser) -> None:
@@ -250,7 +255,8 @@ def _train(options: argparse.Namespace) -> int:
             key: getattr(options, key)
             for key in (
                 "data_dir", "epochs", "steps", "limit", "batch_size", "lr", "optimizer", "seed", "seeds", "resume",
-                "save_every", "quiet", "workers", "prefetch", "capture",
+                "save_every", "quiet", "workers", "prefetch", "capture", "accumulate",
+                "clip_norm", "precision", "patience", "json",
             )
         },
     )  # fmt: skip
@@ -267,7 +273,8 @@ def _train(options: argparse.Namespace) -> int:
             print(f"\nrawgrad: {what}; {_how_to_resume(options.arguments, out, str(end))}", file=sys.stderr)
             return code
     settings.say(_what_next(name, out, start))
-    print(result)
+    if not settings.json:
+        print(result)
     return 0
 
 

@@ -28,6 +28,11 @@ class Options:
         workers: how many readers make batches ahead of time; 0: training makes them itself.
         prefetch: how many batches they may be ahead; None: two, or one more than there are readers.
         capture: on a GPU, capture the training step and replay it (``docs/graphs.md``); None: if it can be.
+        accumulate: batches whose gradients make one step.
+        clip_norm: the greatest norm of all gradients together.
+        precision: what matrix products may use on a GPU, see :class:`rawgrad.precision`.
+        patience: epochs without a smaller loss on the validation set after which a run ends.
+        json: print one JSON object a line, and nothing else.
     """
 
     out: Path
@@ -47,12 +52,29 @@ class Options:
     workers: int = 0
     prefetch: int | None = None
     capture: bool | None = None
+    accumulate: int = 1
+    clip_norm: float | None = None
+    precision: str | None = None
+    patience: int | None = None
+    json: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "steps", "limit", "batch_size", "seeds", "prefetch", "save_every"):
+        for name in (
+            "epochs",
+            "steps",
+            "limit",
+            "batch_size",
+            "seeds",
+            "prefetch",
+            "save_every",
+            "accumulate",
+            "patience",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ArgumentError(f"--{name.replace('_', '-')} must be at least 1; got {value}")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ArgumentError(f"--clip-norm must be positive; got {self.clip_norm:g}")
         if self.workers < 0:
             raise ArgumentError(f"--workers must be at least 0; got {self.workers}")
         if self.prefetch is not None and not self.workers:
@@ -64,5 +86,5 @@ class Options:
 
     def say(self, text: str = "") -> None:
         """Print ``text`` unless the run is to be quiet."""
-        if not self.quiet:
+        if not (self.quiet or self.json):
             print(text, flush=True)

@@ -32,7 +32,19 @@ from ..engine.data.dataset import batch_method
 from ..engine.metrics import accuracy
 from ..engine.module import Module
 from ..engine.optim import SGD, Adagrad, Adam, Optimizer, RMSprop, lr_scheduler
-from ..engine.train import Epoch, Evaluation, History, Step, evaluate, fit, predictions_of
+from ..engine.train import (
+    Callback,
+    EarlyStopping,
+    Epoch,
+    Evaluation,
+    History,
+    JSONLines,
+    Step,
+    Training,
+    evaluate,
+    fit,
+    predictions_of,
+)
 from ..engine.weights import ModelInfo, load_state, load_weights, save_weights, sweep
 from ..kernels._devices import device_named
 from ..kernels._dispatch import backend_of
@@ -128,6 +140,8 @@ class Result:
         )
 
 
+#: Options that a resumed run must have too, and what they were before they were saved.
+_SAME: dict[str, Any] = {"accumulate": 1, "clip_norm": None, "precision": None}
 #: Data sets by the name that a task gives them.
 DATA: dict[str, Any] = {"digits": Digits, "mnist": MNIST}
 
@@ -185,7 +199,8 @@ def train(task: Task, options: Options, data: dict[str, Any] | None = None) -> R
             stack.enter_context(loader)
         schedule = None
         if task.schedule is not None:
-            schedule = SCHEDULES[task.schedule](optimizer, task.epochs * len(loaders["train"]))
+            in_epoch = -(-len(loaders["train"]) // options.accumulate)
+            schedule = SCHEDULES[task.schedule](optimizer, task.epochs * in_epoch)
         loss, score = LOSSES[task.loss]
         found = run.found(loaders["train"])
         options.say(
@@ -197,7 +212,9 @@ def train(task: Task, options: Options, data: dict[str, Any] | None = None) -> R
         history = fit(
             model, loaders["train"], loss, optimizer, epochs=task.epochs, max_steps=options.steps,
             validation=loaders["validation"], score=score, schedule=schedule,
-            on_epoch=partial(run.epoch_done, loaders["train"]), progress=not options.quiet, capture=options.capture,
+            on_epoch=partial(run.epoch_done, loaders["train"]), progress=not (options.quiet or options.json),
+            capture=options.capture, accumulate=options.accumulate, clip_norm=options.clip_norm,
+            precision=options.precision, callbacks=run.callbacks,
             checkpoints=run.checkpoints, save_every=options.save_every, resume=found,
         )  # fmt: skip
         seconds = time.perf_counter() - start
@@ -207,6 +224,8 @@ def train(task: Task, options: Options, data: dict[str, Any] | None = None) -> R
         result = Result(task, options, history, test, seconds)
         run.save_weights(model, test.accuracy)
         _write_records(result)
+    if run.lines is not None:
+        run.lines.write("result", out=str(options.out), accuracy=test.accuracy, loss=test.loss, images=test.count)
     options.say(f"saved in {options.out}")
     return result
 
@@ -217,12 +236,17 @@ class _Run:
     def __init__(self, task: Task, options: Options) -> None:
         self.task, self.options = task, options
         self.timing = ""  # what held the last epoch back
+        self.lines = JSONLines() if options.json else None
+        self.callbacks: list[Callback] = [] if self.lines is None else [self.lines]
+        if options.patience is not None:
+            self.callbacks.append(_Stopping(options))
         self.checkpoints = Checkpoints(
             options.out / "checkpoints",
             settings={
                 "task": _described(task),
                 "seed": options.seed,
                 "limit": options.limit,
+                **{name: getattr(options, name) for name in _SAME},
                 "device": device_named(options.device).description or options.device,
                 "backend": backend_of(options.device),
             },
@@ -281,8 +305,8 @@ class _Run:
                     f"{found.path}: cannot resume: {name} was {task.get(name)!r} and is now {here['task'][name]!r}; "
                     "use the old setting or another --out"
                 )
-        for name in ("seed", "limit"):
-            if saved.get(name) != here[name]:
+        for name in ("seed", "limit", *_SAME):
+            if saved.get(name, _SAME.get(name)) != here[name]:
                 raise CheckpointError(f"{found.path}: cannot resume: the {name} was {saved.get(name)}")
         for name in ("device", "backend"):
             if saved.get(name, here[name]) != here[name]:
@@ -292,6 +316,18 @@ class _Run:
                 )
         options.say(f"resuming after {f'step {step}, in epoch {epoch + 1}' if batch else f'epoch {epoch}'}")
         return found
+
+
+class _Stopping(EarlyStopping):
+    """Says why it ended the run."""
+
+    def __init__(self, options: Options) -> None:
+        super().__init__(patience=options.patience or 1)
+        self._say = options.say
+
+    def on_end(self, training: Training, error: BaseException | None) -> None:
+        if training.stopped and error is None:
+            self._say(f"ended early: {training.stopped}")
 
 
 def _tell(text: str) -> None:

@@ -105,7 +105,8 @@ class JSONLines(Callback):
 
     def on_epoch(self, training: Training, epoch: Epoch) -> None:
         content = asdict(epoch)
-        self.write("epoch", **{**content, **content.pop("metrics")})
+        metrics = content.pop("metrics")
+        self.write("epoch", **{**metrics, **content})
 
     def on_end(self, training: Training, error: BaseException | None) -> None:
         ended = training.stopped if error is None else f"{type(error).__name__}: {error}"

@@ -79,7 +79,8 @@ def bits(folder: Path):
 
 def bits_of(checkpoint):
     state = {**checkpoint.state, "progress": dict(checkpoint.state["progress"])}
-    state["progress"].pop("seconds")
+    for name in ("seconds", "waiting"):
+        state["progress"].pop(name)
     state["progress"]["epochs"] = state["progress"]["epochs"][:, :5]  # seconds and samples in a second follow
     packed = pack(state)
     return {"numbers": repr(packed.skeleton).encode(), **{n: a.tobytes() for n, a in packed.arrays.items()}}

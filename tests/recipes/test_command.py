@@ -53,6 +53,12 @@ class TestTrain:
         assert "rawgrad predict" in lines[-2]
         assert (tmp_path / "r" / "weights.safetensors").exists()
 
+    def test_lines_of_json(self, tmp_path: Path, capsys: Capture) -> None:
+        assert main(["train", "--steps", "2", "--limit", "100", "--json", "--out", str(tmp_path)]) == 0
+        lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert [line["event"] for line in lines if line["event"] != "step"] == ["start", "epoch", "end", "result"]
+        assert lines[-1]["images"] == 100 and 0 <= lines[-1]["accuracy"] <= 1
+
     def test_quiet_prints_that_line_alone(self, tmp_path: Path, capsys: Capture) -> None:
         assert main(["train", "--out", str(tmp_path), "--steps", "2", "--quiet"]) == 0
         assert capsys.readouterr().out.count("\n") == 1

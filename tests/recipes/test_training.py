@@ -40,6 +40,33 @@ def losses(result: Result) -> list[float]:
     return [step.loss for step in result.history.steps]
 
 
+class TestOptions:
+    def test_accumulated_batches_are_larger_ones(self, tmp_path: Path) -> None:
+        """Without batch norm and dropout the steps are those of twice the batch, and so is the schedule."""
+        task = replace(TASK, network="mlp", arguments={"inputs": 64}, schedule="cosine", epochs=2)
+        parts = train(replace(task, batch_size=150), quiet(tmp_path / "parts", accumulate=2))
+        joined = train(task, quiet(tmp_path / "joined"))
+        np.testing.assert_allclose(losses(parts), losses(joined), rtol=1e-5)
+        np.testing.assert_allclose(*([s.lr for s in run.history.steps] for run in (parts, joined)))
+
+    def test_patience(self, tmp_path: Path, capsys: Capture) -> None:
+        task = replace(TASK, network="mlp", arguments={"inputs": 64}, lr=0.0, epochs=9)
+        result = train(task, Options(tmp_path, patience=2))
+        assert len(result.history.epochs) == 3
+        assert "ended early: validation_loss has not improved on" in capsys.readouterr().out
+
+    @pytest.mark.parametrize("change", [{"accumulate": 2}, {"clip_norm": 1.0}, {"precision": "tf32"}])
+    def test_a_resumed_run_must_have_the_same(self, change: dict[str, object], tmp_path: Path) -> None:
+        train(TASK, quiet(tmp_path, epochs=1, limit=20))
+        with pytest.raises(CheckpointError, match=f"cannot resume: the {next(iter(change))} was"):
+            train(TASK, quiet(tmp_path, resume=True, limit=20, **change))
+
+    @pytest.mark.parametrize("wrong", [{"accumulate": 0}, {"patience": 0}, {"clip_norm": 0.0}])
+    def test_wrong_ones(self, wrong: dict[str, object], tmp_path: Path) -> None:
+        with pytest.raises(ArgumentError, match=f"--{next(iter(wrong)).replace('_', '-')} must be"):
+            quiet(tmp_path, **wrong)
+
+
 class TestRecords:
     def test_every_step_and_epoch_is_written(self, whole: Result) -> None:
         out = whole.options.out
