@@ -6,6 +6,7 @@ from .engine.layers import __all__ as _layers
 from .engine.losses import BCEWithLogitsLoss, CrossEntropyLoss, L1Loss, MSELoss, NLLLoss
 from .engine.module import Module, Parameter
 from .engine.summary import summary
+from .engine.trace import trace
 
 __all__ = [
     "BCEWithLogitsLoss",
@@ -17,5 +18,6 @@ __all__ = [
     "Parameter",
     "init",
     "summary",
+    "trace",
     *_layers,
 ]

@@ -24,6 +24,7 @@ from ..kernels._errors import ArgumentError, CheckpointError, NonFiniteError, Ra
 
 if TYPE_CHECKING:
     from .summary import Summary
+    from .trace import Trace
 
 
 class Parameter(Tensor):
@@ -497,6 +498,12 @@ class Module:
         from .summary import summary
 
         return summary(self, input_size, dtype)
+
+    def trace(self, *inputs: Any, **options: Any) -> Trace:
+        """Run once and describe what went into each layer and came out; see :func:`rawgrad.nn.trace`."""
+        from .trace import trace
+
+        return trace(self, *inputs, **options)
 
     def extra_repr(self) -> str:
         """What stands in the parentheses of the module's line in ``repr``."""

@@ -11,6 +11,8 @@ import numpy as np
 from ..autograd import Tensor, no_grad
 from ..kernels._devices import device_named, device_of
 from ..kernels._errors import ArgumentError
+from ..kernels._text import aligned
+from ._calls import Place, label, watched
 from .module import Module
 
 
@@ -50,16 +52,13 @@ class Summary:
     def __str__(self) -> str:
         cells = [("layer", "output shape", "parameters")]
         for row in self.rows:
-            name = f"{row.path.rpartition('.')[2]}: {row.kind}" if row.path else row.kind
             shape = "" if row.output_shape is None else str(row.output_shape)
-            cells.append(("  " * row.depth + name, shape, f"{row.parameters:,}" if row.parameters else "-"))
-        first, second, third = (max(len(cell[i]) for cell in cells) for i in range(3))
-        lines = [f"{a:<{first}}  {b:<{second}}  {c:>{third}}" for a, b, c in cells]
-        rule = "-" * (first + second + third + 4)
+            own = f"{row.parameters:,}" if row.parameters else "-"
+            cells.append((label(row.path, row.kind, row.depth), shape, own))
         run = sum(row.parameters for row in self.rows)
         rest = [f"of these in layers that did not run: {self.total - run:,}"] if run != self.total else []
         trained = f"{self.total:,} parameters, {self.trainable:,} trainable"
-        return "\n".join([lines[0], rule, *lines[1:], rule, trained, *rest])
+        return "\n".join([*aligned(cells, right={2}), trained, *rest])
 
     __repr__ = __str__
 
@@ -91,33 +90,25 @@ def summary(module: Module, input_size: Any, dtype: Any = np.float32) -> Summary
     several = isinstance(input_size, list) and not all(isinstance(n, int | np.integer) for n in input_size)
     inputs = [given(size) for size in input_size] if several else [given(input_size)]
     rows: list[Row] = []
-    open_rows: list[Row] = []
     counted: set[int] = set()
-    paths = {id(m): path for path, m in module.named_modules()}
 
-    def before(layer: Module, _: Any) -> None:
-        row = Row(paths[id(layer)], type(layer).__name__, len(open_rows))
-        for parameter in layer.parameters(recurse=False):
+    def look(place: Place, forward: Any, *inputs: Any, **options: Any) -> Any:
+        row = Row(place.path, place.kind, place.depth)
+        for parameter in place.layer.parameters(recurse=False):
             if id(parameter) not in counted:
                 counted.add(id(parameter))
                 row.parameters += prod(parameter.shape)
         rows.append(row)
-        open_rows.append(row)
-
-    def after(_: Module, __: Any, output: Any) -> None:
-        row = open_rows.pop()
+        output = forward(*inputs, **options)
         row.output_shape = tuple(output.shape) if isinstance(output, Tensor) else None
+        return output
 
     modes = [(m, m.training) for m in module.modules()]
-    handles = [m.register_forward_pre_hook(before) for m in module.modules()]
-    handles += [m.register_forward_hook(after) for m in module.modules()]
     try:
         module.eval()
-        with no_grad():
+        with no_grad(), watched(module, look):
             module(*inputs)
     finally:
-        for handle in handles:
-            handle.remove()
         for m, mode in modes:
             m.training = mode
     return Summary(

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...kernels._errors import ArgumentError
+from ...kernels._text import duration
 
 #: Waiting for less than this share of the time is nothing to speak of.
 _LITTLE = 0.05
@@ -84,10 +85,10 @@ class Timing:
         total = waited + self.computing.sum()
         readers = f" by one of {self.readers} readers" if self.readers > 1 else ""
         rest = (
-            f"waiting for data took {_time(waited)} of {_time(total)} ({waited / total:.0%}); a batch took "
-            f"{_time(np.median(self.reading))} to read{readers}, "
-            + (f"{_time(np.median(self.copying))} to copy, " if len(self.copying) else "")
-            + f"{_time(np.median(self.computing))} to compute with"
+            f"waiting for data took {duration(waited)} of {duration(total)} ({waited / total:.0%}); a batch took "
+            f"{duration(np.median(self.reading))} to read{readers}, "
+            + (f"{duration(np.median(self.copying))} to copy, " if len(self.copying) else "")
+            + f"{duration(np.median(self.computing))} to compute with"
         )
         return f"{self.held_back_by()} held the run back: {rest}{self._advice()}"
 
@@ -217,10 +218,3 @@ def _spans(steps: Sequence[Step], readers: int) -> list[_Span]:
     for step, after in pairwise(steps):
         spans.append(_Span("training", "computing", step.number, step.taken, after.asked))
     return spans
-
-
-def _time(seconds: Any) -> str:
-    for unit, factor in (("s", 1.0), ("ms", 1e3)):
-        if seconds * factor >= 1:
-            return f"{seconds * factor:.3g} {unit}"
-    return f"{seconds * 1e6:.3g} µs"
