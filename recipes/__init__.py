@@ -3,5 +3,6 @@
 Each is a small module with a function ``run(options)``, listed in ``programs.py`` and reached from
 the command line by ``rawgrad train NAME``.  What they share: ``options.py`` (what a user may set),
 ``networks.py`` (networks by name, so that a file of weights can be used without flags),
-``training.py`` (data, loss, optimizer, saving and reporting), ``curves.py`` (pictures and bands).
+``training.py`` (data, loss, optimizer, saving and reporting), ``curves.py`` (pictures of
+runs, and bands), ``pictures.py`` (pictures of what was read).
 """
