@@ -8,7 +8,6 @@ to the bench; ``__main__.py`` sends it there.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shlex
 import sys
@@ -24,7 +23,7 @@ from ..engine.stopping import Terminated, terminable
 from ..kernels._devices import device_named
 from ..kernels._dispatch import BACKENDS, PRECISIONS, backend_of, current_choice
 from ..kernels._dispatch import backend as use_backend
-from ..kernels._errors import ArgumentError, DataError, RawgradError
+from ..kernels._errors import ArgumentError, DataError
 from ..kernels._threads import get_num_threads, most_threads, set_num_threads
 from .options import Options
 from .programs import DEFAULT, PROGRAMS, overview
@@ -381,35 +380,20 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _declare_predict(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="PNG or JPEG of one digit, any size and colours")
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGE",
+        help="PNG or JPEG of one digit, any size and colours; a folder: all such files below it; -: standard input",
+    )  # fmt: skip
     _add_model(parser, "--weights")
     _add_place(parser)
     parser.add_argument("--json", action="store_true", help="print a list with one object for each picture")
 
 
 def _predict(options: argparse.Namespace) -> int:
+    from .predicting import predict
+
     with _place(options) as device:
-        return _read(_reader(options.weights, device), options)
-
-
-def _read(reader: Any, options: argparse.Namespace) -> int:
-    failed, rows = False, []
-    for image in options.images:
-        try:
-            reading = reader.read(image)
-        except RawgradError as error:
-            failed = True
-            message = str(error) if image in str(error) else f"{image}: {error}"
-            print(f"rawgrad: error: {message}", file=sys.stderr)
-            rows.append({"image": image, "error": message})
-            continue
-        if options.json:
-            rows.append({"image": image, **reading.described()})
-        else:
-            print(f"{image}: {reading}\n")
-    if options.json:
-        print(json.dumps(rows, indent=2))
-    return 2 if failed else 0
+        return predict(_reader(options.weights, device), options.images, options.json)
 
 
 # ---- emulate ----------------------------------------------------------------------------------
@@ -509,7 +493,8 @@ COMMANDS: dict[str, Command] = {
         (
             ("rawgrad predict seven.png photo.jpg", "dark on light or light on dark, in any place"),
             ("rawgrad predict seven.png --weights runs/digits-cnn", "with a certain network"),
-            ("rawgrad predict *.png --json", "for scripts"),
+            ("rawgrad predict scans/", "every picture below a folder"),
+            ("rawgrad predict - --json < seven.png", "for scripts"),
         ),
     ),
     "programs": Command(

@@ -47,9 +47,17 @@ class Reading:
         rest = {"probabilities": self.probabilities} if self.value is None else {"value": self.value}
         return {"digit": self.digit, **rest}
 
-    def __str__(self) -> str:
+    def line(self) -> str:
+        """The digit and the class that comes next, or the number, in one line."""
         if self.value is not None:
             return f"{self.digit}  (the network gave {self.value:.3f})"
+        rest = sorted(((p, name) for name, p in self.probabilities.items() if name != self.digit), reverse=True)
+        other = f", else {rest[0][1]} ({100 * rest[0][0]:.1f} %)" if rest else ""
+        return f"{self.digit}  ({100 * self.probabilities[self.digit]:.1f} %){other}"
+
+    def __str__(self) -> str:
+        if self.value is not None:
+            return self.line()
         lines = [f"{self.digit}  ({100 * self.probabilities[self.digit]:.1f} %)"]
         for name, p in self.probabilities.items():
             lines.append(f"  {name}  {100 * p:5.1f} %  {'█' * round(30 * p)}".rstrip())
@@ -98,14 +106,24 @@ class Reader:
         return MNIST(data_dir, split, download=data_dir is None)
 
     def prepared(self, picture: Any) -> np.ndarray:
-        """The picture (path, Pillow picture, array) as the network wants it: (1, S, S) float32."""
+        """The picture (path, open file, Pillow picture, array) as the network wants it: (1, S, S) float32."""
         return prepare_digit(picture, **self.data.frame)
 
     def outputs(self, images: np.ndarray) -> np.ndarray:
-        """The network's outputs (N, classes or 1) for prepared images (N, 1, S, S), both on the host."""
+        """The network's outputs (N, classes or 1) for prepared images (N, 1, S, S), both on the host.
+
+        Raises:
+            CheckpointError: they are not all finite.
+        """
         parts = (images[i : i + _BATCH] for i in range(0, len(images), _BATCH))
         with no_grad():
-            return np.concatenate([self.model(Tensor(part).to(self.device)).to("cpu").numpy() for part in parts])
+            found = np.concatenate([self.model(Tensor(part).to(self.device)).to("cpu").numpy() for part in parts])
+        if not np.isfinite(found).all():
+            raise CheckpointError(
+                f"{self.path}: the network must give finite numbers; got NaN or infinity: its training went wrong, "
+                "and a smaller --lr may save it"
+            )
+        return found
 
     def digits(self, outputs: np.ndarray) -> np.ndarray:
         """The index of the class that each row of ``outputs`` means, (N,) int64.
@@ -121,6 +139,7 @@ class Reader:
 
         Raises:
             DataError: it is no picture, or shows nothing.
+            CheckpointError: the network gives no finite numbers.
         """
         outputs = self.outputs(self.prepared(picture)[None])
         digit = self.info.classes[int(np.clip(self.digits(outputs)[0], 0, len(self.info.classes) - 1))]

@@ -72,8 +72,8 @@ def prepare_digit(
     set's convention is in its ``frame``: ``prepare_digit(image, **Digits.frame)``.
 
     Args:
-        image: a path, a Pillow picture, or an array: (H, W), (1, H, W) or (H, W, 3 or 4), uint8 from
-            0 to 255 or floating from 0 to 1.
+        image: a path, an open binary file, a Pillow picture, or an array: (H, W), (1, H, W) or
+            (H, W, 3 or 4), uint8 from 0 to 255 or floating from 0 to 1.
         size: the side of the result, in pixels.
         fill: the ink's longer side as a share of ``size``.
         centre: where the centre of mass goes, down and across, as a share of ``size``.
@@ -87,7 +87,8 @@ def prepare_digit(
     """
     if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
         raise ArgumentError(f"prepare_digit: size must be an integer of at least 1; got {size!r}")
-    ink = _ink(*_opened(image, max_pixels, _colours))  # (H, W), 0 to 1
+    rgb, alpha = _opened(image, max_pixels, _colours)
+    ink = _ink(rgb, alpha, _name(image))  # (H, W), 0 to 1
     height, width = ink.shape
     rows, columns = (np.flatnonzero((ink > _INK).any(axis)) for axis in (1, 0))
     longest = max(rows[-1] - rows[0], columns[-1] - columns[0]) + 1
@@ -139,13 +140,13 @@ def _begin(mass: np.ndarray, first: int, side: float, centre: float, scale: floa
     return min(max(begin, last), float(first)) if last <= first else begin
 
 
-def _ink(rgb: np.ndarray, alpha: np.ndarray | None) -> np.ndarray:
-    """How much ink lies on each pixel, (H, W) from 0 to 1."""
+def _ink(rgb: np.ndarray, alpha: np.ndarray | None, name: str) -> np.ndarray:
+    """How much ink lies on each pixel of the picture ``name``, (H, W) from 0 to 1."""
     if alpha is not None:
         seen = alpha > alpha.max() / 2
         levels = _luma(rgb)[seen]
         if levels.size == 0:
-            raise DataError("prepare_digit: the picture must show a digit; got one that is all transparent")
+            raise DataError(f"prepare_digit: {name} must show a digit; got a picture that is all transparent")
         if levels.std() < _CONTRAST:  # one colour: the digit is drawn by its opacity alone
             rgb, alpha = alpha[:, :, None], None
         else:  # what is seen has its own paper: continue it where nothing is seen
@@ -161,7 +162,7 @@ def _ink(rgb: np.ndarray, alpha: np.ndarray | None) -> np.ndarray:
     ink = departure @ line
     strongest = ink.max()
     if not strongest > _CONTRAST:
-        raise DataError("prepare_digit: the picture must show a digit; got one without anything on its background")
+        raise DataError(f"prepare_digit: {name} must show a digit; got a picture without anything on its background")
     peak = np.percentile(ink[ink >= strongest / 2], 90)  # full ink, without a few hot pixels
     grain = min(0.2, 3 * float(np.median(np.abs(border - paper) @ np.abs(line))) / peak)  # 0 on clean paper
     return np.clip((ink / peak - grain) / (1 - grain), 0, 1)
@@ -193,28 +194,37 @@ def _opened(source: Any, max_pixels: int, read: Callable[[Any], Any]) -> Any:
     """``read(picture)`` of the upright Pillow picture that a path, picture or array gives."""
     from PIL import Image, UnidentifiedImageError
 
+    name = _name(source)
     if isinstance(source, np.ndarray):
         source = Image.fromarray(_bytes(source))
     if isinstance(source, Image.Image):
-        return read(_upright(source, "picture", max_pixels))
+        return read(_upright(source, name, max_pixels))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # max_pixels judges
             with Image.open(source, formats=FORMATS) as picture:
-                return read(_upright(picture, source, max_pixels))
+                return read(_upright(picture, name, max_pixels))
     except DataError:
         raise
     except UnidentifiedImageError as error:
-        raise DataError(f"image: {source} must be a picture ({' or '.join(FORMATS)}); got something else") from error
+        raise DataError(f"image: {name} must be a picture ({' or '.join(FORMATS)}); got something else") from error
     except Image.DecompressionBombError as error:
-        raise DataError(f"image: {source} must have at most max_pixels={max_pixels} pixels; {error}") from error
+        raise DataError(f"image: {name} must have at most max_pixels={max_pixels} pixels; {error}") from error
     except OSError as error:
-        raise DataError(f"image: {source} cannot be read: {error.strerror or error}") from error
+        raise DataError(f"image: {name} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # a damaged file makes Pillow raise whatever its decoder met
-        raise DataError(f"image: {source} is damaged: {error}") from error
+        raise DataError(f"image: {name} is damaged: {error}") from error
 
 
-def _upright(picture: Any, name: Any, max_pixels: int) -> Any:
+def _name(source: Any) -> str:
+    """What a message calls a source: its path, an open file's name, or "the picture"."""
+    if isinstance(source, str | os.PathLike):
+        return os.fspath(source)
+    name = getattr(source, "name", None)
+    return name if isinstance(name, str) else "the picture"
+
+
+def _upright(picture: Any, name: str, max_pixels: int) -> Any:
     from PIL import ImageOps
 
     if not 0 < picture.width * picture.height <= max_pixels:
@@ -276,6 +286,17 @@ def _colours(picture: Any) -> tuple[np.ndarray, np.ndarray | None]:
 # ---- a folder of classes ----------------------------------------------------------------------
 
 
+def pictures_below(folder: Path) -> list[Path]:
+    """The pictures at any depth below ``folder``, by their names' endings, sorted; hidden ones are left out."""
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in EXTENSIONS
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and path.is_file()
+    ]
+
+
 class ImageFolder(Dataset):
     """Pictures sorted into one folder per class; each is read when it is asked for.
 
@@ -312,10 +333,7 @@ class ImageFolder(Dataset):
             raise DataError(f"ImageFolder: root must hold one folder per class; {root} holds none")
         self.class_to_idx = {name: index for index, name in enumerate(self.classes)}
         self.samples = [
-            (path, index)
-            for name, index in self.class_to_idx.items()
-            for path in sorted((self.root / name).rglob("*"))
-            if path.suffix.lower() in EXTENSIONS and path.is_file() and not path.name.startswith(".")
+            (path, index) for name, index in self.class_to_idx.items() for path in pictures_below(self.root / name)
         ]
         self.targets = [index for _, index in self.samples]
 

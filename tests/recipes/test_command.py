@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -19,10 +20,12 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from rawgrad import backends, get_num_threads
 from rawgrad.__main__ import main
 from rawgrad.engine.data import loader
+from rawgrad.engine.weights import save_weights
 from rawgrad.kernels._threads import most_threads
-from rawgrad.recipes import command
+from rawgrad.recipes import command, predicting
 from rawgrad.recipes.programs import OTHER_ROWS, PROGRAMS
 from rawgrad.recipes.reading import Reader, as_file, share_read
+from rawgrad.recipes.training import load_model
 
 Capture = pytest.CaptureFixture[str]
 
@@ -237,6 +240,81 @@ class TestPredict:
         assert "text.png" in said.err
         assert "missing.png" in said.err
         assert said.out.startswith(names[2])
+
+    def test_a_folder_gives_a_line_for_each_picture_below_it(
+        self, run_folder: Path, tmp_path: Path, capsys: Capture
+    ) -> None:
+        digits = Reader(run_folder).load_data("test")
+        (tmp_path / "scans" / "deeper").mkdir(parents=True)
+        (tmp_path / "scans" / ".hidden").mkdir()
+        names = ["scans/1.png", "scans/deeper/2.JPG", "scans/deeper/3.jpeg", "scans/.hidden/4.png", "scans/.5.png"]
+        for name, image in zip(names, (255 * digits.images[:5, 0]).astype(np.uint8), strict=True):
+            kind = "PNG" if name.endswith("png") else "JPEG"
+            (tmp_path / name).write_bytes(as_file(np.kron(image, np.ones((9, 9), np.uint8)), kind).getvalue())
+        (tmp_path / "scans" / "notes.txt").write_text("no picture by its name")
+        (tmp_path / "scans" / "text.png").write_text("no picture but by its name")
+        (tmp_path / "empty").mkdir()
+        folders = [str(tmp_path / "empty"), str(tmp_path / "scans")]
+        assert main(["predict", *folders, "--weights", str(run_folder)]) == 2
+        said = capsys.readouterr()
+        lines = said.out.splitlines()
+        assert len(lines) == 3
+        for line, name, label in zip(lines, names, digits.labels, strict=False):
+            assert re.fullmatch(rf"{tmp_path / name}: {label}  \(\d+\.\d %\), else \d \(\d+\.\d %\)", line)
+        assert said.err.splitlines() == [
+            f"rawgrad: error: predict: {tmp_path}/empty must hold pictures (PNG or JPEG); got none",
+            f"rawgrad: error: image: {tmp_path}/scans/text.png must be a picture (PNG or JPEG); got something else",
+            "rawgrad: 2 of 5 could not be read",
+        ]
+
+    def test_standard_input(
+        self, run_folder: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        digits = Reader(run_folder).load_data("test")
+        picture = as_file((255 * digits.images[0, 0]).astype(np.uint8)).getvalue()
+
+        terminal: list[bool] = []
+
+        class Input(io.TextIOWrapper):
+            def isatty(self) -> bool:
+                return bool(terminal)
+
+        def given(data: bytes, *arguments: str) -> int:
+            with monkeypatch.context() as patch:
+                patch.setattr(sys, "stdin", Input(io.BytesIO(data)))
+                return main(["predict", *arguments, "--weights", str(run_folder)])
+
+        assert given(picture, "-", "--json") == 0
+        (row,) = json.loads(capsys.readouterr().out)
+        assert (row["image"], row["digit"]) == ("-", str(digits.labels[0]))
+        for data, reason in (
+            (b"", "predict: standard input must be a picture; got nothing"),
+            (b"-" * 99, "image: standard input must be a picture (PNG or JPEG); got something else"),
+            (picture[:80], "image: standard input cannot be read: "),
+            (as_file(np.zeros((9, 9), np.uint8)).getvalue(), "prepare_digit: standard input must show a digit; got "),
+        ):
+            assert given(data, "-") == 2
+            assert capsys.readouterr().err.startswith(f"rawgrad: error: {reason}")
+        monkeypatch.setattr(predicting, "MAX_BYTES", 50)
+        assert given(picture, "-") == 2
+        assert "standard input must have at most 50 bytes" in capsys.readouterr().err
+        assert given(picture, "-", "-") == 2
+        assert "can be read once only" in capsys.readouterr().err
+        terminal.append(True)
+        assert given(picture, str(tmp_path / "x.png"), "-") == 2
+        said = capsys.readouterr().err
+        assert "which is a terminal" in said and "x.png" not in said  # noticed before anything is read
+
+    @pytest.mark.parametrize("command", ["predict", "evaluate"])
+    def test_a_network_of_nan_is_no_reader(
+        self, command: str, run_folder: Path, tmp_path: Path, capsys: Capture
+    ) -> None:
+        model, info = load_model(run_folder)
+        next(iter(model.parameters())).array[:] = np.nan
+        save_weights(tmp_path / "weights.safetensors", model, info)
+        (tmp_path / "a.png").write_bytes(as_file(np.eye(30, dtype=np.uint8) * 255).getvalue())
+        arguments = ["predict", str(tmp_path / "a.png"), "--weights"] if command == "predict" else ["evaluate"]
+        assert "the network must give finite numbers; got NaN" in refusal(capsys, *arguments, str(tmp_path))
 
     def test_every_variant_of_the_digits_is_read(self, run_folder: Path) -> None:
         reader = Reader(run_folder)

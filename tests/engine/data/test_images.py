@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from rawgrad.engine.data import MNIST, DataLoader, Digits, ImageFolder, load_image, prepare_digit
 from rawgrad.kernels._errors import ArgumentError, DataError, IndexRangeError, ShapeError
@@ -293,6 +293,57 @@ def test_paper_with_transparent_corners(tmp_path):
     assert np.abs(prepare_digit(saved(tmp_path, rgba))[0] - DIGIT).mean() < 0.03
 
 
+def as_the_makers_did(ink):
+    """MNIST's definition, bare: the ink (H, W), whose longer side is a multiple of 20, fitted into 20 x 20 by means
+    over squares (that is anti-aliasing), and moved by whole pixels so that the centre of mass is in pixel (14, 14).
+
+    Source: LeCun, Cortes, Burges, "The MNIST database": "size normalized to fit in a 20x20 pixel box while
+    preserving their aspect ratio […] grey levels as a result of the anti-aliasing […] centered in a 28x28 image by
+    computing the center of mass of the pixels, and translating the image so as to position this point at the center".
+    """
+    step = max(ink.shape) // 20
+    padded = np.pad(ink, [(0, -extent % step) for extent in ink.shape])
+    small = padded.reshape(padded.shape[0] // step, step, padded.shape[1] // step, step).mean((1, 3))
+    field = np.zeros((60, 60))
+    field[20 : 20 + small.shape[0], 20 : 20 + small.shape[1]] = small
+    mass = [(np.arange(60) * field.sum(1 - axis)).sum() / field.sum() for axis in (0, 1)]
+    top, left = (round(centre) - 14 for centre in mass)
+    tie = max(abs(abs(centre - round(centre)) - 0.5) < 0.04 for centre in mass)
+    return field[top : top + 28, left : left + 28], tie
+
+
+def strokes(seed):
+    """A few thick lines, (H, W) of 0 and 1, without a margin, the longer side 200 pixels."""
+    rng = np.random.default_rng(seed)
+    sheet = Image.new("L", (400, 400))
+    points = [tuple(map(int, rng.integers(60, 340, 2))) for _ in range(5)]
+    ImageDraw.Draw(sheet).line(points, fill=255, width=24, joint="curve")
+    ink = sheet.crop(sheet.getbbox())
+    ink = ink.resize([max(1, round(200 * side / max(ink.size))) for side in ink.size], Image.Resampling.NEAREST)
+    return (np.asarray(ink) > 127).astype(np.float64)
+
+
+@pytest.mark.parametrize("on_dark", [False, True])
+def test_it_is_what_the_makers_of_mnist_did(on_dark):
+    compared = 0
+    for seed in range(20):
+        ink = strokes(seed)
+        expected, tie = as_the_makers_did(ink)
+        if tie:  # the centre of mass lies between two pixels: the other one is as good
+            continue
+        compared += 1
+        rng = np.random.default_rng(seed)
+        sheet = np.pad(ink, [tuple(map(int, rng.integers(20, 300, 2))) for _ in range(2)])
+        result = prepare_digit(as_bytes(0.1 + 0.8 * (sheet if on_dark else 1 - sheet)))[0].astype(np.float64)
+        extents = [np.ptp(np.flatnonzero((result > 0.15).any(axis))) + 1 for axis in (0, 1)]
+        assert max(extents) == 20
+        for axis in (0, 1):
+            assert abs((np.arange(28) * result.sum(1 - axis)).sum() / result.sum() - 14) < 0.55
+        # A cubic filter is sharper than a mean: at an edge by up to a fifth.
+        assert np.abs(result - expected).max() < 0.25 and np.abs(result - expected).mean() < 0.015
+    assert compared >= 15
+
+
 def test_other_sizes():
     assert prepare_digit(DIGIT, 8).shape == (1, 8, 8)
     small = prepare_digit(np.kron(DIGIT, np.ones((10, 10))), 8, fill=1.0)[0]
@@ -306,9 +357,14 @@ def test_other_sizes():
 
 
 @pytest.mark.parametrize("value", [0, 128, 255])
-def test_an_empty_sheet_is_no_digit(value):
-    with pytest.raises(DataError, match="without anything"):
+def test_an_empty_sheet_is_no_digit(tmp_path, value):
+    with pytest.raises(DataError, match="the picture must show a digit; got a picture without anything"):
         prepare_digit(np.full((30, 40), value, np.uint8))
+    path = saved(tmp_path, np.full((30, 40), value, np.uint8), "a.png")
+    with pytest.raises(DataError, match=r"prepare_digit: .*a\.png must show a digit"):
+        prepare_digit(path)
+    with open(path, "rb") as file, pytest.raises(DataError, match=r"prepare_digit: .*a\.png must show a digit"):
+        prepare_digit(file)
     with pytest.raises(DataError, match="all transparent"):
         prepare_digit(Image.new("RGBA", (9, 9), (value, value, value, 0)))
 
@@ -337,6 +393,19 @@ def test_inputs_stay_untouched():
 
 
 GENUINE = Path(os.environ.get("RAWGRAD_DATA", "no such folder"))
+
+
+@pytest.mark.mnist
+@pytest.mark.skipif(not (GENUINE / "mnist").is_dir(), reason="RAWGRAD_DATA names no folder with mnist/")
+def test_genuine_digits_are_as_the_makers_say():
+    """Which is what :func:`prepare_digit` aims at: longer side 20, centre of mass in pixel (14, 14)."""
+    pixels = MNIST(GENUINE, "test").data.astype(np.float64)
+    ink = np.stack([(pixels > 0).any(axis) for axis in (1, 2)])
+    longest = (28 - ink.argmax(2) - ink[:, :, ::-1].argmax(2)).max(0)
+    assert (longest == 20).mean() > 0.999
+    for axis in (1, 2):
+        mass = (pixels.sum(3 - axis) * np.arange(28)).sum(1) / pixels.sum((1, 2))
+        assert np.abs(mass - 14).max() < 0.502
 
 
 @pytest.mark.mnist
