@@ -396,6 +396,21 @@ def _predict(options: argparse.Namespace) -> int:
         return predict(_reader(options.weights, device), options.images, options.json)
 
 
+# ---- replay -----------------------------------------------------------------------------------
+
+
+def _declare_replay(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", type=Path, metavar="RUN_OR_FILE", help="the folder of a run, or the file it saved")
+    _add_place(parser)
+
+
+def _replay(options: argparse.Namespace) -> int:
+    from .replaying import again
+
+    with _place(options) as device:
+        return again(options.path, device)
+
+
 # ---- emulate ----------------------------------------------------------------------------------
 
 
@@ -496,6 +511,12 @@ COMMANDS: dict[str, Command] = {
             ("rawgrad predict scans/", "every picture below a folder"),
             ("rawgrad predict - --json < seven.png", "for scripts"),
         ),
+    ),
+    "replay": Command(
+        "do the step again at which a training met NaN or infinity, and say where they come from",
+        _declare_replay,
+        _replay,
+        (("rawgrad replay runs/mnist-cnn", "layer by layer, then the operation"),),
     ),
     "programs": Command(
         "list every program with its command", lambda parser: None, _programs, (("rawgrad programs", ""),)

@@ -39,6 +39,7 @@ from ..engine.train import (
     Evaluation,
     History,
     JSONLines,
+    NonFiniteGuard,
     Step,
     Training,
     evaluate,
@@ -235,11 +236,6 @@ class _Run:
 
     def __init__(self, task: Task, options: Options) -> None:
         self.task, self.options = task, options
-        self.timing = ""  # what held the last epoch back
-        self.lines = JSONLines() if options.json else None
-        self.callbacks: list[Callback] = [] if self.lines is None else [self.lines]
-        if options.patience is not None:
-            self.callbacks.append(_Stopping(options))
         self.checkpoints = Checkpoints(
             options.out / "checkpoints",
             settings={
@@ -254,6 +250,12 @@ class _Run:
             on_saved=self._saved,
         )
         sweep(options.out)
+        self.timing = ""  # what held the last epoch back
+        self.lines = JSONLines() if options.json else None
+        guard = NonFiniteGuard(options.out, self.checkpoints.settings)
+        self.callbacks: list[Callback] = [guard] if self.lines is None else [guard, self.lines]
+        if options.patience is not None:
+            self.callbacks.append(_Stopping(options))
 
     def epoch_done(self, loader: DataLoader, epoch: Epoch) -> None:
         self.options.say(str(epoch))

@@ -288,6 +288,19 @@ class DataLoader:
             return random_order(self.seed, epoch, len(self.dataset))
         return np.arange(len(self.dataset))
 
+    def indices(self, batch: int, epoch: int | None = None) -> np.ndarray:
+        """Which samples batch number ``batch`` of an epoch has, (B,) int64; by default of the one under way.
+
+        What ``broken`` leaves out or replaces is still among them.
+
+        Raises:
+            ArgumentError: there is no such batch.
+        """
+        if not 0 <= batch < len(self):
+            raise ArgumentError(f"DataLoader: batch must be from 0 to {len(self) - 1}; got {batch}")
+        order = self._order(self.epoch if epoch is None else epoch)
+        return order[batch * self.batch_size : (batch + 1) * self.batch_size]
+
     def state_dict(self) -> dict[str, Any]:
         """Where the loader stands: everything that :meth:`load_state_dict` needs to go on."""
         finished = self._next_batch >= len(self)  # the last batch is out, the loop not yet over

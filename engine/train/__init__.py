@@ -9,6 +9,7 @@ step, validation after each epoch, callbacks, and its state saved now and then.
 ``callback.py``        what is told of a training, and by what it can end it
 ``progress.py``        a bar, and lines of JSON
 ``early_stopping.py``  ending what does not get better
+``nonfinite.py``       NaN and infinity: where they come from, and that one step again
 ``saving.py``          checkpoints now and then, and a proper end when one is wished
 """
 
@@ -18,6 +19,7 @@ from .callback import Callback, Training
 from .early_stopping import EarlyStopping
 from .evaluation import Evaluation, evaluate, predictions_of
 from .loop import fit
+from .nonfinite import NonFiniteGuard, Replay, replay
 from .progress import JSONLines, ProgressBar
 from .records import Epoch, History, Progress, Step
 
@@ -32,14 +34,17 @@ __all__ = [
     "Interrupted",
     "Interval",
     "JSONLines",
+    "NonFiniteGuard",
     "Progress",
     "ProgressBar",
+    "Replay",
     "Step",
     "Terminated",
     "Training",
     "evaluate",
     "fit",
     "predictions_of",
+    "replay",
     "restore",
     "states_of",
 ]

@@ -22,6 +22,7 @@ class Training:
         progress: where it stands; ``progress.history`` is what it did.
         batches: (inputs, targets) of the step under way: one, or as many as are accumulated.
         predictions: of these, once they are there; one tensor for each.
+        scaled: whether the loss is scaled, so that gradients may overflow.
         stopped: why it ends before its time; None as long as it does not.
     """
 
@@ -43,6 +44,7 @@ class Training:
         self.progress = Progress()
         self.batches: list[tuple[Any, Any]] = []
         self.predictions: list[Any] = []
+        self.scaled = False
         self.stopped: str | None = None
 
     @property

@@ -112,6 +112,7 @@ def fit(
             getattr(callback, event)(run, *what)
 
     scaler = GradScaler() if precision == "fp16" else None
+    run.scaled = scaler is not None
     take_step = _captured(_step(run, tell, clip_norm, precision, scaler), run, told, scaler, capture)
     parts = _parts(run, told, scaler)
     if resume is not None:
