@@ -11,13 +11,14 @@ failure deep inside a model is ``encoder.conv1``.  That costs nothing as long as
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 
-from ..autograd import Function, Tensor, graph
+from ..autograd import Function, Tensor, graph, no_grad
 from ..kernels._devices import device_named, device_of
 from ..kernels._dtypes import FLOATS, HALVES, kind_of
 from ..kernels._errors import ArgumentError, CheckpointError, NonFiniteError, RawgradError
@@ -518,6 +519,19 @@ class Module:
         if not lines:
             return f"{type(self).__name__}({extra})"
         return "\n  ".join([f"{type(self).__name__}({extra}", *lines]) + "\n)"
+
+
+@contextmanager
+def evaluating(module: Module) -> Iterator[None]:
+    """A ``with`` block in evaluation mode and without gradients; afterwards each layer has the mode that it had."""
+    modes = [(layer, layer.training) for layer in module.modules()]
+    module.eval()
+    try:
+        with no_grad():
+            yield
+    finally:
+        for layer, mode in modes:
+            layer.training = mode
 
 
 def indented(text: str) -> str:

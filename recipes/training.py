@@ -34,6 +34,7 @@ from ..engine.module import Module
 from ..engine.optim import SGD, Adagrad, Adam, Optimizer, RMSprop, lr_scheduler
 from ..engine.train import (
     Callback,
+    Checks,
     EarlyStopping,
     Epoch,
     Evaluation,
@@ -253,7 +254,8 @@ class _Run:
         self.timing = ""  # what held the last epoch back
         self.lines = JSONLines() if options.json else None
         guard = NonFiniteGuard(options.out, self.checkpoints.settings)
-        self.callbacks: list[Callback] = [guard] if self.lines is None else [guard, self.lines]
+        checks = Checks(lambda trouble: _tell(f"note: {trouble}"))
+        self.callbacks: list[Callback] = [guard, checks] if self.lines is None else [guard, checks, self.lines]
         if options.patience is not None:
             self.callbacks.append(_Stopping(options))
 

@@ -10,12 +10,14 @@ step, validation after each epoch, callbacks, and its state saved now and then.
 ``progress.py``        a bar, and lines of JSON
 ``early_stopping.py``  ending what does not get better
 ``nonfinite.py``       NaN and infinity: where they come from, and that one step again
+``checks.py``          what often goes wrong, and what to try
 ``saving.py``          checkpoints now and then, and a proper end when one is wished
 """
 
 from ..checkpoint import Checkpoint, Checkpoints, Interval, restore, states_of
 from ..stopping import Interrupted, Terminated
 from .callback import Callback, Training
+from .checks import Checks, Limits, Trouble
 from .early_stopping import EarlyStopping
 from .evaluation import Evaluation, evaluate, predictions_of
 from .loop import fit
@@ -27,6 +29,7 @@ __all__ = [
     "Callback",
     "Checkpoint",
     "Checkpoints",
+    "Checks",
     "EarlyStopping",
     "Epoch",
     "Evaluation",
@@ -34,6 +37,7 @@ __all__ = [
     "Interrupted",
     "Interval",
     "JSONLines",
+    "Limits",
     "NonFiniteGuard",
     "Progress",
     "ProgressBar",
@@ -41,6 +45,7 @@ __all__ = [
     "Step",
     "Terminated",
     "Training",
+    "Trouble",
     "evaluate",
     "fit",
     "predictions_of",

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from ...autograd import Tensor, no_grad
+from ...autograd import Tensor
 from ..metrics import RunningAverage, accuracy
-from ..module import Module
+from ..module import Module, evaluating
 
 #: (predictions, targets) -> loss, a tensor of one element.
 LossFunction = Callable[[Any, Any], Any]
@@ -39,7 +39,7 @@ def evaluate(
 ) -> Evaluation:
     """Run ``model`` over all of ``loader`` in evaluation mode, recording nothing.
 
-    The model's mode is put back afterwards.  The mean is over samples, so a smaller last batch
+    The mode of each layer is put back afterwards.  The mean is over samples, so a smaller last batch
     counts for less.
 
     Args:
@@ -51,18 +51,14 @@ def evaluate(
     """
     losses, scores = RunningAverage(), RunningAverage()
     others = {name: RunningAverage() for name in metrics or {}}
-    was_training, start = model.training, time.perf_counter()
-    model.eval()
-    try:
-        with no_grad():
-            for inputs, targets in loader:
-                predictions = model(inputs)
-                losses.update(loss(predictions, targets).item(), len(inputs))
-                scores.update(score(predictions, targets), len(inputs))
-                for name, metric in (metrics or {}).items():
-                    others[name].update(metric(predictions, targets), len(inputs))
-    finally:
-        model.train(was_training)
+    start = time.perf_counter()
+    with evaluating(model):
+        for inputs, targets in loader:
+            predictions = model(inputs)
+            losses.update(loss(predictions, targets).item(), len(inputs))
+            scores.update(score(predictions, targets), len(inputs))
+            for name, metric in (metrics or {}).items():
+                others[name].update(metric(predictions, targets), len(inputs))
     seconds = time.perf_counter() - start
     means = {name: mean.value for name, mean in others.items()}
     return Evaluation(losses.value, scores.value, losses.count, losses.count / max(seconds, 1e-9), means)
@@ -70,13 +66,8 @@ def evaluate(
 
 def predictions_of(model: Module, loader: Iterable[Any]) -> tuple[np.ndarray, np.ndarray]:
     """The model's outputs for all samples and their targets, as NumPy arrays, in evaluation mode."""
-    was_training = model.training
-    model.eval()
-    try:
-        with no_grad():
-            pairs = [(model(inputs).to("cpu").numpy(), _host(targets)) for inputs, targets in loader]
-    finally:
-        model.train(was_training)
+    with evaluating(model):
+        pairs = [(model(inputs).to("cpu").numpy(), _host(targets)) for inputs, targets in loader]
     return np.concatenate([p for p, _ in pairs]), np.concatenate([t for _, t in pairs])
 
 
