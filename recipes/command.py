@@ -344,6 +344,13 @@ def _declare_evaluate(parser: argparse.ArgumentParser) -> None:
         "--pictures", type=int, nargs="?", const=10_000, metavar="N",
         help="write the first N images (default: 10,000) out as PNG, scaled, inverted and shifted, and read them back",
     )  # fmt: skip
+    parser.add_argument(
+        "--folder", type=Path, metavar="DIR",
+        help="read pictures instead: DIR holds one folder for each class, 0 to 9, with PNG or JPEG files",
+    )  # fmt: skip
+    parser.add_argument(
+        "--out", type=Path, metavar="PICTURE", help="draw confusion matrix and worst mistakes (.png, .pdf, .svg)"
+    )
 
 
 def _add_model(parser: argparse.ArgumentParser, name: str, **options: Any) -> None:
@@ -363,20 +370,36 @@ def _reader(path: Path | None, device: str) -> Any:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from .evaluating import evaluate, evaluate_pictures
+    from .evaluating import draw_report, evaluate, evaluate_folder, evaluate_pictures
+    from .pictures import check_path
     from .training import limited
 
     for name in ("pictures", "limit"):
         if (value := getattr(options, name)) is not None and value < 1:
             raise ArgumentError(f"evaluate: --{name} must be at least 1; got {value}")
+    if options.pictures is not None and (options.out is not None or options.folder is not None):
+        other = "--out" if options.out is not None else "--folder"
+        raise ArgumentError(f"evaluate: --pictures only counts what is read right; it does not go with {other}")
+    if options.out is not None:
+        check_path("evaluate", options.out)
+    left_out = 0
     with _place(options) as device:
         reader = _reader(options.model, device)
-        data = limited(reader.load_data(options.split, options.data_dir), options.limit)
-        if options.pictures is None:
-            print(evaluate(reader, data))
+        if options.folder is not None:
+            report, left_out = evaluate_folder(reader, options.folder, options.limit)
         else:
-            evaluate_pictures(reader, data, options.pictures)
-    return 0
+            data = limited(reader.load_data(options.split, options.data_dir), options.limit)
+            if options.pictures is not None:
+                evaluate_pictures(reader, data, options.pictures)
+                return 0
+            report = evaluate(reader, data)
+    if options.out is not None:
+        draw_report(report, options.out)
+        print(f"drawn into {options.out}\n")
+    print(report)
+    if left_out:
+        print(f"rawgrad: {left_out} of {left_out + report.count} could not be read and are left out", file=sys.stderr)
+    return 2 if left_out else 0
 
 
 def _declare_predict(parser: argparse.ArgumentParser) -> None:
@@ -493,12 +516,14 @@ COMMANDS: dict[str, Command] = {
         ),
     ),
     "evaluate": Command(
-        "test a trained network: accuracy, loss, confusion matrix, worst classes",
+        "test a trained network: accuracy, loss, confusion matrix, worst classes and mistakes",
         _declare_evaluate,
         _evaluate,
         (
             ("rawgrad evaluate runs/digits-cnn", "on the test images that its data set has"),
-            ("rawgrad evaluate runs/mnist-cnn --pictures", "and as pictures, scaled, inverted, shifted"),
+            ("rawgrad evaluate runs/digits-cnn --out mistakes.png", "and draw the worst mistakes"),
+            ("rawgrad evaluate runs/mnist-cnn --pictures", "on pictures of them, scaled, inverted, shifted"),
+            ("rawgrad evaluate runs/mnist-cnn --folder scans/", "on your own, in scans/0/ to scans/9/"),
         ),
     ),
     "predict": Command(

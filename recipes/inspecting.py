@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ..engine.data import MNIST, Digits, ImageFolder, check_data, sample_sheet, sample_text
-from ..kernels._errors import ArgumentError, DataError
-
-#: Endings of the pictures that samples are drawn into.
-PICTURES = (".png", ".pdf", ".svg")
+from ..kernels._errors import DataError
+from .pictures import check_path
 
 
 def splits_of(source: str, data_dir: Path | None) -> dict[str, Any]:
@@ -41,8 +39,8 @@ def inspect_data(source: str, data_dir: Path | None, out: Path | None, samples: 
     Returns:
         0, or 1 if the check found problems.
     """
-    if out is not None and out.suffix not in PICTURES:
-        raise ArgumentError(f"data: --out must end with {', '.join(PICTURES)}; got {out}")
+    if out is not None:
+        check_path("data", out)
     splits = splits_of(source, data_dir)
     report = check_data(splits)
     first = next(iter(splits.values()))

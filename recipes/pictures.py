@@ -7,17 +7,33 @@ written gets smaller with them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..kernels._errors import ArgumentError, ShapeError
 
+#: Endings of the pictures that can be drawn.
+ENDINGS = (".png", ".pdf", ".svg")
+
 _BLUE, _RED = np.array([0.10, 0.32, 0.60]), np.array([0.80, 0.10, 0.10])
 _WRONG = np.array([1.0, 0.72, 0.70])  # the paper of a digit that was read wrong
 #: The width of a character of matplotlib's font, and of a line, in sizes of the font.
 _CHARACTER, _LINE = 0.64, 1.25
 _SMALLEST, _LARGEST = 3.0, 11.0  # points
+
+
+def check_path(command: str, path: Path) -> None:
+    """Refuse a path that no picture can be drawn into, before anything is computed.
+
+    Raises:
+        ArgumentError: its ending is none of :data:`ENDINGS`, or its folder does not exist.
+    """
+    if path.suffix not in ENDINGS:
+        raise ArgumentError(f"{command}: --out must end with {', '.join(ENDINGS)}; got {path}")
+    if not path.parent.is_dir():
+        raise ArgumentError(f"{command}: --out must lie in a folder that exists; there is no {path.parent}")
 
 
 def errors_first(truth: np.ndarray, read: np.ndarray, losses: np.ndarray) -> np.ndarray:

@@ -97,9 +97,18 @@ def predict(reader: Reader, names: Sequence[str], as_json: bool) -> int:
             continue
         rows.append({"image": source.name, **reading.described()})
         if not as_json:
-            print(f"{source.name}: {reading.line()}" if source.listed else f"{source.name}: {reading}\n", flush=True)
+            _say(f"{source.name}: {reading.line()}" if source.listed else f"{source.name}: {reading}\n")
     if as_json:
         print(json.dumps(rows, indent=2))
     if refused and len(rows) > 1:
         print(f"rawgrad: {refused} of {len(rows)} could not be read", file=sys.stderr)
     return 2 if refused else 0
+
+
+def _say(text: str) -> None:
+    """Print ``text``, with "?" for what the terminal cannot show, such as a file's name that is no text."""
+    try:
+        print(text, flush=True)
+    except UnicodeEncodeError:
+        encoding = sys.stdout.encoding
+        print(text.encode(encoding, "replace").decode(encoding), flush=True)

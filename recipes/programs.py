@@ -59,7 +59,7 @@ def find(name: str) -> Program:
 
 #: Rows of ``docs/programs.md`` that are no single program: the command for them, or what there is so far.
 OTHER_ROWS: dict[str, tuple[str, str]] = {
-    "P7": ("rawgrad predict IMAGE ...", "read digits from pictures; `rawgrad evaluate --pictures` tries 10,000"),
+    "P7": ("rawgrad predict IMAGE ...", "files, folders, standard input; `rawgrad evaluate --pictures` tries 10,000"),
     "P11": ("", "not in this version: a live view; each run leaves curves.png, steps.csv, epochs.csv"),
     "P12": ("", "not in this version: a character language model"),
     "P13": (

@@ -305,6 +305,18 @@ class TestPredict:
         said = capsys.readouterr().err
         assert "which is a terminal" in said and "x.png" not in said  # noticed before anything is read
 
+    @pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "ascii"])
+    def test_what_the_terminal_cannot_show(
+        self, encoding: str, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The bars, and a name that is no text."""
+        path = os.fsencode(tmp_path) + b"/\xff.png"
+        Path(os.fsdecode(path)).write_bytes(as_file(np.eye(30, dtype=np.uint8) * 255).getvalue())
+        out = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, encoding, errors="strict"))
+        assert main(["predict", os.fsdecode(path), "--weights", str(run_folder)]) == 0
+        assert out.getvalue().decode(encoding).startswith(f"{tmp_path}/?.png: ")
+
     @pytest.mark.parametrize("command", ["predict", "evaluate"])
     def test_a_network_of_nan_is_no_reader(
         self, command: str, run_folder: Path, tmp_path: Path, capsys: Capture
