@@ -62,6 +62,7 @@ _HOMES = {
         "RawgradError",
         "ShapeError",
     ),
+    ".kernels._profile": ("profile",),
     ".kernels._threads": ("get_num_threads", "set_num_threads"),
 }
 _PAGES = ("autograd", "cuda", "data", "functional", "nn", "optim", "train")
@@ -117,6 +118,7 @@ if TYPE_CHECKING:
     from .kernels._errors import OutOfMemoryError as OutOfMemoryError
     from .kernels._errors import RawgradError as RawgradError
     from .kernels._errors import ShapeError as ShapeError
+    from .kernels._profile import profile as profile
     from .kernels._threads import get_num_threads as get_num_threads
     from .kernels._threads import set_num_threads as set_num_threads
 

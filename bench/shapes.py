@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
+from ..kernels import conv2d, gemm
+
 #: Bytes of a float32, of an int64 label, of a max-pool code (one byte up to 256 taps).
 FLOAT, LABEL, CODE = 4, 8, 1
 
@@ -59,13 +61,20 @@ class Conv2d:
         """Elements of x, of weight, of y."""
         return self.N * self.C * self.H * self.W, self.K * self.C * self.R * self.S, self.N * self.K * self.P * self.Q
 
+    @property
+    def _products(self) -> int:
+        """Of one pass: 2 C R S per output element."""
+        padding = (self.pad.top, self.pad.bottom), (self.pad.left, self.pad.right)
+        x, weight = (self.N, self.C, self.H, self.W), (self.K, self.C, self.R, self.S)
+        return conv2d.geometry(x, weight, self.stride, padding).operations
+
     def flops_forward(self) -> int:
         """2 C R S per output element for the taps, 1 for the bias."""
-        return self.elements[2] * (2 * self.C * self.R * self.S + 1)
+        return self._products + self.elements[2]
 
     def flops_backward(self, input_gradient: bool = True) -> int:
         """2 C R S per output element for each gradient (of x where asked, of weight), 1 for the bias's."""
-        return self.elements[2] * (2 * self.C * self.R * self.S * (1 + input_gradient) + 1)
+        return self._products * (1 + input_gradient) + self.elements[2]
 
     def bytes_forward(self) -> int:
         """x, weight and bias read, y written."""
@@ -137,7 +146,7 @@ class Gemm:
 
     def flops(self) -> int:
         """A multiplication and an addition per (m, n, k)."""
-        return 2 * self.M * self.N * self.K
+        return gemm.Geometry((), self.M, self.N, self.K).operations
 
     def bytes(self) -> int:
         """Both factors read, the product written."""

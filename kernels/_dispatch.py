@@ -249,6 +249,8 @@ _SIGNATURES = 4096
 class Operation:
     """One operation: the folder ``kernels/<name>/`` and the way to its implementations.
 
+    Kernels are handed out by :meth:`run`, :meth:`passed` and :meth:`passes` alone; a profile replaces these three.
+
     Args:
         package: ``__name__`` of the operation's package.
     """
@@ -306,7 +308,7 @@ class Operation:
             raise BackendError(f"backend {name!r} cannot run here: {error}") from error
 
     def _resolve(self, choice: Choice, device: str, function: str, version: str | None) -> Callable[..., Any]:
-        name = choice.for_device(device) or self._default(device)
+        name = self.backend_for(device, choice)
         module = self.module(name)
         kernel = default = getattr(module, function)
         every: dict[str, dict[str, Callable[..., Any]]] = getattr(module, "VERSIONS", {})
@@ -323,7 +325,15 @@ class Operation:
             kernel = contiguous(kernel, default, "carray" if name == "numba" else "c_contiguous")
         return _logged(kernel, function, name, version) if os.environ.get("RAWGRAD_DEBUG") else kernel
 
-    def _default(self, device: str) -> str:
+    def backend_for(self, device: str, choice: Choice | None = None) -> str:
+        """The backend whose kernels run on ``device`` under ``choice``, by default the active one.
+
+        Raises:
+            BackendError: none is asked for, and none that runs here has this operation.
+        """
+        chosen = (choice or current_choice()).for_device(device)
+        if chosen is not None:
+            return chosen
         for name, known in BACKENDS.items():
             eligible = known.device == device and known.implements(self.name) and not known.by_name_only
             if eligible and not known.problem():

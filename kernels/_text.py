@@ -13,6 +13,14 @@ def duration(seconds: float) -> str:
     return f"{seconds * 1e6:.3g} µs"
 
 
+def quantity(number: float) -> str:
+    """``"1.23 M"``: three digits and the SI prefix; a unit may follow."""
+    for prefix, factor in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= factor:
+            return f"{number / factor:.3g} {prefix}"
+    return f"{number:.3g} "
+
+
 def aligned(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> list[str]:
     """The lines of a table: a head, a rule, the other ``rows``, a rule.
 

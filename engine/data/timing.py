@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import textwrap
 from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from ...kernels import _trace_events
 from ...kernels._errors import ArgumentError
 from ...kernels._text import duration
 
@@ -164,32 +163,18 @@ class Timing:
         figure.savefig(path, dpi=120)
 
     def trace(self, path: str | os.PathLike[str]) -> None:
-        """Write all of it as trace events, which Perfetto (ui.perfetto.dev) and chrome://tracing open.
-
-        By the format's rules: numbers of processes and threads count from 1 (0 means the idle thread of the
-        system), and what one thread does must not overlap, so times are whole microseconds.
-        """
-        spans = _spans(self.steps, self.readers)
-        start = min((span.begin for span in spans), default=0) // 1000
-        rows = {row: tid for tid, row in enumerate(dict.fromkeys(span.row for span in spans), 1)}
-        events: list[dict[str, Any]] = [
-            {"name": "process_name", "ph": "M", "pid": 1, "tid": 1, "args": {"name": f"epoch {self.epoch}"}}
-        ]
-        for row, tid in rows.items():
-            for name, value in (("thread_name", {"name": row}), ("thread_sort_index", {"sort_index": tid})):
-                events.append({"name": name, "ph": "M", "pid": 1, "tid": tid, "args": value})
-        for span in spans:
-            begin = span.begin // 1000
-            events.append(
-                {"name": f"{span.what} {span.number}", "cat": span.what, "ph": "X", "pid": 1, "tid": rows[span.row],
-                 "ts": begin - start, "dur": span.end // 1000 - begin, "args": {"batch": span.number}}
-            )  # fmt: skip
-        for step in self.steps:
-            events.append(
-                {"name": "ready", "ph": "C", "pid": 1, "tid": 1, "ts": step.asked // 1000 - start,
-                 "args": {"batches": step.ready}}
-            )  # fmt: skip
-        Path(path).write_text(json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}))
+        """Write all of it as trace events, which Perfetto (ui.perfetto.dev) and chrome://tracing open."""
+        _trace_events.write(
+            path,
+            f"epoch {self.epoch}",
+            [
+                _trace_events.Span(
+                    span.row, f"{span.what} {span.number}", span.what, span.begin, span.end, {"batch": span.number}
+                )
+                for span in _spans(self.steps, self.readers)
+            ],
+            [_trace_events.Count("ready", step.asked, {"batches": step.ready}) for step in self.steps],
+        )
 
 
 class _Span(NamedTuple):

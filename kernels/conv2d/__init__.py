@@ -98,6 +98,11 @@ class Geometry(NamedTuple):
     def y_shape(self) -> tuple[int, int, int, int]:
         return self.N, self.K, self.P, self.Q
 
+    @property
+    def operations(self) -> int:
+        """Of each pass: a multiplication and an addition for each element of y and each tap that it has."""
+        return 2 * self.N * self.K * self.P * self.Q * (self.C // self.G) * self.R * self.S
+
 
 def geometry(
     x_shape: tuple[int, ...],
@@ -302,6 +307,11 @@ def conv2d_backward_parameters(
     check_shape("conv2d_backward_parameters", "x", x, g.x_shape, "N C H W")
     _check_gradient("conv2d_backward_parameters", grad, y, g.y_shape)
     return _operation.run("conv2d_backward_parameters", device, x, grad, g, y, version=version)
+
+
+def operations(function: str, arguments: tuple[Any, ...]) -> int:
+    """Operations of the products in a call of ``function``, whose ``arguments`` are as backends get them."""
+    return sum(g.operations for g in arguments if isinstance(g, Geometry))
 
 
 def one_after_the_other(weight: Callable[..., Any], bias: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:

@@ -35,6 +35,7 @@ Backends: ``numpy`` (reference.py); ``numba`` (numba_cpu.py); ``cuda`` and ``emu
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -74,6 +75,11 @@ class Geometry(NamedTuple):
     @property
     def y_shape(self) -> tuple[int, ...]:
         return *self.batch, self.M, self.N
+
+    @property
+    def operations(self) -> int:
+        """A multiplication and an addition for each (m, n, k)."""
+        return 2 * prod(self.batch) * self.M * self.N * self.K
 
 
 def geometry(
@@ -294,6 +300,25 @@ def linear_layers_backward(
             check_shape(name, argument, numbers[argument], (M, N), "M N")
     kernel = _operation.passes(name, arrays, layers, wanted, device=device)
     return kernel(*arrays[:2], layers, wanted, *arrays[2:])
+
+
+def operations(function: str, arguments: tuple[Any, ...]) -> int:
+    """Operations of the products in a call of ``function``, whose ``arguments`` are as backends get them."""
+    if function == "gemm":
+        a, b, _, _, _, transpose_a, transpose_b, *_ = arguments
+        return geometry(a.shape, b.shape, transpose_a, transpose_b).operations
+    if function == "linear_backward":
+        _, a, b, _, _, _, wanted = arguments
+        return sum(wanted[:2]) * Geometry((), len(a), len(b), a.shape[1]).operations
+    from ._layers import stack
+
+    _, _, layers, wanted, *arrays = arguments
+    s, total = stack(layers, wanted, tuple(arrays)), 0
+    for i in range(s.last, len(layers)):
+        through = i > s.last or wanted[0]  # dL/d(input), for the layer below or wanted itself
+        product = Geometry((), len(s.inputs[i]), len(s.weights[i]), s.inputs[i].shape[1])
+        total += (through + s.of_weights[i]) * product.operations
+    return total
 
 
 def _check_activation(function: str, activation: Any, known: tuple[str, ...], argument: str = "activation") -> None:
