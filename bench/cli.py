@@ -12,20 +12,7 @@ from ..kernels._dispatch import BACKENDS
 from ..kernels._errors import RawgradError
 from . import load, machine, memory, overhead, peers, results, rows
 from .harness import measure
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1; got {number}")
-    return number
-
-
-def _share(text: str) -> float:
-    number = float(text)
-    if not 0 < number < 1:
-        raise argparse.ArgumentTypeError(f"must be between 0 and 1; got {number:g}")
-    return number
+from .options import positive, share
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -37,7 +24,8 @@ def _parser() -> argparse.ArgumentParser:
         "registers, both measured beside it) and the peak memory, measured in processes of its own.",
         epilog="rawgrad bench overhead: what a step of a small network spends outside compiled kernels. rawgrad bench "
         "time_to_accuracy: seconds from the start of a process until P5 knows 99 % of MNIST's test digits, for "
-        "rawgrad with its kernels compiled before, for its first run, and for PyTorch; needs MNIST (RAWGRAD_DATA).",
+        "rawgrad with its kernels compiled before, for its first run, and for PyTorch; needs MNIST (RAWGRAD_DATA). "
+        "rawgrad bench profile: where a training step's time goes, kernel by kernel; has options of its own.",
     )
     parser.add_argument(
         "rows",
@@ -47,13 +35,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--list", action="store_true", help="list the rows with their contestants and stop")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write a JSON result file")
-    parser.add_argument("--rounds", type=_positive, default=20, metavar="N", help="rounds (default: %(default)s)")
+    parser.add_argument("--rounds", type=positive, default=20, metavar="N", help="rounds (default: %(default)s)")
     parser.add_argument(
         "--min-round", type=float, default=0.1, metavar="S", help="least seconds of a turn (default: %(default)s)"
     )
     parser.add_argument(
         "--threads",
-        type=_positive,
+        type=positive,
         default=machine.usable_cores(),
         metavar="N",
         help="threads of every contestant (default: the usable cores, %(default)s)",
@@ -63,11 +51,11 @@ def _parser() -> argparse.ArgumentParser:
         "--no-limits", action="store_true", help="skip what the machine can do at most: a copy, multiply-adds"
     )
     parser.add_argument(
-        "--seeds", type=_positive, default=3, metavar="N", help="time_to_accuracy: trainings of each (default: 3)"
+        "--seeds", type=positive, default=3, metavar="N", help="time_to_accuracy: trainings of each (default: 3)"
     )
     parser.add_argument(
         "--accuracy",
-        type=_share,
+        type=share,
         default=0.99,
         metavar="A",
         help="time_to_accuracy: share of MNIST's test digits that is enough (default: %(default)s)",
@@ -110,7 +98,12 @@ def _measure(name: str, options: argparse.Namespace) -> results.Row:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0 if every row was measured, 1 if a row failed (the others are still reported)."""
-    options = _parser().parse_args(argv)
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    if arguments[:1] == ["profile"]:
+        from .profile import main as profile
+
+        return profile(arguments[1:])
+    options = _parser().parse_args(arguments)
     if options.list:
         _list()
         return 0

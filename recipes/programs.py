@@ -69,7 +69,7 @@ OTHER_ROWS: dict[str, tuple[str, str]] = {
     "P14": ("rawgrad data [mnist]", "data checks: the machine's, and samples for the eye"),
     "P15": (
         "rawgrad train ...",
-        "in part: validation and accuracy each epoch; in Python weight decay, summary(), hooks",
+        "validation and accuracy each epoch; in Python weight decay, model.trace(x), rg.profile()",
     ),
     "P16": (
         "rawgrad train ... --resume",
