@@ -27,8 +27,9 @@ from ..engine.checkpoint import Checkpoint, Checkpoints
 from ..engine.data import DataLoader, TensorDataset
 from ..engine.optim import Adam
 from ..engine.train import fit
+from ..recipes import machine
 from ..recipes.networks import build
-from . import load, machine
+from . import load
 from .harness import WrongResult
 from .results import Spread, write
 

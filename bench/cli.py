@@ -10,7 +10,8 @@ from pathlib import Path
 
 from ..kernels._dispatch import BACKENDS
 from ..kernels._errors import RawgradError
-from . import load, machine, memory, overhead, peers, results, rows
+from ..recipes import machine
+from . import load, memory, overhead, peers, results, rows
 from .harness import measure
 from .options import positive, share
 

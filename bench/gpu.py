@@ -28,7 +28,8 @@ from ..kernels._devices import device_named
 from ..kernels._dispatch import backend
 from ..kernels._errors import RawgradError
 from ..kernels._launch import Kernel, runtime_of
-from . import gpu_rows, machine, peers, results, traffic
+from ..recipes import machine
+from . import gpu_rows, peers, results, traffic
 
 _ROOT = Path(__file__).parents[1]
 _ME = [sys.executable, "-m", "rawgrad.bench.gpu"]

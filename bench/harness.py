@@ -27,7 +27,8 @@ from typing import Any
 import numpy as np
 
 from ..kernels._errors import ArgumentError, RawgradError
-from . import load, machine
+from ..recipes import machine
+from . import load
 from .results import Entry, Limits, Memory, Rates, Ratio, Row, Spread
 
 #: The contestant that the ratios compare with.

@@ -43,8 +43,9 @@ from ..engine.losses import CrossEntropyLoss
 from ..engine.optim import SGD
 from ..kernels._dispatch import BACKENDS
 from ..kernels._gpu import synchronize
+from ..recipes import machine
 from ..recipes.networks import build
-from . import load, machine, peers
+from . import load, peers
 from .harness import OURS, WrongResult
 from .readers import PIXELS, Pictures, Pipe, write_pictures, write_rows
 from .results import Spread, write

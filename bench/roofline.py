@@ -21,7 +21,7 @@ import numpy as np
 from ..kernels import _threads
 from ..kernels._jit import in_parts
 from ..kernels._simd import Pointer, Stage, Value, simd, vector_bytes, vector_registers
-from . import machine
+from ..recipes import machine
 from .results import Rates
 
 _TRIES = 5

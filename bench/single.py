@@ -5,7 +5,8 @@ from __future__ import annotations
 from itertools import cycle
 from typing import Any
 
-from . import machine, peers, rows
+from ..recipes import machine
+from . import peers, rows
 from .harness import OURS, validate
 
 _ROUNDS = 50

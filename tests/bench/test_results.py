@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from rawgrad.bench import machine, results
+from rawgrad.bench import results
 from rawgrad.bench.results import Entry, Limits, Memory, Rates, Report, Row, Run, Spread
 from rawgrad.kernels._errors import DataError
+from rawgrad.recipes import machine
 
 
 def a_report(*rows: Row) -> Report:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rawgrad.bench import machine, roofline
+from rawgrad.bench import roofline
 from rawgrad.kernels import _threads
+from rawgrad.recipes import machine
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -8,7 +8,7 @@ import types
 
 import pytest
 
-from rawgrad.bench import machine
+from rawgrad.recipes import machine
 
 
 @pytest.mark.parametrize(
@@ -59,11 +59,12 @@ def git(where, *arguments):
 def test_commit_of_a_checkout_and_whether_it_was_changed(tmp_path, monkeypatch):
     package = tmp_path / "house"
     (package / "bench" / "results").mkdir(parents=True)
-    (package / "bench" / "machine.py").write_text("code")
+    (package / "recipes").mkdir()
+    (package / "recipes" / "machine.py").write_text("code")
     git(tmp_path, "init", "-q", str(package))
     git(package, "add", ".")
     git(package, "commit", "-q", "-m", "first")
-    monkeypatch.setattr(machine, "__file__", str(package / "bench" / "machine.py"))
+    monkeypatch.setattr(machine, "__file__", str(package / "recipes" / "machine.py"))
     head = git(package, "rev-parse", "HEAD")
     assert machine.commit() == (head, False)
     (package / "bench" / "results" / "new.json").write_text("{}")  # what the bench itself writes is no change
@@ -74,7 +75,7 @@ def test_commit_of_a_checkout_and_whether_it_was_changed(tmp_path, monkeypatch):
 
 def test_installed_inside_a_strangers_repository_there_is_no_commit(tmp_path, monkeypatch):
     git(tmp_path, "init", "-q", ".")
-    inside = tmp_path / "site-packages" / "rawgrad" / "bench"
+    inside = tmp_path / "site-packages" / "rawgrad" / "recipes"
     inside.mkdir(parents=True)
     monkeypatch.setattr(machine, "__file__", str(inside / "machine.py"))
     assert machine.commit() == (None, None)
