@@ -16,7 +16,8 @@ from pathlib import Path
 from ..kernels._dispatch import BACKENDS, backend_of
 from ..kernels._errors import DataError, RawgradError
 from ..kernels._profile import Limits, profile
-from . import machine, peers
+from ..recipes import machine
+from . import peers
 from .harness import OURS
 from .options import positive, rate
 from .programs import PROGRAMS, Program, Training, batches

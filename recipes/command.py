@@ -176,6 +176,9 @@ def _declare_train(parser: argparse.ArgumentParser) -> None:
         help="go on where the run was left, bit for bit; afresh if there is none",
     )
     add("--save-every", type=int, metavar="N", help="lose N steps at most if the run is killed (default: an epoch)")
+    add("--watch", action="store_true", help="look inside now and then, for `rawgrad report` (docs/watching.md)")
+    add("--watch-every", type=int, metavar="N", help="so many steps apart (default: about 50 times in the run)")
+    add("--tensorboard", action="store_true", help="the same for TensorBoard, into the folder tensorboard of the run")
     add(
         "--capture",
         action=argparse.BooleanOptionalAction,
@@ -254,8 +257,8 @@ def _train(options: argparse.Namespace) -> int:
             key: getattr(options, key)
             for key in (
                 "data_dir", "epochs", "steps", "limit", "batch_size", "lr", "optimizer", "seed", "seeds", "resume",
-                "save_every", "quiet", "workers", "prefetch", "capture", "accumulate",
-                "clip_norm", "precision", "patience", "json",
+                "save_every", "quiet", "workers", "prefetch", "capture", "accumulate", "clip_norm", "precision",
+                "patience", "json", "watch", "watch_every", "tensorboard",
             )
         },
     )  # fmt: skip

@@ -42,6 +42,7 @@ _OPTIONAL = {
     "numba_cuda": "NVIDIA GPUs by Numba",
     "torch": "a peer in tests and benchmarks",
     "mpi4py": "training on several processes",
+    "tensorboardX": "`rawgrad train --tensorboard`",
 }
 
 Rows = list[tuple[str, str]]

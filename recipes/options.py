@@ -27,6 +27,9 @@ class Options:
         quiet: print only the last line.
         workers: how many readers make batches ahead of time; 0: training makes them itself.
         prefetch: how many batches they may be ahead; None: two, or one more than there are readers.
+        watch: look at weights, gradients, activations and digits now and then, for ``rawgrad report``.
+        watch_every: so many steps apart; None: about fifty times in the run.
+        tensorboard: show all of it in TensorBoard, from the folder ``tensorboard`` of the run.
         capture: on a GPU, capture the training step and replay it (``docs/graphs.md``); None: if it can be.
         accumulate: batches whose gradients make one step.
         clip_norm: the greatest norm of all gradients together.
@@ -51,6 +54,9 @@ class Options:
     quiet: bool = False
     workers: int = 0
     prefetch: int | None = None
+    watch: bool = False
+    watch_every: int | None = None
+    tensorboard: bool = False
     capture: bool | None = None
     accumulate: int = 1
     clip_norm: float | None = None
@@ -59,17 +65,8 @@ class Options:
     json: bool = False
 
     def __post_init__(self) -> None:
-        for name in (
-            "epochs",
-            "steps",
-            "limit",
-            "batch_size",
-            "seeds",
-            "prefetch",
-            "save_every",
-            "accumulate",
-            "patience",
-        ):
+        counts = ("epochs", "steps", "limit", "batch_size", "seeds", "prefetch", "save_every", "accumulate", "patience")
+        for name in (*counts, "watch_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ArgumentError(f"--{name.replace('_', '-')} must be at least 1; got {value}")

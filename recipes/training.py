@@ -5,7 +5,8 @@ A program says *what* in a :class:`Task`; :func:`train` does it.  A run leaves i
 ``weights.safetensors``  the model, with all that ``predict`` needs
 ``checkpoints/``  what ``--resume`` needs: the last three and the best, see ``docs/checkpoints.md``
 ``steps.csv``, ``epochs.csv``  every loss, accuracy and learning rate
-``result.json``  the settings and the final figures
+``result.json``  the settings, the final figures, and where they come from
+``watch/``, ``tensorboard/``  what was seen on the way, if that was wished: see ``docs/watching.md``
 ``curves.png``  the picture of the above
 """
 
@@ -51,8 +52,10 @@ from ..engine.weights import ModelInfo, load_state, load_weights, save_weights, 
 from ..kernels._devices import device_named
 from ..kernels._dispatch import backend_of
 from ..kernels._errors import ArgumentError, CheckpointError
+from . import machine
 from .networks import build
 from .options import Options
+from .watching import Watching
 
 
 def _label_mse(predictions: Tensor, labels: Tensor) -> Tensor:
@@ -199,12 +202,14 @@ def train(task: Task, options: Options, data: dict[str, Any] | None = None) -> R
         }  # fmt: skip
         for loader in loaders.values():
             stack.enter_context(loader)
-        schedule = None
+        schedule, steps = None, task.epochs * -(-len(loaders["train"]) // options.accumulate)
         if task.schedule is not None:
-            in_epoch = -(-len(loaders["train"]) // options.accumulate)
-            schedule = SCHEDULES[task.schedule](optimizer, task.epochs * in_epoch)
+            schedule = SCHEDULES[task.schedule](optimizer, steps)
         loss, score = LOSSES[task.loss]
         found = run.found(loaders["train"])
+        steps = min(steps, options.steps or steps)
+        watching = stack.enter_context(Watching(options, loss_name=task.loss, steps=steps))
+        watching.begin(0 if found is None else found.step)
         options.say(
             f"{task.network}: {sum(p.numel() for p in model.parameters()):,} parameters, {len(data['train']):,} "
             f"training images, {task.optimizer} lr {task.lr:g}, batches of {task.batch_size}, {task.epochs} epochs"
@@ -216,7 +221,7 @@ def train(task: Task, options: Options, data: dict[str, Any] | None = None) -> R
             validation=loaders["validation"], score=score, schedule=schedule,
             on_epoch=partial(run.epoch_done, loaders["train"]), progress=not (options.quiet or options.json),
             capture=options.capture, accumulate=options.accumulate, clip_norm=options.clip_norm,
-            precision=options.precision, callbacks=run.callbacks,
+            precision=options.precision, callbacks=[*run.callbacks, *watching.callbacks],
             checkpoints=run.checkpoints, save_every=options.save_every, resume=found,
         )  # fmt: skip
         seconds = time.perf_counter() - start
@@ -225,6 +230,7 @@ def train(task: Task, options: Options, data: dict[str, Any] | None = None) -> R
             options.say(f"the last epoch: {run.timing}")
         result = Result(task, options, history, test, seconds)
         run.save_weights(model, test.accuracy)
+        watching.test(model, data["test"])
         _write_records(result)
     if run.lines is not None:
         run.lines.write("result", out=str(options.out), accuracy=test.accuracy, loss=test.loss, images=test.count)
@@ -415,9 +421,13 @@ def _write_records(result: Result) -> None:
     figures = {
         "task": asdict(result.task),
         "seed": result.options.seed,
+        "limit": result.options.limit,
+        "device": result.options.device,
+        "backend": backend_of(result.options.device),
         "test": asdict(result.test),
         "images_per_second": result.images_per_second,
         "seconds": result.seconds,
+        "made": machine.provenance(),
     }
     (out / "result.json").write_text(json.dumps(figures, indent=2) + "\n")
     from .curves import draw

@@ -12,6 +12,10 @@ step, validation after each epoch, callbacks, and its state saved now and then.
 ``nonfinite.py``       NaN and infinity: where they come from, and that one step again
 ``checks.py``          what often goes wrong, and what to try
 ``saving.py``          checkpoints now and then, and a proper end when one is wished
+``watching.py``        looks at weights, gradients, activations and digits now and then
+``distributions.py``   many numbers in few
+``looks.py``           what was seen, and the folder that keeps it
+``tensorboard.py``     all of it in TensorBoard
 """
 
 from ..checkpoint import Checkpoint, Checkpoints, Interval, restore, states_of
@@ -20,16 +24,20 @@ from .callback import Callback, Training
 from .checks import Checks, Limits, Trouble
 from .early_stopping import EarlyStopping
 from .evaluation import Evaluation, evaluate, predictions_of
+from .looks import Digits, Look, Looks, Outcome
 from .loop import fit
 from .nonfinite import NonFiniteGuard, Replay, replay
 from .progress import JSONLines, ProgressBar
 from .records import Epoch, History, Progress, Step
+from .tensorboard import TensorBoard
+from .watching import Kept, Watched, Watcher
 
 __all__ = [
     "Callback",
     "Checkpoint",
     "Checkpoints",
     "Checks",
+    "Digits",
     "EarlyStopping",
     "Epoch",
     "Evaluation",
@@ -37,15 +45,22 @@ __all__ = [
     "Interrupted",
     "Interval",
     "JSONLines",
+    "Kept",
     "Limits",
+    "Look",
+    "Looks",
     "NonFiniteGuard",
+    "Outcome",
     "Progress",
     "ProgressBar",
     "Replay",
     "Step",
+    "TensorBoard",
     "Terminated",
     "Training",
     "Trouble",
+    "Watched",
+    "Watcher",
     "evaluate",
     "fit",
     "predictions_of",

@@ -24,8 +24,8 @@ MAY_IMPORT = {
 LAZY = ("numba", "cupy", "scipy", "sklearn", "matplotlib", "PIL", "tqdm", "torch")
 #: Import name of a distribution, where the two differ.
 IMPORT_NAME = {"scikit-learn": "sklearn", "pillow": "PIL"}
-#: Used where they are installed: backends and peers.
-OPTIONAL = {"numba_cuda", "cupy", "torch"}
+#: Used where they are installed: backends, peers, extras.
+OPTIONAL = {"numba_cuda", "cupy", "torch", "tensorboardX"}
 
 Sources = dict[PurePosixPath, ast.Module]
 
