@@ -1,4 +1,4 @@
-"""The ``rawgrad`` command: train, evaluate, predict, programs, data, emulate, doctor.
+"""The ``rawgrad`` command: train, evaluate, trace, predict, programs, data, emulate, doctor.
 
 Each subcommand is a :class:`Command`: its options, and a function of them that gives the exit code.
 What a subcommand does lives in a module of its own, imported when it runs.  ``rawgrad bench`` belongs
@@ -332,7 +332,7 @@ def _what_next(name: str, out: Path, start: float) -> str:
     return f"next: {', '.join(steps)}"
 
 
-# ---- evaluate, predict ------------------------------------------------------------------------
+# ---- evaluate, trace, predict -----------------------------------------------------------------
 
 
 def _declare_evaluate(parser: argparse.ArgumentParser) -> None:
@@ -403,6 +403,27 @@ def _evaluate(options: argparse.Namespace) -> int:
     if left_out:
         print(f"rawgrad: {left_out} of {left_out + report.count} could not be read and are left out", file=sys.stderr)
     return 2 if left_out else 0
+
+
+def _declare_trace(parser: argparse.ArgumentParser) -> None:
+    _add_model(parser, "model", nargs="?")
+    _add_data_dir(parser)
+    _add_place(parser)
+    parser.add_argument("--images", type=int, default=100, metavar="N", help="the first N test images (default: 100)")
+    parser.add_argument(
+        "--train", action="store_true", help="in training mode: dropout drops, batch norm takes the batch"
+    )
+
+
+def _trace(options: argparse.Namespace) -> int:
+    from .evaluating import trace
+
+    if options.images < 1:
+        raise ArgumentError(f"trace: --images must be at least 1; got {options.images}")
+    with _place(options) as device:
+        reader = _reader(options.model, device)
+        print(trace(reader, reader.load_data("test", options.data_dir), options.images, options.train))
+    return 0
 
 
 def _declare_predict(parser: argparse.ArgumentParser) -> None:
@@ -528,6 +549,12 @@ COMMANDS: dict[str, Command] = {
             ("rawgrad evaluate runs/mnist-cnn --pictures", "on pictures of them, scaled, inverted, shifted"),
             ("rawgrad evaluate runs/mnist-cnn --folder scans/", "on your own, in scans/0/ to scans/9/"),
         ),
+    ),
+    "trace": Command(
+        "show what goes into each layer of a trained network and comes out: shape, range, NaN, time",
+        _declare_trace,
+        _trace,
+        (("rawgrad trace runs/digits-cnn", "on a batch of the test images that its data set has"),),
     ),
     "predict": Command(
         "read the digit in each picture, with the probability of each class",

@@ -1,4 +1,4 @@
-"""How good a trained network is: on images of its data set, on a folder of pictures, and on pictures made of digits."""
+"""How good a trained network is, on its data set, a folder of pictures, or digits made into pictures; what its layers do."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ..autograd import Tensor
 from ..autograd import functional as F
 from ..engine.data import ImageFolder
 from ..engine.metrics import confusion_matrix
+from ..engine.trace import Trace
 from ..kernels._errors import DataError
 from .pictures import draw_confusion, draw_digits, errors_first
 from .reading import Reader, share_read
@@ -212,3 +213,22 @@ def evaluate_pictures(reader: Reader, data: Any, count: int) -> None:
         shares.append(share)
         print(f"{name:40} {100 * share:6.2f} % read right", flush=True)
     print(f"{'worst':40} {100 * min(shares):6.2f} %")
+
+
+def trace(reader: Reader, data: Any, count: int, training: bool = False) -> Trace:
+    """What goes through each layer for the first ``count`` images of ``data``; see :func:`rawgrad.nn.trace`.
+
+    Args:
+        reader: has the network.
+        data: as in :func:`evaluate`.
+        count: images.
+        training: whether in training mode.
+    """
+    images, _ = arrays_of(limited(data, count))
+    batch = Tensor(images).to(reader.device)
+    reader.model.train(training)
+    try:
+        reader.model.trace(batch)  # first calls compile kernels
+        return reader.model.trace(batch)
+    finally:
+        reader.model.eval()

@@ -68,8 +68,8 @@ OTHER_ROWS: dict[str, tuple[str, str]] = {
     ),
     "P14": ("rawgrad data [mnist]", "data checks: the machine's, and samples for the eye"),
     "P15": (
-        "rawgrad train ...",
-        "validation and accuracy each epoch; in Python weight decay, model.trace(x), rg.profile()",
+        "rawgrad trace RUN",
+        "what goes through each layer; each epoch validates; in Python model.trace(x), rg.profile(), weight decay",
     ),
     "P16": (
         "rawgrad train ... --resume",

@@ -348,6 +348,18 @@ class TestPredict:
 
 
 class TestOthers:
+    def test_trace(self, run_folder: Path, capsys: Capture) -> None:
+        def layers(*options: str) -> dict[str, list[str]]:
+            assert main(["trace", str(run_folder), "--images", "7", *options]) == 0
+            lines = capsys.readouterr().out.splitlines()[2:-1]
+            return {line.split()[1]: re.split(" {2,}", line.strip()) for line in lines}
+
+        evaluated, trained = layers(), layers("--train")
+        assert (evaluated["Conv2d"][1], evaluated["Conv2d"][4]) == ("(7, 32, 8, 8)", "(7, 64, 8, 8)")  # the second
+        assert evaluated["Dropout"][2] == evaluated["Dropout"][5]  # the range: nothing is dropped, nor scaled
+        assert trained["Dropout"][2] != trained["Dropout"][5]
+        assert "--images must be at least 1" in refusal(capsys, "trace", str(run_folder), "--images", "0")
+
     def test_evaluate(self, run_folder: Path, capsys: Capture) -> None:
         assert main(["evaluate", str(run_folder)]) == 0
         said = capsys.readouterr().out
