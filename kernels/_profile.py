@@ -9,7 +9,6 @@ A call that a kernel makes of another belongs to that kernel, and is not counted
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 import time
@@ -151,11 +150,14 @@ class profile:
                 for name, method in methods.items():
                     setattr(owner, name, method)
             _on = None
-        # After an error a GPU may be unable to tell times; what ran on it is then left out.
-        with contextlib.nullcontext() if error is None else contextlib.suppress(Exception):
+        try:
             self._ask_events()
-        self.calls = [call for call in self.calls if call.events is None]
-        self.seconds = (_clock() - self._start) / 1e9
+        except Exception:  # a GPU that failed tells no times: what ran on it is left out
+            if error is None:
+                raise
+        finally:
+            self.calls = [call for call in self.calls if call.events is None]
+            self.seconds = (_clock() - self._start) / 1e9
 
     def _ask_events(self) -> None:
         """Wait for the GPUs, and turn their events into the host's time."""
@@ -283,7 +285,8 @@ class profile:
         if shapes:
             words = ["shapes", *(row.shapes for row in rows), ""]
             lines = [(*line, word) for line, word in zip(lines, words, strict=True)]
-        ended = f"{len(self.calls):,} calls of kernels in {duration(whole)}; to note them took {duration(noting)} more"
+        count = f"{len(self.calls):,} call{'s' if len(self.calls) != 1 else ''} of kernels in {duration(whole)}"
+        ended = f"{count}; noting took {duration(noting)} more"
         return "\n".join([*map(str.rstrip, aligned(lines, right)), ended])
 
     def __str__(self) -> str:

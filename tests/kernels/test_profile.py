@@ -248,7 +248,7 @@ def test_times_that_overlap_count_once_and_noting_is_no_part():
     assert lines[2].split() == "gemm numba 2 40 µs 20 µs 42.1 % 60 kB 1.5 200 k 5".split()  # of 95 µs
     assert lines[3].split() == "adam_step numba 1 10 µs 10 µs 10.5 % 100 kB 10 - -".split()
     assert lines[4].split() == "outside kernels 55 µs 57.9 %".split()
-    assert lines[-1] == "3 calls of kernels in 95 µs; to note them took 5 µs more"
+    assert lines[-1] == "3 calls of kernels in 95 µs; noting took 5 µs more"
 
 
 def test_the_share_of_the_limit_is_of_each_calls_slower_side():
@@ -318,6 +318,25 @@ def test_a_captured_step_is_one_row(backend):
     [row] = p.rows()
     assert (row.function, row.calls, row.bytes) == (REPLAY, 2, 0) and row.seconds > 0
     assert "(captured step)" in str(p)
+
+
+@pytest.mark.backends("emulated", "cuda")
+def test_a_gpu_that_fails_at_the_end_is_an_error_and_leaves_nothing(backend, monkeypatch):
+    def fails(device):
+        raise rg.LaunchError("the kernel failed")
+
+    before, x = plain_methods(), backend.put(ones(4))
+    for error in (rg.LaunchError, KeyError):  # its own, or the one that is under way
+        p = profile()
+        with monkeypatch.context() as patch, pytest.raises(error), p:
+            activation_forward(x, "relu")
+            with rg.backend("numpy"):
+                activation_forward(ones(1), "relu")
+            patch.setattr(type(backend.device), "synchronize", fails)
+            if error is KeyError:
+                raise KeyError
+        assert plain_methods() == before
+        assert [call.backend for call in p.calls] == ["numpy"] and "1 call of kernels" in str(p)
 
 
 @pytest.mark.backends("emulated", "cuda")
