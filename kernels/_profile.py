@@ -184,27 +184,30 @@ class profile:
         called = _clock()
         device = next((device_of(array) for array in arrays_in(arguments)), None)
         timed = _timed(kernel, arguments, device)
-        self.calls.append(
-            Call(
-                function,
-                self._backend(operation, "cpu" if device is None else device.name),
-                shapes_of(arguments),
-                timed.row,
-                timed.began,
-                timed.ended,
-                bytes_of(function, arguments, timed.result),
-                operations_of(operation.package, function, arguments),
-                (called, timed.began, timed.ended, _clock()),
-                timed.events,
-            )
-        )
+        bytes = bytes_of(function, arguments, timed.result)
+        operations = operations_of(operation.package, function, arguments)
+        backend = self._backend(operation, "cpu" if device is None else device.name)
+        self._add(called, timed, function, backend, shapes_of(arguments), bytes, operations)
         return timed.result
 
     def _note_replay(self, graph: _graph.DeviceGraph, launch: Callable[[_graph.DeviceGraph], None]) -> None:
         called = _clock()
-        timed = _timed(launch, (graph,), graph.device)
-        host = called, timed.began, timed.ended, _clock()
-        self.calls.append(Call(REPLAY, "", (), timed.row, timed.began, timed.ended, 0, 0, host, timed.events))
+        self._add(called, _timed(launch, (graph,), graph.device), REPLAY, "", (), 0, 0)
+
+    def _add(
+        self,
+        called: int,
+        timed: _Timed,
+        function: str,
+        backend: str,
+        shapes: tuple[Any, ...],
+        bytes: int,
+        operations: int,
+    ) -> None:
+        _, row, began, ended, events = timed
+        call = Call(function, backend, shapes, row, began, ended, bytes, operations, (called, began, ended, 0), events)
+        self.calls.append(call)
+        call.host = called, began, ended, _clock()  # last, so that all of this is in it
 
     def _backend(self, operation: Operation, device: str) -> str:
         choice = current_choice()
