@@ -104,15 +104,24 @@ def test_nothing_is_changed_by_looking():
     assert all(p.grad is not None for p in model.parameters())
 
 
-def test_evaluation_statistics_that_a_graph_has_saved_are_not_written():
-    model = nn.Sequential(nn.BatchNorm1d(2))
-    model.eval()
-    x = rg.tensor(np.ones((3, 2), np.float32), requires_grad=True)
-    loss = model(x).sum()
-    model.train()
-    model.trace(x)
+def test_a_buffer_that_a_graph_has_saved_is_not_written():
+    class Scales(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("scale", rg.ones(2))
+
+        def forward(self, x):
+            if self.training:
+                with rg.no_grad():
+                    self.scale.copy_(self.scale + 1)
+            return x * self.scale
+
+    model = Scales().eval()
+    x = rg.ones(2, requires_grad=True)
+    loss = model(x).sum()  # needs the scale for its gradient
+    assert model.train().trace(x).output.numpy().tolist() == [2, 2]
     loss.backward()
-    assert x.grad is not None
+    assert x.grad.numpy().tolist() == [1, 1]
 
 
 def test_a_forward_of_the_instance_is_used_and_comes_back():
