@@ -165,6 +165,7 @@ def _declare_train(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=int, metavar="N", help="images in a batch")
     add("--lr", type=float, metavar="X", help="learning rate, then kept constant")
     add("--optimizer", metavar="O", help="sgd, momentum, adagrad, rmsprop or adam")
+    add("--weight-decay", type=float, metavar="X", help="L2 penalty: X times each parameter is added to its gradient")
     add("--seed", type=int, default=0, metavar="N", help="of everything random (default: 0)")
     add("--seeds", type=int, default=1, metavar="N", help="repeat with so many seeds, for programs with a known curve")
     add("--threads", type=int, metavar="N", help="threads of the kernels on the CPU (default: all)")
@@ -256,9 +257,9 @@ def _train(options: argparse.Namespace) -> int:
         **{
             key: getattr(options, key)
             for key in (
-                "data_dir", "epochs", "steps", "limit", "batch_size", "lr", "optimizer", "seed", "seeds", "resume",
-                "save_every", "quiet", "workers", "prefetch", "capture", "accumulate", "clip_norm", "precision",
-                "patience", "json", "watch", "watch_every", "tensorboard",
+                "data_dir", "epochs", "steps", "limit", "batch_size", "lr", "optimizer", "weight_decay", "seed",
+                "seeds", "resume", "save_every", "quiet", "workers", "prefetch", "capture", "accumulate", "clip_norm",
+                "precision", "patience", "json", "watch", "watch_every", "tensorboard",
             )
         },
     )  # fmt: skip

@@ -12,14 +12,14 @@ import numpy as np
 from ..engine.train import History
 
 
-def figure(columns: int = 2, height: float = 4.0) -> tuple[Any, Any]:
-    """A matplotlib figure that needs no display, and its axes."""
+def figure(columns: int = 2, height: float = 4.0, rows: int = 1) -> tuple[Any, Any]:
+    """A matplotlib figure that needs no display, and its axes, row by row in one array."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     made = Figure(figsize=(6 * columns, height), layout="constrained")
     FigureCanvasAgg(made)
-    return made, made.subplots(1, columns, squeeze=False)[0]
+    return made, made.subplots(rows, columns, squeeze=False).ravel()
 
 
 def smoothed(values: Sequence[float], points: int = 200) -> tuple[np.ndarray, np.ndarray]:

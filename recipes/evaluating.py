@@ -1,4 +1,4 @@
-"""How good a trained network is, on its data set, a folder of pictures, or digits made into pictures; what its layers do."""
+"""How good a network is on its data set, a folder of pictures, or digits made into pictures; what its layers do."""
 
 from __future__ import annotations
 

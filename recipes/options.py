@@ -19,7 +19,7 @@ class Options:
         device: ``"cpu"`` or ``"cuda"``.
         epochs, steps: where to stop, whichever comes first.
         limit: take only so many images, the first ones, of each split.
-        batch_size, lr, optimizer: override the program's.
+        batch_size, lr, optimizer, weight_decay: override the program's.
         seed: of initialisation, shuffling and dropout.
         seeds: how many seeds to run, counted up from ``seed``, where a program has a curve to repeat.
         resume: continue from the state in ``out``, bit for bit; starts afresh where there is none.
@@ -47,6 +47,7 @@ class Options:
     batch_size: int | None = None
     lr: float | None = None
     optimizer: str | None = None
+    weight_decay: float | None = None
     seed: int = 0
     seeds: int = 1
     resume: bool = False

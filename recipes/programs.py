@@ -44,6 +44,7 @@ PROGRAMS: dict[str, Program] = {
         Program("softmax-regression", "P8", "one linear layer, 10,000 steps of SGD"),
         Program("five-layer", "P9", "784-200-100-60-30-10: sigmoid, ReLU, decay, dropout; four runs in one picture"),
         Program("convnet", "P10", "convolutions with strides, small, then larger with dropout"),
+        Program("overfitting", "P15", "few images, some labels wrong: learnt by heart, or not with L2", "digits"),
         Program("baseline", "P18", "the house-price model on digits, why it is poor, and three curves"),
     )
 }
@@ -67,10 +68,6 @@ OTHER_ROWS: dict[str, tuple[str, str]] = {
         "asynchronous reading; `python -m rawgrad.bench.prefetch` measures it beside a synchronous loop and PyTorch's",
     ),
     "P14": ("rawgrad data [mnist]", "data checks: the machine's, and samples for the eye"),
-    "P15": (
-        "rawgrad trace RUN",
-        "what goes through each layer; each epoch validates; in Python model.trace(x), rg.profile(), weight decay",
-    ),
     "P16": (
         "rawgrad train ... --resume",
         "goes on from any batch, bit for bit; --save-every N for what a kill may cost",

@@ -73,12 +73,13 @@ LOSSES: dict[str, tuple[Callable[[Any, Any], Tensor], Callable[[Any, Any], float
     "mse of the label": (_label_mse, _rounded_accuracy),
 }
 
-OPTIMIZERS: dict[str, Callable[[Any, float], Optimizer]] = {
-    "sgd": lambda p, lr: SGD(p, lr=lr),
-    "momentum": lambda p, lr: SGD(p, lr=lr, momentum=0.9),
-    "adagrad": lambda p, lr: Adagrad(p, lr=lr),
-    "rmsprop": lambda p, lr: RMSprop(p, lr=lr),
-    "adam": lambda p, lr: Adam(p, lr=lr),
+#: By name, of parameters, learning rate and, if it is not 0, weight decay (an L2 penalty).
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
+    "sgd": lambda p, lr, decay=0.0: SGD(p, lr=lr, weight_decay=decay),
+    "momentum": lambda p, lr, decay=0.0: SGD(p, lr=lr, momentum=0.9, weight_decay=decay),
+    "adagrad": lambda p, lr, decay=0.0: Adagrad(p, lr=lr, weight_decay=decay),
+    "rmsprop": lambda p, lr, decay=0.0: RMSprop(p, lr=lr, weight_decay=decay),
+    "adam": lambda p, lr, decay=0.0: Adam(p, lr=lr, weight_decay=decay),
 }
 
 #: Schedules by name, of an optimizer and the number of all steps.
@@ -100,6 +101,7 @@ class Task:
         optimizer, lr: one of :data:`OPTIMIZERS`, and its learning rate.
         schedule: one of :data:`SCHEDULES`, or None for a constant learning rate.
         epochs, batch_size: as they say.
+        weight_decay: λ of the L2 penalty λ/2 Σ p² over all parameters, which is not counted in the loss.
     """
 
     network: str
@@ -111,13 +113,14 @@ class Task:
     schedule: str | None = None
     epochs: int = 5
     batch_size: int = 100
+    weight_decay: float = 0.0
 
     def overridden(self, options: Options) -> Task:
         """This task with what the user set; a learning rate of the user's own is kept constant."""
         task = self
         if options.optimizer is not None and options.optimizer not in OPTIMIZERS:
             raise ArgumentError(f"optimizer must be one of {', '.join(OPTIMIZERS)}; got {options.optimizer!r}")
-        for name in ("optimizer", "lr", "epochs", "batch_size"):
+        for name in ("optimizer", "lr", "epochs", "batch_size", "weight_decay"):
             if (value := getattr(options, name)) is not None:
                 task = replace(task, **{name: value})
         return replace(task, schedule=None) if options.lr is not None else task
@@ -192,7 +195,7 @@ def train(task: Task, options: Options, data: dict[str, Any] | None = None) -> R
         stack.enter_context(run.checkpoints)
         manual_seed(options.seed)
         model = build(task.network, task.arguments).to(options.device)
-        optimizer = OPTIMIZERS[task.optimizer](model.parameters(), task.lr)
+        optimizer = OPTIMIZERS[task.optimizer](model.parameters(), task.lr, task.weight_decay)
         loaders = {
             name: DataLoader(
                 split, task.batch_size if name == "train" else 500, shuffle=name == "train", device=options.device,
@@ -213,6 +216,7 @@ def train(task: Task, options: Options, data: dict[str, Any] | None = None) -> R
         options.say(
             f"{task.network}: {sum(p.numel() for p in model.parameters()):,} parameters, {len(data['train']):,} "
             f"training images, {task.optimizer} lr {task.lr:g}, batches of {task.batch_size}, {task.epochs} epochs"
+            + (f", weight decay {task.weight_decay:g}" if task.weight_decay else "")
         )
         warn_if_slow(model, task, options, loaders)
         start = time.perf_counter()
@@ -307,6 +311,7 @@ class _Run:
             task.get("network"), saved.get("seed")
         except (KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{found.path}: is not of a run of `rawgrad train`: {error!r}") from None
+        task = {"weight_decay": 0.0, **task}  # what runs had before it could be set
         # More epochs may be asked for than at first; with a schedule that depends on their number, not.
         free = {"epochs"} if self.task.schedule != "cosine" else set()
         for name in sorted(set(here["task"]) - free):
