@@ -112,6 +112,7 @@ class NonFiniteGuard(Callback):
                 "message": message,
             }
             try:
+                self.folder.mkdir(parents=True, exist_ok=True)
                 save_state(path, state)
                 message += f" What the step needs is saved in {path}."
             except (OSError, CheckpointError) as error:

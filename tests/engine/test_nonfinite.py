@@ -181,8 +181,11 @@ def test_what_a_scale_overflows_is_left_to_it(tmp_path):
 def test_a_folder_that_cannot_be_written_is_told(tmp_path):
     model = network()
     model[5].weight.array[0, 0] = np.nan
+    (tmp_path / "file").write_text("no folder")
     with pytest.raises(NonFiniteError, match="could not be saved"):
-        trained(model, pictures(), tmp_path / "is" / "not" / "there")
+        trained(model, pictures(), tmp_path / "file")
+    with pytest.raises(NonFiniteError, match="is saved in"):  # one that there is not is made
+        trained(model, pictures(), tmp_path / "new" / "folder")
 
 
 class TestFiles:
