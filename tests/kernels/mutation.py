@@ -305,7 +305,7 @@ def judge(code: int | None, said: str) -> str:
     if code == 0:
         return "survived"
     if "does not compile" in said:
-        return "stillborn"
+        return "caught by the emulator" if "-Werror=" in said else "stillborn"
     if "of the emulator" in said:
         return "caught by the emulator"
     if code == 1:

@@ -801,6 +801,20 @@ def test_a_source_that_does_not_compile_is_shown_with_its_line(one_order: Gpu, t
         _launch.KERNELS.pop((path.with_name("wrong.cu" if name == "wrong" else "foreign.cu"), name))
 
 
+@pytest.mark.parametrize(
+    "unset", ["float sum; for (int i = 0; i < n; ++i) sum += x[i];", "float sum; if (n > 9) sum = x[1];"]
+)
+def test_a_register_that_nothing_set_is_refused(one_order: Gpu, tmp_path: Path, unset: str) -> None:
+    """Nothing at run time could show it."""
+    source = tmp_path / "unset.cu"
+    source.write_text(f"__global__ void unset(float* x, int n) {{\n  {unset}\n  x[0] = sum;\n}}\n")
+    with pytest.raises(LaunchError, match=r"unset\.cu:.*.?sum.? (is|may be) used uninitialized"):
+        Kernel(source, "unset")[()](1, 1, one_order.empty(4), 0)
+    source.write_text(source.read_text().replace("float sum;", "float sum = 0;"))
+    Kernel(source, "unset")[()](1, 1, one_order.empty(4), 0)
+    _launch.KERNELS.pop((source, "unset"))
+
+
 def test_flags_that_an_older_compiler_lacks_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     for said, newest in (
         ("g++ (Ubuntu 11.4.0-1ubuntu1~22.04) 11.4.0", False),
