@@ -220,6 +220,8 @@ class Module:
         """The dictionary ``kind``, after making sure that ``name`` is free for it."""
         if kind not in self.__dict__:
             raise AttributeError(f"{type(self).__name__}: call super().__init__() before assigning {name!r}")
+        if isinstance(name, str) and hasattr(Module, name):  # which would be found first, and silently
+            raise ArgumentError(f"{type(self).__name__}: {name} is what every module has; choose another name")
         if not isinstance(name, str) or not name or "." in name:
             raise ArgumentError(f"{type(self).__name__}: a name must be a string without dots, not empty; got {name!r}")
         for other in ("_parameters", "_modules", "_buffers"):

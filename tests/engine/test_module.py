@@ -67,6 +67,12 @@ class TestTree:
             assert [name for name, _ in getattr(ours, walk)()] == [name for name, _ in getattr(theirs, walk)()], walk
         assert repr(ours).replace("Net(", "") == repr(theirs).replace("TorchNet(", "").replace("TorchBlock", "Block")
 
+    @pytest.mark.parametrize("name", ["trace", "summary", "train", "forward"])
+    def test_a_layer_must_not_hide_behind_a_method(self, name):
+        with pytest.raises(ArgumentError, match=f"Module: {name} is what every module has; choose another name"):
+            setattr(nn.Module(), name, nn.Linear(2, 2))
+        nn.Module().training = False
+
     def test_a_shared_parameter_is_counted_once_and_saved_under_each_name(self):
         class Tied(nn.Module):
             def __init__(self):
