@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 
-from ..autograd import Function, Tensor, graph, no_grad
+from ..autograd import Function, Tensor, default_generator, graph, no_grad
 from ..kernels._devices import device_named, device_of
 from ..kernels._dtypes import FLOATS, HALVES, kind_of
 from ..kernels._errors import ArgumentError, CheckpointError, NonFiniteError, RawgradError
@@ -525,13 +525,17 @@ class Module:
 
 @contextmanager
 def evaluating(module: Module) -> Iterator[None]:
-    """A ``with`` block in evaluation mode and without gradients; afterwards each layer has the mode that it had."""
-    modes = [(layer, layer.training) for layer in module.modules()]
+    """A ``with`` block in evaluation mode and without gradients.
+
+    Afterwards each layer has the mode that it had, and the random numbers go on where they were.
+    """
+    modes, random = [(layer, layer.training) for layer in module.modules()], default_generator.get_state()
     module.eval()
     try:
         with no_grad():
             yield
     finally:
+        default_generator.set_state(random)
         for layer, mode in modes:
             layer.training = mode
 

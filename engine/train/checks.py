@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ...autograd import Tensor, default_generator
+from ...autograd import Tensor
 from ...kernels._devices import device_of
 from ...kernels._dtypes import kind_of
 from ..layers import ReLU
@@ -238,12 +238,10 @@ def dead_units(model: Module, inputs: Tensor) -> dict[str, float]:
             handles.append(module.register_forward_hook(seen))
     if not handles:
         return shares
-    random = default_generator.state_dict()
     try:
         with evaluating(model):
             model(inputs)
     finally:
         for handle in handles:
             handle.remove()
-        default_generator.load_state_dict(random)
     return shares

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
-from ...autograd import Tensor, default_generator, no_grad
+from ...autograd import Tensor
 from ...kernels._devices import device_of
 from ...kernels._errors import ArgumentError
 from ..layers import Dropout, Flatten, ZeroPad2d
-from ..module import Module
+from ..module import Module, evaluating
 from .callback import Callback, Training
 from .distributions import Distribution, distribution
 from .evaluation import Evaluation
@@ -167,24 +166,12 @@ def activations(model: Module, inputs: Tensor) -> dict[str, Distribution]:
 
         handles.append(layer.register_forward_hook(after))
     try:
-        with _evaluating(model), no_grad():
+        with evaluating(model):
             model(inputs)
     finally:
         for handle in handles:
             handle.remove()
     return found
-
-
-@contextmanager
-def _evaluating(model: Module) -> Iterator[None]:
-    modes, state = [(module, module.training) for module in model.modules()], default_generator.get_state()
-    model.eval()
-    try:
-        yield
-    finally:
-        default_generator.set_state(state)
-        for module, mode in modes:
-            module.training = mode
 
 
 def highest(predictions: np.ndarray) -> np.ndarray | None:
