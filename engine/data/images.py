@@ -16,14 +16,13 @@ import numpy as np
 from ...kernels._contracts import pair
 from ...kernels._errors import ArgumentError, DataError, IndexRangeError
 from .dataset import Dataset
+from .ink import FAINT, ink_of
 
 #: Formats that are read, by Pillow's names, and the file names that :class:`ImageFolder` takes.
 FORMATS = ("PNG", "JPEG")
 EXTENSIONS = (".png", ".jpg", ".jpeg")
 #: The largest picture, in pixels, that is decoded unless a caller allows more.
 MAX_PIXELS = 2**26
-
-_WEIGHTS = np.array([0.299, 0.587, 0.114], np.float32)  # luma of red, green, blue (ITU-R BT.601)
 
 
 def load_image(
@@ -65,7 +64,8 @@ def prepare_digit(
 
     The paper is the colour that prevails along the border; ink is what departs from it, measured
     along the line in colour space on which it departs most, so dark on light, light on dark and
-    coloured digits come out alike.  The ink's longer side becomes ``fill`` of ``size`` and its centre
+    coloured digits come out alike.  Uneven light is evened out, noise and specks are left out (see
+    ``ink.py``).  The ink's longer side becomes ``fill`` of ``size`` and its centre
     of mass goes to ``centre`` of ``size``, as MNIST's makers did (they took the middle of pixel 14),
     or as near to it as leaves the whole digit in the picture.  A square picture whose ink already
     has that proportion keeps its own scale, so an MNIST digit comes back as it was.  Another data
@@ -88,9 +88,9 @@ def prepare_digit(
     if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
         raise ArgumentError(f"prepare_digit: size must be an integer of at least 1; got {size!r}")
     rgb, alpha = _opened(image, max_pixels, _colours)
-    ink = _ink(rgb, alpha, _name(image))  # (H, W), 0 to 1
+    ink = ink_of(rgb, alpha, _name(image))  # (H, W), 0 to 1
     height, width = ink.shape
-    rows, columns = (np.flatnonzero((ink > _INK).any(axis)) for axis in (1, 0))
+    rows, columns = (np.flatnonzero((ink > FAINT).any(axis)) for axis in (1, 0))
     longest = max(rows[-1] - rows[0], columns[-1] - columns[0]) + 1
     if not 0 < fill <= 1:
         raise ArgumentError(f"prepare_digit: fill must be above 0 and at most 1; got {fill!r}")
@@ -114,10 +114,6 @@ def prepare_digit(
 
 #: Pictures of digits with twice this many pixels a side, or more, are shrunk before anything else.
 _SIDE = 560
-#: Ink fainter than this, of 1, does not count for the digit's extent.
-_INK = 0.15
-#: The least difference between ink and paper, of the full range, that is taken for writing.
-_CONTRAST = 0.06
 
 
 def _begin(mass: np.ndarray, first: int, side: float, centre: float, scale: float, framed: bool) -> float:
@@ -138,38 +134,6 @@ def _begin(mass: np.ndarray, first: int, side: float, centre: float, scale: floa
         begin = first + scale * round((begin - first) / scale)  # the ink's edge on the edge of a pixel
     last = first + len(mass) - side  # beginning here, the result ends with the ink
     return min(max(begin, last), float(first)) if last <= first else begin
-
-
-def _ink(rgb: np.ndarray, alpha: np.ndarray | None, name: str) -> np.ndarray:
-    """How much ink lies on each pixel of the picture ``name``, (H, W) from 0 to 1."""
-    if alpha is not None:
-        seen = alpha > alpha.max() / 2
-        levels = _luma(rgb)[seen]
-        if levels.size == 0:
-            raise DataError(f"prepare_digit: {name} must show a digit; got a picture that is all transparent")
-        if levels.std() < _CONTRAST:  # one colour: the digit is drawn by its opacity alone
-            rgb, alpha = alpha[:, :, None], None
-        else:  # what is seen has its own paper: continue it where nothing is seen
-            paper = np.median(rgb[seen], axis=0)
-            rgb = rgb * alpha[:, :, None] + paper * (1 - alpha[:, :, None])
-    border = np.concatenate([rgb[0], rgb[-1], rgb[1:-1, 0], rgb[1:-1, -1]])
-    paper = np.median(border, axis=0)
-    departure = rgb - paper  # (H, W, 1 or 3)
-    strength = np.square(departure).sum(2)
-    # The mean departure, the strong ones counting most: its direction is the line from paper to ink.
-    direction = (departure * (strength * strength)[:, :, None]).sum((0, 1), dtype=np.float64)
-    line = (direction / max(np.sqrt(np.square(direction).sum()), 1e-30)).astype(np.float32)
-    ink = departure @ line
-    strongest = ink.max()
-    if not strongest > _CONTRAST:
-        raise DataError(f"prepare_digit: {name} must show a digit; got a picture without anything on its background")
-    peak = np.percentile(ink[ink >= strongest / 2], 90)  # full ink, without a few hot pixels
-    grain = min(0.2, 3 * float(np.median(np.abs(border - paper) @ np.abs(line))) / peak)  # 0 on clean paper
-    return np.clip((ink / peak - grain) / (1 - grain), 0, 1)
-
-
-def _luma(rgb: np.ndarray) -> np.ndarray:
-    return rgb[:, :, 0] if rgb.shape[2] == 1 else np.minimum(rgb @ _WEIGHTS, np.float32(1))
 
 
 def _resized(grey: np.ndarray, size: tuple[int, int], box: tuple[float, float, float, float]) -> np.ndarray:
