@@ -376,6 +376,7 @@ def _reader(path: Path | None, device: str) -> Any:
 def _evaluate(options: argparse.Namespace) -> int:
     from .evaluating import draw_report, evaluate, evaluate_folder, evaluate_pictures
     from .pictures import check_path
+    from .predicting import say
     from .training import limited
 
     for name in ("pictures", "limit"):
@@ -400,7 +401,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     if options.out is not None:
         draw_report(report, options.out)
         print(f"drawn into {options.out}\n")
-    print(report)
+    say(str(report))
     if left_out:
         print(f"rawgrad: {left_out} of {left_out + report.count} could not be read and are left out", file=sys.stderr)
     return 2 if left_out else 0

@@ -39,14 +39,14 @@ def sources(names: Sequence[str]) -> Iterator[Source]:
     """The pictures that ``names`` mean: files, folders (all pictures below), and "-" for standard input.
 
     Raises:
-        ArgumentError: standard input is wanted twice, or is a terminal.
+        ArgumentError: standard input is wanted twice, is a terminal, or is closed.
     """
     if names.count(STANDARD_INPUT) > 1:
         raise ArgumentError(f"predict: standard input ({STANDARD_INPUT}) can be read once only")
-    if STANDARD_INPUT in names and sys.stdin.isatty():
+    if STANDARD_INPUT in names and (sys.stdin is None or sys.stdin.isatty()):
         raise ArgumentError(
-            f"predict: {STANDARD_INPUT} reads a picture from standard input, which is a terminal; "
-            "`rawgrad predict - < digit.png` gives it a file"
+            f"predict: {STANDARD_INPUT} reads a picture from standard input, which is "
+            f"{'closed' if sys.stdin is None else 'a terminal'}; `rawgrad predict - < digit.png` gives it a file"
         )
     for name in names:
         if name == STANDARD_INPUT:
@@ -97,7 +97,7 @@ def predict(reader: Reader, names: Sequence[str], as_json: bool) -> int:
             continue
         rows.append({"image": source.name, **reading.described()})
         if not as_json:
-            _say(f"{source.name}: {reading.line()}" if source.listed else f"{source.name}: {reading}\n")
+            say(f"{source.name}: {reading.line()}" if source.listed else f"{source.name}: {reading}\n")
     if as_json:
         print(json.dumps(rows, indent=2))
     if refused and len(rows) > 1:
@@ -105,7 +105,7 @@ def predict(reader: Reader, names: Sequence[str], as_json: bool) -> int:
     return 2 if refused else 0
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
     """Print ``text``, with "?" for what the terminal cannot show, such as a file's name that is no text."""
     try:
         print(text, flush=True)

@@ -113,11 +113,17 @@ class Reader:
         """The network's outputs (N, classes or 1) for prepared images (N, 1, S, S), both on the host.
 
         Raises:
-            CheckpointError: they are not all finite.
+            CheckpointError: they are not one for each class (or one number), or not all finite.
         """
         parts = (images[i : i + _BATCH] for i in range(0, len(images), _BATCH))
         with no_grad():
             found = np.concatenate([self.model(Tensor(part).to(self.device)).to("cpu").numpy() for part in parts])
+        wanted = 1 if self.gives_number else len(self.info.classes)
+        if found.shape != (len(images), wanted):
+            raise CheckpointError(
+                f"{self.path}: the network must give {wanted} numbers for each image, as its classes say; "
+                f"got an array of shape {found.shape} for {len(images)}"
+            )
         if not np.isfinite(found).all():
             raise CheckpointError(
                 f"{self.path}: the network must give finite numbers; got NaN or infinity: its training went wrong, "
@@ -139,7 +145,7 @@ class Reader:
 
         Raises:
             DataError: it is no picture, or shows nothing.
-            CheckpointError: the network gives no finite numbers.
+            CheckpointError: the network's outputs cannot be read as digits, see :meth:`outputs`.
         """
         outputs = self.outputs(self.prepared(picture)[None])
         digit = self.info.classes[int(np.clip(self.digits(outputs)[0], 0, len(self.info.classes) - 1))]

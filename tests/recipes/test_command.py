@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -304,6 +305,9 @@ class TestPredict:
         assert given(picture, str(tmp_path / "x.png"), "-") == 2
         said = capsys.readouterr().err
         assert "which is a terminal" in said and "x.png" not in said  # noticed before anything is read
+        monkeypatch.setattr(sys, "stdin", None)
+        assert main(["predict", "-", "--weights", str(run_folder)]) == 2
+        assert "which is closed" in capsys.readouterr().err
 
     @pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "ascii"])
     def test_what_the_terminal_cannot_show(
@@ -327,6 +331,16 @@ class TestPredict:
         (tmp_path / "a.png").write_bytes(as_file(np.eye(30, dtype=np.uint8) * 255).getvalue())
         arguments = ["predict", str(tmp_path / "a.png"), "--weights"] if command == "predict" else ["evaluate"]
         assert "the network must give finite numbers; got NaN" in refusal(capsys, *arguments, str(tmp_path))
+
+    @pytest.mark.parametrize("command", ["predict", "evaluate"])
+    def test_classes_that_do_not_fit_the_network(
+        self, command: str, run_folder: Path, tmp_path: Path, capsys: Capture
+    ) -> None:
+        model, info = load_model(run_folder)
+        save_weights(tmp_path / "weights.safetensors", model, replace(info, classes=list("012345678")))
+        (tmp_path / "a.png").write_bytes(as_file(np.eye(30, dtype=np.uint8) * 255).getvalue())
+        arguments = ["predict", str(tmp_path / "a.png"), "--weights"] if command == "predict" else ["evaluate"]
+        assert "must give 9 numbers for each image" in refusal(capsys, *arguments, str(tmp_path))
 
     def test_every_variant_of_the_digits_is_read(self, run_folder: Path) -> None:
         reader = Reader(run_folder)
