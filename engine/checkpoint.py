@@ -372,6 +372,23 @@ def _files(folder: Path) -> list[_File]:
     return sorted(found, key=lambda file: file.number)
 
 
+def newest(folder: str | Path) -> Checkpoint | None:
+    """The newest whole checkpoint in ``folder``, to be looked at; whoever trains there goes on.
+
+    Raises:
+        CheckpointError: none of those that are there is whole.
+    """
+    reasons = []
+    for file in reversed(_files(Path(folder))):
+        try:
+            return _read(file.path)
+        except CheckpointError as error:  # damaged, or removed meanwhile
+            reasons.append(str(error))
+    if reasons:
+        raise CheckpointError(f"{folder}: none of its checkpoints is whole: " + "; ".join(reasons))
+    return None
+
+
 def _read(path: Path) -> Checkpoint:
     saved, about = load_described(path)
     try:

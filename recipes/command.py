@@ -1,4 +1,4 @@
-"""The ``rawgrad`` command: train, evaluate, trace, predict, programs, data, emulate, doctor.
+"""The ``rawgrad`` command: train, report, compare, evaluate, trace, predict, replay, programs, data, emulate, doctor.
 
 Each subcommand is a :class:`Command`: its options, and a function of them that gives the exit code.
 What a subcommand does lives in a module of its own, imported when it runs.  ``rawgrad bench`` belongs
@@ -460,6 +460,37 @@ def _replay(options: argparse.Namespace) -> int:
         return again(options.path, device)
 
 
+# ---- report, compare --------------------------------------------------------------------------
+
+
+def _declare_report(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("run", type=Path, metavar="RUN", help="the folder of a run")
+    add("--out", type=Path, metavar="FILE.html", help="the page (default: report.html in the run)")
+    add("--picture", type=Path, metavar="FILE.png", help="six panels of it (default: beside the page)")
+    _add_data_dir(parser)
+
+
+def _report(options: argparse.Namespace) -> int:
+    from .reporting import report
+
+    return report(options.run, options.out, options.picture, options.data_dir)
+
+
+def _declare_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of runs, at least two")
+    parser.add_argument(
+        "--out", type=Path, default=Path("compare.png"), metavar="PICTURE",
+        help="the picture, .png, .pdf or .svg (default: compare.png)",
+    )  # fmt: skip
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from .comparing import compare
+
+    return compare(options.runs, options.out)
+
+
 # ---- emulate ----------------------------------------------------------------------------------
 
 
@@ -574,6 +605,21 @@ COMMANDS: dict[str, Command] = {
         _declare_replay,
         _replay,
         (("rawgrad replay runs/mnist-cnn", "layer by layer, then the operation"),),
+    ),
+    "report": Command(
+        "show a run: one HTML file with curves, weights, gradients, digits, mistakes; and a picture of it",
+        _declare_report,
+        _report,
+        (
+            ("rawgrad report runs/digits-cnn", "writes report.html and report.png into it"),
+            ("rawgrad train --watch", "before: keeps what can be seen on the way only"),
+        ),
+    ),
+    "compare": Command(
+        "draw several runs in one picture, with a table of their figures and of what differs",
+        _declare_compare,
+        _compare,
+        (("rawgrad compare runs/one runs/other --out both.png", ""),),
     ),
     "programs": Command(
         "list every program with its command", lambda parser: None, _programs, (("rawgrad programs", ""),)

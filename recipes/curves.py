@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,12 @@ import numpy as np
 from ..engine.train import History
 
 
-def figure(columns: int = 2, height: float = 4.0, rows: int = 1) -> tuple[Any, Any]:
-    """A matplotlib figure that needs no display, and its axes, row by row in one array."""
+def figure(columns: int = 2, height: float = 4.0, rows: int = 1, width: float = 6.0) -> tuple[Any, Any]:
+    """A matplotlib figure that needs no display, and its axes, row by row; ``width`` and ``height`` are of each."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    made = Figure(figsize=(6 * columns, height), layout="constrained")
+    made = Figure(figsize=(width * columns, height * rows), layout="constrained")
     FigureCanvasAgg(made)
     return made, made.subplots(rows, columns, squeeze=False).ravel()
 
@@ -37,27 +37,46 @@ def draw(runs: dict[str, History], path: Path, title: str = "") -> None:
     """
     made, (left, right) = figure()
     for number, (name, history) in enumerate(runs.items()):
-        colour = f"C{number % 10}"
-        if not history.steps:
-            continue
-        per_epoch = len(history.steps) / max(len(history.epochs), 1)
-        for axes, pick, check in ((left, "loss", "validation_loss"), (right, "accuracy", "validation_accuracy")):
-            scale = 100 if pick == "accuracy" else 1
-            x, y = smoothed([getattr(step, pick) for step in history.steps])
-            axes.plot(x, scale * y, color=colour, linewidth=1.2, alpha=0.8, label=name)
-            marks = [scale * getattr(epoch, check) for epoch in history.epochs]
-            axes.plot(per_epoch * np.arange(1, len(marks) + 1), marks, ".", color=colour, markersize=7)
+        colours = (f"C{number % 10}",) * 2
+        for axes, pick in ((left, "loss"), (right, "accuracy")):
+            curve(axes, history, pick, colours, (name, None))
     left.set(xlabel="step", ylabel="loss", yscale="log")
     right.set(xlabel="step", ylabel="accuracy, %")
-    finals = [100 * e.validation_accuracy for h in runs.values() for e in h.epochs[-1:] if e.validation_accuracy > 0]
-    if finals and min(finals) > 80:
-        right.set_ylim(min(80, min(finals) - 5), 100.3)
+    near_the_top(right, runs.values())
     for axes in (left, right):
         axes.grid(alpha=0.3)
         if len(runs) > 1:
             axes.legend(fontsize=8)
     made.suptitle(f"{title}{': ' if title else ''}lines: training batches, dots: validation", fontsize=10)
     made.savefig(path, dpi=110)
+
+
+def curve(
+    axes: Any, history: History, pick: str, colours: Sequence[str], names: Sequence[str | None] = (None, None)
+) -> None:
+    """Draw the ``"loss"`` or the ``"accuracy"`` (in percent) of a run, as :func:`draw` does.
+
+    Args:
+        axes: matplotlib's.
+        history: of the run.
+        pick: which of the two.
+        colours, names: of the line and of the dots; without a name it is not in the legend.
+    """
+    if not history.steps:
+        return
+    scale = 100 if pick == "accuracy" else 1
+    x, y = smoothed([getattr(step, pick) for step in history.steps])
+    axes.plot(x + 1, scale * y, color=colours[0], linewidth=1.2, alpha=0.8, label=names[0])
+    ends = np.searchsorted([step.epoch for step in history.steps], [e.epoch for e in history.epochs], side="right")
+    marks = [scale * getattr(epoch, f"validation_{pick}") for epoch in history.epochs]
+    axes.plot(ends, marks, ".", color=colours[1], markersize=7, label=names[1])
+
+
+def near_the_top(axes: Any, histories: Iterable[History]) -> None:
+    """Show accuracies from 80 % up, if all runs end there, with room below the worst."""
+    finals = [100 * e.validation_accuracy for h in histories for e in h.epochs[-1:] if e.validation_accuracy > 0]
+    if finals and min(finals) > 80:
+        axes.set_ylim(min(80, min(finals) - 5), 100.3)
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,10 @@ def find(name: str) -> Program:
 #: Rows of ``docs/programs.md`` that are no single program: the command for them, or what there is so far.
 OTHER_ROWS: dict[str, tuple[str, str]] = {
     "P7": ("rawgrad predict IMAGE ...", "files, folders, standard input; `rawgrad evaluate --pictures` tries 10,000"),
-    "P11": ("", "not in this version: a live view; each run leaves curves.png, steps.csv, epochs.csv"),
+    "P11": (
+        "rawgrad train ... --watch",
+        "a live view: `rawgrad report RUN` shows it in one HTML file, --tensorboard in TensorBoard",
+    ),
     "P12": ("", "not in this version: a character language model"),
     "P13": (
         "rawgrad train ... --workers N",

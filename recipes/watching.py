@@ -103,10 +103,10 @@ def outcome_of(model: Module, split: Any, read: Any, classes: Sequence[str] | No
     )
 
 
-def draw_test_digits(axes: Any, outcome: Outcome) -> None:
+def draw_test_digits(axes: Any, outcome: Outcome, columns: int = 10) -> None:
     """Draw the test digits, errors first."""
     d = outcome.digits
-    draw_digits(axes, d.images / 255, d.truth, d.read, d.probabilities, outcome.classes)
+    draw_digits(axes, d.images / 255, d.truth, d.read, d.probabilities, outcome.classes, columns=columns)
 
 
 def draw_the_confusion(axes: Any, outcome: Outcome) -> None:
