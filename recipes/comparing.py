@@ -8,7 +8,7 @@ from typing import Any
 
 from ..kernels._errors import ArgumentError, DataError
 from .curves import draw
-from .pictures import check_path
+from .pictures import check_ending
 from .runs import Run, read_run
 from .tables import duration, number, shown
 
@@ -26,7 +26,7 @@ def compare(folders: Sequence[Path], out: Path) -> int:
     for folder, place in zip(folders, places, strict=True):
         if places.count(place) > 1:
             raise ArgumentError(f"compare: each run must be named once; {folder} is named {places.count(place)} times")
-    check_path("compare", out)
+    check_ending("compare", out)
     runs = [read_run(folder) for folder in folders]
     names = [run.name for run in runs]
     if len(set(names)) < len(names):

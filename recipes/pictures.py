@@ -30,10 +30,19 @@ def check_path(command: str, path: Path) -> None:
     Raises:
         ArgumentError: its ending is none of :data:`ENDINGS`, or its folder does not exist.
     """
-    if path.suffix not in ENDINGS:
-        raise ArgumentError(f"{command}: --out must end with {', '.join(ENDINGS)}; got {path}")
+    check_ending(command, path)
     if not path.parent.is_dir():
         raise ArgumentError(f"{command}: --out must lie in a folder that exists; there is no {path.parent}")
+
+
+def check_ending(command: str, path: Path) -> None:
+    """Refuse what is no name of a picture.
+
+    Raises:
+        ArgumentError: its ending is none of :data:`ENDINGS`.
+    """
+    if path.suffix not in ENDINGS:
+        raise ArgumentError(f"{command}: --out must end with {', '.join(ENDINGS)}; got {path}")
 
 
 def errors_first(truth: np.ndarray, read: np.ndarray, losses: np.ndarray) -> np.ndarray:
