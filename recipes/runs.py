@@ -74,18 +74,23 @@ def read_run(folder: Path) -> Run:
     task = what.get("task")
     if not isinstance(task, dict):
         raise DataError(f"{result}: must have the settings of the run as 'task'; got {task!r}")
-    more = {name: what[name] for name in ("seed", "limit", "device", "backend") if what.get(name) is not None}
-    return Run(folder, {**task, **more}, history, what, Looks(folder / "watch"))
+    return Run(folder, _settings(what), history, what, Looks(folder / "watch"))
 
 
 def _under_way(folder: Path, path: Path, saved: Any, state: Any) -> Run:
     progress = Progress()
     try:
-        settings = {**saved["task"], **{name: value for name, value in saved.items() if name != "task"}}
+        settings = _settings(saved)
         progress.load_state_dict(state["progress"])
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: is not of a run of `rawgrad train`: {error!r}") from None
     return Run(folder, settings, progress.history, {}, Looks(folder / "watch"))
+
+
+def _settings(saved: dict[str, Any]) -> dict[str, Any]:
+    """Those of the task, and of the others those that were set."""
+    others = ("seed", "limit", "accumulate", "clip_norm", "precision", "device", "backend")
+    return {**saved["task"], **{name: saved[name] for name in others if saved.get(name) is not None}}
 
 
 def _no_run(folder: Path) -> str:

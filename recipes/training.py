@@ -235,7 +235,7 @@ def train(task: Task, options: Options, data: dict[str, Any] | None = None) -> R
         result = Result(task, options, history, test, seconds)
         run.save_weights(model, test.accuracy)
         watching.test(model, data["test"])
-        _write_records(result)
+        _write_records(result, run.checkpoints.settings)
     if run.lines is not None:
         run.lines.write("result", out=str(options.out), accuracy=test.accuracy, loss=test.loss, images=test.count)
     options.say(f"saved in {options.out}")
@@ -415,7 +415,7 @@ def _described(task: Task) -> dict[str, Any]:
     return dict(json.loads(json.dumps(asdict(task))))
 
 
-def _write_records(result: Result) -> None:
+def _write_records(result: Result, settings: dict[str, Any]) -> None:
     out, history = result.options.out, result.history
     for name, kind, rows in (("steps", Step, history.steps), ("epochs", Epoch, history.epochs)):
         columns = [f.name for f in fields(kind) if f.name != "metrics"]
@@ -424,11 +424,7 @@ def _write_records(result: Result) -> None:
             writer.writerow(columns)
             writer.writerows([[_cell(getattr(row, column)) for column in columns] for row in rows])
     figures = {
-        "task": asdict(result.task),
-        "seed": result.options.seed,
-        "limit": result.options.limit,
-        "device": result.options.device,
-        "backend": backend_of(result.options.device),
+        **settings,
         "test": asdict(result.test),
         "images_per_second": result.images_per_second,
         "seconds": result.seconds,
