@@ -1,12 +1,12 @@
-"""What saving beside training costs it: steps of P5 with and without checkpoints, in turns.
+"""What saving and watching cost training: steps of P5 with and without, in turns.
 
 ``python -m rawgrad.bench.checkpoints`` measures, prints a line for each interval, and with ``--out`` writes a result
 file.  A turn is a training of its own by ``fit``, from the same weights on the same random pictures; its first steps
 and its last save are not timed.  Who begins changes from round to round.  A round's cost is the time of its steps with
-saving over the time without, less one; the median over the rounds is reported with quartiles.
+saving (or watching) over the time without, less one; the median over the rounds is reported with quartiles.
 
-Beside it stands what a save is made of: the copy, in the thread that trains, and the writing, beside it.  The losses of
-all turns must be the same.
+Beside it stands what a save is made of: the copy, in the thread that trains, and the writing, beside it; and of a look
+the time that it keeps training, its writing included.  The losses of all turns must be the same.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from ..autograd import manual_seed
 from ..engine.checkpoint import Checkpoint, Checkpoints
 from ..engine.data import DataLoader, TensorDataset
 from ..engine.optim import Adam
-from ..engine.train import fit
+from ..engine.train import Kept, Looks, TensorBoard, Training, Watched, Watcher, fit
 from ..recipes import machine
 from ..recipes.networks import build
 from . import load
@@ -55,6 +56,30 @@ class _Timed(Checkpoints):
         self.written.append(time.perf_counter() - self._starts[len(self.written)])
 
 
+class _TimedWatcher(Watcher):
+    """Notes how long each look kept the training, with all that was told of it."""
+
+    def __init__(self, told: list[Watched], every: int) -> None:
+        super().__init__(told, every)
+        self.kept: list[float] = []
+
+    def _look(self, training: Training) -> None:
+        start = time.perf_counter()
+        super()._look(training)
+        self.kept.append(time.perf_counter() - start)
+
+
+@dataclass(frozen=True)
+class Way:
+    """``"saving"``, ``"watching"`` or ``"watching in TensorBoard"``, every so many steps."""
+
+    kind: str
+    every: int
+
+    def __str__(self) -> str:
+        return f"{self.kind} every {self.every} steps"
+
+
 @dataclass
 class Turn:
     """One training.
@@ -62,7 +87,8 @@ class Turn:
     Attributes:
         seconds: of its timed steps.
         losses: of all steps.
-        kept, written: seconds of each save: of the training thread, and until it was on the disk.
+        kept: seconds for which each save or look kept the training thread.
+        written: seconds until each save was on the disk.
         bytes: of a file.
     """
 
@@ -75,17 +101,18 @@ class Turn:
 
 @dataclass
 class Cost:
-    """Of saving every so many steps.
+    """Of saving or watching every so many steps.
 
     Attributes:
-        every: the interval.
-        share: of the time of a step without saving.
-        step: seconds of one without.
-        saves: in a turn.
-        kept, written: seconds of a save; see :class:`Turn`.
+        kind, every: see :class:`Way`.
+        share: of the time of a step with nothing beside it.
+        step: seconds of one of these.
+        saves: saves or looks in a turn.
+        kept, written: seconds of each, see :class:`Turn`; a look is on the disk when training goes on.
         bytes: of a file.
     """
 
+    kind: str
     every: int
     share: Spread
     step: Spread
@@ -95,8 +122,8 @@ class Cost:
     bytes: int
 
 
-def train(folder: Path, every: int | None, steps: int, batch: int, device: str, capture: bool) -> Turn:
-    """One turn; ``every`` None is one without checkpoints."""
+def train(folder: Path, way: Way | None, steps: int, batch: int, device: str, capture: bool) -> Turn:
+    """One turn; ``way`` None is one with nothing beside training."""
     draw = np.random.default_rng(0)
     pictures, labels = draw.random((10 * batch, 1, 28, 28), np.float32), draw.integers(0, 10, 10 * batch)
     order = (np.arange(steps * batch) % len(pictures)).tolist()  # one epoch: no saves but those of the interval
@@ -104,53 +131,65 @@ def train(folder: Path, every: int | None, steps: int, batch: int, device: str, 
     model = build("cnn", {}).to(device)
     loader = DataLoader(TensorDataset(pictures, labels), batch, sampler=order, device=device)
     times: list[float] = []
-    checkpoints = None if every is None else _Timed(folder)
-    try:
+    checkpoints = watcher = None
+    with ExitStack() as stack:
+        if way is not None and way.kind == "saving":
+            checkpoints = _Timed(folder)
+            stack.enter_context(checkpoints)
+        elif way is not None:
+            told: list[Watched] = [Kept(Looks(folder))]
+            if way.kind == "watching in TensorBoard":
+                told.append(stack.enter_context(TensorBoard(folder / "board")))
+            watcher = _TimedWatcher(told, way.every)
         history = fit(
             model, loader, F.cross_entropy, Adam(model.parameters(), 1e-3), epochs=1, progress=False, capture=capture,
-            on_step=lambda step: times.append(time.perf_counter()), checkpoints=checkpoints, save_every=every,
+            on_step=lambda step: times.append(time.perf_counter()), callbacks=[watcher] if watcher else [],
+            checkpoints=checkpoints, save_every=way.every if way and checkpoints else None,
         )  # fmt: skip
-    finally:
-        if checkpoints is not None:
-            checkpoints.close()
     seconds, losses = times[-1] - times[_HEAD - 1], [step.loss for step in history.steps]
-    if checkpoints is None:
+    if way is None:
         return Turn(seconds, losses, [], [], 0)
     size = max(path.stat().st_size for path in folder.glob("*.safetensors"))
-    return Turn(seconds, losses, checkpoints.kept[:-1], checkpoints.written[:-1], size)  # the last is the epoch's
+    if checkpoints is not None:  # the last is the epoch's
+        return Turn(seconds, losses, checkpoints.kept[:-1], checkpoints.written[:-1], size)
+    assert watcher is not None
+    kept = watcher.kept[1 : 1 + (steps - 1) // way.every]  # neither that of the first step nor that of the end
+    return Turn(seconds, losses, kept, kept, size)
 
 
 def measure(
-    intervals: Sequence[int], rounds: int, steps: int, batch: int, device: str, capture: bool, folder: Path
+    ways: Sequence[Way], rounds: int, steps: int, batch: int, device: str, capture: bool, folder: Path
 ) -> list[Cost]:
-    """The cost of each interval.
+    """The cost of each way.
 
     Raises:
-        WrongResult: the losses with and without saving differ.
+        WrongResult: the losses with and without it differ.
     """
-    ways: list[int | None] = [None, *intervals]
-    turns: dict[int | None, list[Turn]] = {way: [] for way in ways}
-    train(folder / "first", intervals[0], _HEAD + 5, batch, device, capture)  # compiles the kernels
+    turns: dict[Way | None, list[Turn]] = {way: [] for way in (None, *ways)}
+    for way in ways:  # compiles the kernels, imports what is needed
+        train(folder / f"first {way}", way, max(_HEAD, way.every) + 5, batch, device, capture)
     for turn in range(rounds):
-        first = turn % len(ways)
-        for way in ways[first:] + ways[:first]:
-            turns[way].append(train(folder / f"{turn}-{way}", way, steps, batch, device, capture))
+        order = list(turns)
+        first = turn % len(order)
+        for each in order[first:] + order[:first]:
+            turns[each].append(train(folder / f"{turn} {each}", each, steps, batch, device, capture))
     right = turns[None][0].losses
-    for way, all_of_it in turns.items():
+    for each, all_of_it in turns.items():
         if any(turn.losses != right for turn in all_of_it):
-            raise WrongResult(f"bench: the losses of training that saves every {way} steps differ from those without")
+            raise WrongResult(f"bench: the losses of training with {each or 'nothing'} beside it differ from the first")
     timed = steps - _HEAD
     return [
         Cost(
-            every,
-            Spread.of([w.seconds / o.seconds - 1 for w, o in zip(turns[every], turns[None], strict=True)]),
+            way.kind,
+            way.every,
+            Spread.of([w.seconds / o.seconds - 1 for w, o in zip(turns[way], turns[None], strict=True)]),
             Spread.of([turn.seconds / timed for turn in turns[None]]),
-            len(turns[every][0].kept),
-            Spread.of([seconds for turn in turns[every] for seconds in turn.kept]),
-            Spread.of([seconds for turn in turns[every] for seconds in turn.written]),
-            max(turn.bytes for turn in turns[every]),
+            len(turns[way][0].kept),
+            Spread.of([seconds for turn in turns[way] for seconds in turn.kept]),
+            Spread.of([seconds for turn in turns[way] for seconds in turn.written]),
+            max(turn.bytes for turn in turns[way]),
         )
-        for every in intervals
+        for way in ways
     ]
 
 
@@ -160,7 +199,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--out", type=Path, metavar="FILE.json", help="write a result file")
-    add("--every", type=int, nargs="+", default=[20, 100], metavar="N", help="intervals in steps (default: 20 100)")
+    add("--every", type=int, nargs="+", default=[20, 100], metavar="N", help="steps between saves (default: 20 100)")
+    add("--watch", type=int, nargs="*", default=[75], metavar="N", help="steps between looks (default: 75, P5's own)")
     add("--rounds", type=int, default=9, metavar="N", help="rounds (default: %(default)s)")
     add("--steps", type=int, default=405, metavar="N", help="of a turn (default: %(default)s)")
     add("--batch", type=int, default=100, metavar="N", help="pictures in a batch (default: %(default)s)")
@@ -173,19 +213,22 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and report."""
     options = _parser().parse_args(argv)
-    if options.steps <= _HEAD + max(options.every):
-        raise SystemExit(f"--steps must be above {_HEAD + max(options.every)}, so that each interval saves")
+    least = _HEAD + max([*options.every, *options.watch])
+    if options.steps <= least:
+        raise SystemExit(f"--steps must be above {least}, so that each interval comes to its end")
+    ways = [Way("saving", every) for every in options.every]
+    ways += [Way(kind, every) for kind in ("watching", "watching in TensorBoard") for every in options.watch]
     before = load.cpu_times()
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
-        costs = measure(
-            options.every, options.rounds, options.steps, options.batch, options.device, options.capture, Path(name)
-        )
+        costs = measure(ways, options.rounds, options.steps, options.batch, options.device, options.capture, Path(name))
     others = load.others_share(before, load.cpu_times())
     for cost in costs:
+        what = "saves" if cost.kind == "saving" else "looks"
+        later = f" and is on the disk after {1e3 * cost.written.median:.1f} ms" if cost.kind == "saving" else ""
         print(
-            f"saving every {cost.every} steps of {1e3 * cost.step.median:.2f} ms costs {cost.share.median:+.2%} "
-            f"({cost.share.q1:+.2%} to {cost.share.q3:+.2%}): {cost.saves} saves of {cost.bytes:,} bytes, each keeps "
-            f"training {1e3 * cost.kept.median:.2f} ms and is on the disk after {1e3 * cost.written.median:.1f} ms"
+            f"{cost.kind} every {cost.every} steps of {1e3 * cost.step.median:.2f} ms costs {cost.share.median:+.2%} "
+            f"({cost.share.q1:+.2%} to {cost.share.q3:+.2%}): {cost.saves} {what} of {cost.bytes:,} bytes, each keeps "
+            f"training {1e3 * cost.kept.median:.2f} ms{later}"
         )
     if others is not None and others > load.NOISY:
         print(f"noisy: other processes used {others:.0%} of the CPU meanwhile")

@@ -178,7 +178,7 @@ def _declare_train(parser: argparse.ArgumentParser) -> None:
     )
     add("--save-every", type=int, metavar="N", help="lose N steps at most if the run is killed (default: an epoch)")
     add("--watch", action="store_true", help="look inside now and then, for `rawgrad report` (docs/watching.md)")
-    add("--watch-every", type=int, metavar="N", help="so many steps apart (default: about 50 times in the run)")
+    add("--watch-every", type=int, metavar="N", help="so many steps apart (default: about 40 times in the run)")
     add("--tensorboard", action="store_true", help="the same for TensorBoard, into the folder tensorboard of the run")
     add(
         "--capture",

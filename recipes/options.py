@@ -28,7 +28,7 @@ class Options:
         workers: how many readers make batches ahead of time; 0: training makes them itself.
         prefetch: how many batches they may be ahead; None: two, or one more than there are readers.
         watch: look at weights, gradients, activations and digits now and then, for ``rawgrad report``.
-        watch_every: so many steps apart; None: about fifty times in the run.
+        watch_every: so many steps apart; None: about forty times in the run.
         tensorboard: show all of it in TensorBoard, from the folder ``tensorboard`` of the run.
         capture: on a GPU, capture the training step and replay it (``docs/graphs.md``); None: if it can be.
         accumulate: batches whose gradients make one step.

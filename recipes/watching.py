@@ -20,7 +20,7 @@ from .options import Options
 from .pictures import draw_confusion, draw_digits, errors_first
 
 #: How often it is looked, if nothing else is said, in a whole run.
-LOOKS = 50
+LOOKS = 40
 
 
 class Watching:

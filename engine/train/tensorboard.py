@@ -142,8 +142,8 @@ class TensorBoard(Watched):
 
 def sheet(digits: Digits, columns: int = 10) -> np.ndarray:
     """Digits side by side, dark on light, those that were read wrong on red, (H, W, 3) uint8."""
-    paper = np.where((digits.truth != digits.read)[:, None], WRONG, 255)[:, None, None]  # (n, 1, 1, 3)
-    pixels = (paper * (1 - digits.images[..., None] / 255)).astype(np.uint8)
+    paper = np.where((digits.truth != digits.read)[:, None], WRONG, 255).astype(np.uint16)[:, None, None]
+    pixels = (paper * (255 - digits.images[..., None]) // 255).astype(np.uint8)  # (n, H, W, 3)
     count, height, width, _ = pixels.shape
     rows = -(-count // columns)
     whole = np.full((rows, height + 1, columns, width + 1, 3), 255, np.uint8)

@@ -71,7 +71,7 @@ class Watcher(Callback):
         every: int = 100,
         *,
         digits: int = 50,
-        samples: int = 16,
+        samples: int = 8,
         read: Callable[[np.ndarray], np.ndarray | None] | None = None,
     ) -> None:
         for name, value, least in (("every", every, 1), ("digits", digits, 0), ("samples", samples, 0)):

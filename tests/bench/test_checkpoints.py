@@ -10,18 +10,21 @@ from rawgrad.bench import checkpoints
 from rawgrad.bench.harness import WrongResult
 from rawgrad.kernels._dispatch import backend
 
-FEW = "--every 4 8 --rounds 2 --steps 15 --batch 2".split()
+FEW = "--every 4 8 --watch 6 --rounds 2 --steps 15 --batch 2".split()
 
 
 def test_a_whole_report(tmp_path, capsys):
     with backend("numpy"):
         assert checkpoints.main([*FEW, "--out", str(tmp_path / "r.json")]) == 0
     costs = json.loads((tmp_path / "r.json").read_text())["costs"]
-    assert [cost["every"] for cost in costs] == [4, 8]
+    kinds = ["saving", "saving", "watching", "watching in TensorBoard"]
+    assert [(cost["kind"], cost["every"]) for cost in costs] == list(zip(kinds, (4, 8, 6, 6), strict=True))
+    assert [cost["saves"] for cost in costs[2:]] == [2, 2]
     assert costs[0]["saves"] >= 3 and 1 <= costs[1]["saves"] <= 3
     assert all(0 < cost["kept"]["median"] < cost["written"]["high"] for cost in costs)
-    assert all(cost["bytes"] > 3 * 4 * 20_000 for cost in costs)  # P5's parameters and Adam's two moments
-    assert capsys.readouterr().out.count("saving every") == 2
+    assert all(cost["bytes"] > 3 * 4 * 20_000 for cost in costs[:2])  # P5's parameters and Adam's two moments
+    lines = capsys.readouterr().out
+    assert (lines.count("saving every"), lines.count("watching every"), lines.count("looks of")) == (2, 1, 2)
 
 
 def test_trainings_that_differ_are_no_measurement(monkeypatch):
@@ -33,10 +36,10 @@ def test_trainings_that_differ_are_no_measurement(monkeypatch):
         return turns[-1]
 
     monkeypatch.setattr(checkpoints, "train", wrong)
-    with backend("numpy"), pytest.raises(WrongResult, match="losses of training that saves every"):
+    with backend("numpy"), pytest.raises(WrongResult, match="losses of training with nothing beside it differ"):
         checkpoints.main(FEW)
 
 
 def test_an_interval_that_never_saves_is_refused():
     with pytest.raises(SystemExit, match="--steps must be above 25"):
-        checkpoints.main("--every 20 --steps 25".split())
+        checkpoints.main("--watch --every 20 --steps 25".split())

@@ -45,7 +45,7 @@ def like(found, values):
 
 
 class TestDistribution:
-    @pytest.mark.parametrize("shape", [(1,), (2, 3), (7, 1, 11), (128, 128)])
+    @pytest.mark.parametrize("shape", [(1,), (2, 3), (7, 1, 11), (64, 128)])
     def test_it_is_what_numpy_finds(self, shape):
         values = draw.standard_normal(shape)
         like(distribution(values), values)
@@ -59,7 +59,7 @@ class TestDistribution:
         values = np.broadcast_to(np.arange(64.0), (4096, 64))
         found = distribution(values)
         assert found.count == values.size
-        assert 0.8 * (1 << 14) < found.seen <= 1 << 14
+        assert 0.8 * (1 << 13) < found.seen <= 1 << 13
         assert (found.quantiles[0], found.quantiles[-1]) == (0, 63)
         assert found.mean == pytest.approx(31.5, abs=0.1)
         assert found.histogram.sum() == found.seen
