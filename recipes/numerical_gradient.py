@@ -86,9 +86,10 @@ def run(options: Options) -> Explained:
     for name in ("epochs", "optimizer"):
         if getattr(options, name) is not None:
             raise ArgumentError(f"numerical-gradient: --{name} has no meaning here: plain SGD, so many --steps")
-    if options.resume or options.save_every:
-        which = "--resume" if options.resume else "--save-every"
-        raise ArgumentError(f"numerical-gradient: {which} has no meaning here: a run takes seconds")
+    for name in ("resume", "save_every", "watch", "watch_every", "tensorboard"):
+        if getattr(options, name):
+            which = name.replace("_", "-")
+            raise ArgumentError(f"numerical-gradient: --{which} has no meaning here: a run takes seconds")
     data = load_data(options)
     options.out.mkdir(parents=True, exist_ok=True)
     settings: dict[str, Any] = {

@@ -55,7 +55,7 @@ class Watcher(Callback):
         fit(..., callbacks=[Watcher([Kept(looks), TensorBoard("runs/mine/tensorboard")], every=100)])
 
     Args:
-        told: who is told; each is called as a callback of the training would be.
+        told: who is told; each is called as a callback of the training would be, but for what is within steps.
         every: steps between two looks.
         digits: so many inputs of the step are kept as pictures.
         samples: so many are run once more.

@@ -244,7 +244,13 @@ def test_a_wrong_gradient_is_reported(capsys: pytest.CaptureFixture[str], tmp_pa
     assert capsys.readouterr().out.count("DIFFER") == 1
 
 
-@pytest.mark.parametrize("options", [{"epochs": 3}, {"optimizer": "adam"}, {"resume": True}, {"save_every": 5}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"epochs": 3}, {"optimizer": "adam"}, {"resume": True}, {"save_every": 5}),
+        *({"watch": True}, {"watch_every": 5}, {"tensorboard": True}),
+    ],
+)
 def test_options_without_a_meaning_are_refused(options: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(
         ArgumentError, match=f"numerical-gradient: --{next(iter(options)).replace('_', '-')} has no meaning here"
