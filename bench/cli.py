@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +15,11 @@ from ..recipes import machine
 from . import load, memory, overhead, peers, results, rows
 from .harness import measure
 from .options import positive, share
+from .progress import Progress, expected, expected_trainings
+
+_ROUNDS, _MIN_ROUND = 20, 0.1
+#: Of --quick, and the seconds after which it begins no further row: three minutes with that one and a cold cache.
+_QUICK_ROUNDS, _QUICK_MIN_ROUND, _QUICK_SECONDS = 7, 0.05, 120.0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -26,7 +32,8 @@ def _parser() -> argparse.ArgumentParser:
         epilog="rawgrad bench overhead: what a step of a small network spends outside compiled kernels. rawgrad bench "
         "time_to_accuracy: seconds from the start of a process until P5 knows 99 % of MNIST's test digits, for "
         "rawgrad with its kernels compiled before, for its first run, and for PyTorch; needs MNIST (RAWGRAD_DATA). "
-        "rawgrad bench profile: where a training step's time goes, kernel by kernel; has options of its own.",
+        "rawgrad bench profile: where a training step's time goes, kernel by kernel. "
+        "rawgrad bench compare A B: which rows moved between two result files. Both have options of their own.",
     )
     parser.add_argument(
         "rows",
@@ -35,11 +42,15 @@ def _parser() -> argparse.ArgumentParser:
         help="rows to measure, or operations for all of theirs; by default every row (see --list)",
     )
     parser.add_argument("--list", action="store_true", help="list the rows with their contestants and stop")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write a JSON result file")
-    parser.add_argument("--rounds", type=positive, default=20, metavar="N", help="rounds (default: %(default)s)")
     parser.add_argument(
-        "--min-round", type=float, default=0.1, metavar="S", help="least seconds of a turn (default: %(default)s)"
+        "--quick",
+        action="store_true",
+        help=f"within three minutes: {len(rows.QUICK)} chosen rows (or those named), {_QUICK_ROUNDS} rounds of "
+        f"{_QUICK_MIN_ROUND} s, no peak memory",
     )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write a JSON result file")
+    parser.add_argument("--rounds", type=positive, metavar="N", help=f"rounds (default: {_ROUNDS})")
+    parser.add_argument("--min-round", type=float, metavar="S", help=f"least seconds of a turn (default: {_MIN_ROUND})")
     parser.add_argument(
         "--threads",
         type=positive,
@@ -74,57 +85,108 @@ def _list() -> None:
             print(f"\n{peer} takes no part here: {reason}")
 
 
-def _complain(said: str) -> None:
-    print(said, file=sys.stderr, flush=True)
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options, with what --quick changes."""
+    options = _parser().parse_args(arguments)
+    if options.rounds is None:
+        options.rounds = _QUICK_ROUNDS if options.quick else _ROUNDS
+    if options.min_round is None:
+        options.min_round = _QUICK_MIN_ROUND if options.quick else _MIN_ROUND
+    options.no_memory |= options.quick
+    return options
 
 
-def _measure(name: str, options: argparse.Namespace) -> results.Row:
+def _with_limits(options: argparse.Namespace) -> bool:
+    return not options.no_limits and not BACKENDS["numba"].problem()
+
+
+def _expected(name: str, options: argparse.Namespace) -> float:
+    if name in rows.TRAININGS:
+        return expected_trainings(1 + len(peers.available()), options.seeds)
+    return expected(
+        len(rows.contestants(name)),
+        options.rounds,
+        options.min_round,
+        memory=not options.no_memory,
+        limits=_with_limits(options),
+    )
+
+
+def _measure(name: str, options: argparse.Namespace, progress: Progress) -> results.Row:
     if name in rows.TRAININGS:
         from . import time_to_accuracy
 
-        return time_to_accuracy.measure(options.seeds, options.threads, options.accuracy, _complain)
+        done = time_to_accuracy.measure(options.seeds, options.threads, options.accuracy, progress.say)
+        return replace(done, missing=[results.Missing(p, r) for p in peers.PEERS if (r := peers.problem(p))])
     work, used, rates = rows.build(name), {}, None
     if not options.no_memory:
         alone = [who for who in rows.contestants(name) if who != overhead.OUTSIDE]
         used = {who: memory.measure(name, who, options.threads) for who in alone}
-    if not options.no_limits and not BACKENDS["numba"].problem():
+    if _with_limits(options):
         from . import roofline  # before the threads are set: it loads Numba
 
         rates = partial(roofline.rates, work.dtype, options.threads)
     peers.set_threads(options.threads)
-    return measure(
+    done = measure(
         work, rounds=options.rounds, min_round=options.min_round, threads=options.threads, memory=used, rates=rates
     )
+    return replace(done, missing=rows.missing(name))
+
+
+def _measure_all(names: Sequence[str], options: argparse.Namespace) -> list[results.Row]:
+    """The rows, those that failed among them, in the order of ``names``; says on stderr what happens."""
+    found, progress = list[results.Row](), Progress({name: _expected(name, options) for name in names})
+    try:
+        for name in names:
+            if options.quick and progress.seconds > _QUICK_SECONDS:
+                found.append(results.not_timed(name, "the time of --quick was up", options.threads))
+                progress.say(f"rawgrad bench: {name}: {found[-1].failed}")
+                progress.end(name)
+                continue
+            progress.begin(name)
+            try:
+                found.append(_measure(name, options, progress))
+            except RawgradError as error:
+                progress.say(f"rawgrad bench: {name}: {error}")
+                found.append(results.not_timed(name, str(error), options.threads))
+            progress.end(name)
+    finally:
+        progress.close()
+    return found
+
+
+def _others(name: str) -> Callable[[Sequence[str]], int] | None:
+    """The command ``rawgrad bench name`` that has options of its own; None if there is none of the name."""
+    if name == "profile":
+        from .profile import main
+    elif name == "compare":
+        from .compare import main
+    else:
+        return None
+    return main
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; 0 if every row was measured, 1 if a row failed (the others are still reported)."""
+    """Run the command; 0 if every row was measured, 1 if one was not (the others are still reported)."""
     arguments = sys.argv[1:] if argv is None else list(argv)
-    if arguments[:1] == ["profile"]:
-        from .profile import main as profile
-
-        return profile(arguments[1:])
-    options = _parser().parse_args(arguments)
+    if arguments and (other := _others(arguments[0])):
+        return other(arguments[1:])
+    options = _options(arguments)
     if options.list:
         _list()
         return 0
-    names = rows.named(options.rows) if options.rows else list(rows.ROWS)
+    chosen = rows.QUICK if options.quick else tuple(rows.ROWS)
+    names = list(dict.fromkeys(rows.named(options.rows) if options.rows else chosen))
     for peer in peers.PEERS:
         if reason := peers.problem(peer):
-            _complain(f"rawgrad bench: without {peer}: {reason}")
-    if (reason := BACKENDS["numba"].problem()) and not options.no_limits:
-        _complain(f"rawgrad bench: without the machine's limits, which Numba's code measures: {reason}")
-    measured, failed = [], 0
-    for name in names:
-        _complain(f"{name} …")
-        try:
-            measured.append(_measure(name, options))
-        except RawgradError as error:
-            failed += 1
-            _complain(f"rawgrad bench: {name}: {error}")
+            print(f"rawgrad bench: without {peer}: {reason}", file=sys.stderr)
+    if not options.no_limits and (reason := BACKENDS["numba"].problem()):
+        said = f"rawgrad bench: without the machine's limits, which Numba's code measures: {reason}"
+        print(said, file=sys.stderr)
+    measured = _measure_all(names, options)
     print(results.markdown(measured), end="")
     for row in measured:
-        if said := overhead.summary(row) or results.runs(row):
+        if said := overhead.summary(row) or results.runs(row) or "":
             print(f"\n{said}")
     if any(row.noisy for row in measured):
         print(f"\nnoisy: other processes used over {load.NOISY:.0%} of the CPU meanwhile")
@@ -132,4 +194,4 @@ def main(argv: Sequence[str] | None = None) -> int:
         report = results.Report(results.SCHEMA, **machine.provenance(), rows=measured)
         results.write(report, options.out)
         print(f"\nwritten: {options.out}")
-    return 1 if failed else 0
+    return 1 if any(row.failed is not None for row in measured) else 0

@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -187,24 +187,25 @@ def _put(array: Any, device: Any) -> Any:
 def bench(folder: Path, seconds: float, say: Callable[[str], None] = print) -> int:
     """Measure what fits into ``seconds``; the number of rows that failed.  Writes the result file row by row."""
     begin = time.monotonic()
-    missing = {name: peers.problem(name) for name in (gpu_rows.TORCH,)}
-    who = [gpu_rows.CUPY, *(name for name, reason in missing.items() if reason is None)]
-    for name, reason in missing.items():
-        if reason:
-            say(f"without {name} (cuBLAS, cuDNN and compiled PyTorch through it): {reason}")
-    if gpu_rows.TORCH in who:
+    who, without = [gpu_rows.CUPY], dict[str, str]()
+    if reason := peers.problem(gpu_rows.TORCH):
+        without[gpu_rows.TORCH] = f"{reason} (with it come cuBLAS, cuDNN and compiled PyTorch)"
+    else:
         import torch
 
         if not torch.cuda.is_available():
-            say("without torch: it was built without CUDA, or for another driver")
-            who.remove(gpu_rows.TORCH)
+            without[gpu_rows.TORCH] = "it was built without CUDA, or for another driver"
         else:
+            who.append(gpu_rows.TORCH)
             # The peer at its best in float32: no rounding for tensor cores, the fastest algorithm tried out.
             torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = False, True
             if importlib.util.find_spec("triton") is None:
-                say(f"without {gpu_rows.COMPILED}: triton is not installed")
+                without[gpu_rows.COMPILED] = "triton is not installed"
             else:
                 who.append(gpu_rows.COMPILED)
+    for peer, reason in without.items():
+        say(f"without {peer}: {reason}")
+    absent = [results.Missing(peer, reason) for peer, reason in without.items()]
     timer = gpu_rows.EventTimer()
     rows: list[results.Row] = []
     failed = 0
@@ -213,13 +214,15 @@ def bench(folder: Path, seconds: float, say: Callable[[str], None] = print) -> i
             say(f"{name}: not measured, the time is up")
             continue
         try:
-            rows.append(gpu_rows.measured(row, timer, who, say))
-            write_results(rows, folder)
+            done = gpu_rows.measured(row, timer, who, say)
+            rows.append(replace(done, missing=[*(done.missing or []), *absent]))
         except Exception as error:  # the next row may do
             failed += 1
             say(f"{name}: FAILED: {type(error).__name__}: {error}")
+            rows.append(results.not_timed(name, f"{type(error).__name__}: {error}"))
+        write_results(rows, folder)
     say(results.markdown(rows))
-    say(f"{len(rows)} of {len(gpu_rows.ROWS)} rows measured, {failed} failed")
+    say(f"{len(rows) - failed} of {len(gpu_rows.ROWS)} rows measured, {failed} failed")
     return failed
 
 

@@ -24,7 +24,7 @@ from ..kernels._launch import architecture
 from . import kernels, optimizer_step, programs, shapes
 from .harness import OURS, Clock, Contestant, Work, WrongResult, assert_close, measure
 from .peers import Library, detail, library
-from .results import Row
+from .results import Missing, Row
 
 #: At most so many calls are queued at once; a stream takes about a thousand launches.
 _QUEUED = 100
@@ -419,7 +419,7 @@ def measured(row: GpuRow, timer: Timer, peers: Sequence[str], say: Callable[[str
     """
     work = row.build(timer, peers)
     reference = work.reference()
-    kept = []
+    kept, missing = list[Contestant](), list[Missing]()
     for one in work.contestants:
         try:
             work.check(one.checked_result(), reference)
@@ -428,8 +428,12 @@ def measured(row: GpuRow, timer: Timer, peers: Sequence[str], say: Callable[[str
         except (Exception, AssertionError) as error:
             if one.name == OURS:
                 raise WrongResult(f"{work.name}: {one.name}: {error}") from error
-            say(f"{work.name}: without {one.name}: {type(error).__name__}: {str(error).splitlines()[0][:200]}")
+            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
+            missing.append(Missing(one.name, reason))
+            say(f"{work.name}: without {one.name}: {reason}")
     work = replace(work, contestants=kept, reference=lambda: None, check=lambda result, right: None)
     if row.by_events:
-        return measure(work, rounds=_ROUNDS, min_round=_MIN_ROUND, settle=0.0)
-    return measure(work, rounds=_ROUNDS, min_round=_MIN_ROUND_BY_CLOCK, settle=0.0, clock=waiting_clock)
+        done = measure(work, rounds=_ROUNDS, min_round=_MIN_ROUND, settle=0.0)
+    else:
+        done = measure(work, rounds=_ROUNDS, min_round=_MIN_ROUND_BY_CLOCK, settle=0.0, clock=waiting_clock)
+    return replace(done, missing=missing)

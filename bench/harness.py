@@ -1,7 +1,7 @@
 """How a figure comes about: contestants do the same work side by side in one process.
 
 1. *Validate.*  Each contestant's result is checked against the reference.  A wrong result is an
-   error, :class:`WrongResult`, and there is no row.
+   error, :class:`WrongResult`: nothing is timed, and the record has the row as failed.
 2. *Warm up and calibrate.*  Each contestant is called a few times, then its number of calls per
    round is set so that a round lasts at least ``min_round`` seconds.
 3. *Measure in rounds.*  In each round every contestant has one turn; who begins rotates from round

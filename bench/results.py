@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 from ..kernels._errors import DataError
 
 #: Raised by one whenever a key changes its meaning, appears or disappears.
-SCHEMA = 2
+SCHEMA = 3
 #: The schemas that can be read.  What an older one lacks are keys that have a default here.
-_READABLE = (1, SCHEMA)
+_READABLE = (1, 2, SCHEMA)
 
 
 @dataclass(frozen=True)
@@ -149,6 +149,14 @@ class Ratio:
 
 
 @dataclass(frozen=True)
+class Missing:
+    """A contestant that took no part, and why: not installed, say, or wrong."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Row:
     """One piece of work, done by every contestant.
 
@@ -163,6 +171,8 @@ class Row:
             measurement, None where the system does not tell.
         noisy: whether that share was above the limit.
         limits: what the machine can do; None where neither flops nor bytes are stated, or it was not measured.
+        failed: why nothing was timed, a wrong result or another error; then there are no entries.
+        missing: who took no part; None where that was not noted.
     """
 
     name: str
@@ -178,6 +188,13 @@ class Row:
     entries: list[Entry]
     ratios: list[Ratio]
     limits: Limits | None = None
+    failed: str | None = None
+    missing: list[Missing] | None = None
+
+
+def not_timed(name: str, reason: str, threads: int = 1, description: str = "") -> Row:
+    """The row of a work that was not timed, for this ``reason``."""
+    return Row(name, description, "", "", 0, 0, threads, "", None, False, [], [], failed=reason)
 
 
 @dataclass(frozen=True)
@@ -217,21 +234,45 @@ def write(report: Report | dict[str, Any], path: Path | str) -> None:
         raise
 
 
+def content_of(path: Path | str) -> dict[str, Any]:
+    """The JSON object in ``path``.
+
+    Raises:
+        DataError: the file cannot be read, or holds no JSON object.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"bench results: {path} cannot be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"bench results: {path} must be a JSON file; got {error}") from None
+    if not isinstance(content, dict):
+        raise DataError(f"bench results: {path} must hold a JSON object; got {type(content).__name__}")
+    return content
+
+
 def read(path: Path | str) -> Report:
     """The report in ``path``.
 
     Raises:
-        DataError: not JSON, of another schema, or a key is missing, unknown or of another type;
+        DataError: as :func:`content_of`; of another schema, or a key is missing, unknown or of another type;
             the message says where.
     """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"bench results: {path} must be a JSON file; got {error}") from None
-    schema = content.get("schema") if isinstance(content, dict) else None
-    if schema not in _READABLE:
+    return of_content(content_of(path), str(path))
+
+
+def of_content(content: dict[str, Any], path: str) -> Report:
+    """The report that is ``content``; ``path`` is for messages.
+
+    Raises:
+        DataError: as :func:`read`.
+    """
+    if "kind" in content:
+        raise DataError(f"bench results: {path} must be a table of rows; got a record of kind {content['kind']!r}")
+    schema = content.get("schema")
+    if type(schema) is not int or schema not in _READABLE:
         raise DataError(f"bench results: {path} must have schema {SCHEMA}; got {schema!r}")
-    report: Report = _parse(Report, content, str(path), older=schema < SCHEMA)
+    report: Report = _parse(Report, content, path, older=schema < SCHEMA)
     return report
 
 
@@ -266,7 +307,8 @@ def _parse(kind: Any, value: Any, where: str, older: bool) -> Any:
     raise DataError(f"bench results: {where} must be of type {kind}; got {value!r}")
 
 
-def _time(seconds: float) -> str:
+def in_units(seconds: float) -> str:
+    """A time in three digits and the unit that suits it."""
     for unit, scale in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
         if seconds >= scale:
             return f"{seconds / scale:.3g} {unit}" if seconds < 100 * scale else f"{seconds / scale:.0f} {unit}"
@@ -285,15 +327,20 @@ def _table_row(row: Row, entry: Entry) -> list[str]:
     return [
         row.name + (" (noisy)" if row.noisy else ""),
         entry.name,
-        _time(seconds.median),
-        f"{_time(seconds.q1)} – {_time(seconds.q3)}",
-        _time(seconds.low),
+        in_units(seconds.median),
+        f"{in_units(seconds.q1)} – {in_units(seconds.q3)}",
+        in_units(seconds.low),
         f"{row.flops / seconds.median / 1e9:.3g}" if row.flops else "",
         f"{row.bytes / seconds.median / 1e9:.3g}" if row.bytes else "",
         "" if entry.fraction is None else f"{100 * entry.fraction:.3g} %",
         _memory(entry.memory),
         f"{ratio.median:.2f} ({ratio.q1:.2f} – {ratio.q3:.2f})" if ratio else "",
     ]
+
+
+def _failed_row(row: Row, cells: int) -> list[str]:
+    said = " ".join((row.failed or "").split()).replace("|", "\\|")
+    return [row.name, f"failed: {said}", *[""] * (cells - 2)]
 
 
 def runs(row: Row) -> str | None:
@@ -308,10 +355,13 @@ def markdown(rows: Sequence[Row]) -> str:
     GFLOP/s and GB/s are the stated operations and bytes over the median; of the limit is the share of
     what the machine can do.  Memory is in MiB: of a step, of the first calls with what they load and
     compile, and of the whole process at its peak.  The last column is the peer's time over rawgrad's.
+    A row that failed has one line, which says why.
     """
     head = (
         "row|contestant|median|quartiles|min|GFLOP/s|GB/s|of the limit|peak MiB (step / first calls / process)|"
         "peer ÷ rawgrad"
     ).split("|")
-    lines = [head, ["---"] * len(head), *(_table_row(row, entry) for row in rows for entry in row.entries)]
+    lines = [head, ["---"] * len(head)]
+    for row in rows:
+        lines += [_failed_row(row, len(head))] if row.failed is not None else [_table_row(row, e) for e in row.entries]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)

@@ -9,7 +9,8 @@ from functools import partial
 from ..kernels._errors import ArgumentError
 from . import kernels, overhead, programs, shapes
 from .harness import OURS, Work
-from .peers import available
+from .peers import available, problem
+from .results import Missing
 
 Builder = Callable[[Sequence[str]], Work]
 
@@ -96,6 +97,16 @@ def of_operation(operation: str) -> list[str]:
     return [name for name, spec in ROWS.items() if spec.operation == operation]
 
 
+#: Those of ``rawgrad bench --quick``: a whole step, and one row of each operation that matters, dearest first.
+QUICK = (
+    "train_step_p5_batch100",
+    "conv2d_p5_layer2",
+    "gemm_1024",
+    "max_pool2d_p5_layer1",
+    "softmax_cross_entropy_256x32000",
+    "train_step_p9_batch100",
+)
+
 #: What takes minutes and runs in processes of its own: only by name.
 TRAININGS = ("time_to_accuracy",)
 
@@ -131,6 +142,12 @@ def contestants(name: str) -> list[str]:
     """rawgrad and those peers of the row that are installed here."""
     installed = {"numpy", overhead.OUTSIDE, *available()}
     return [OURS, *(peer for peer in spec(name).peers if peer in installed)]
+
+
+def missing(name: str) -> list[Missing]:
+    """The peers of row ``name`` that are not installed here, each with its reason."""
+    here = contestants(name)
+    return [Missing(peer, problem(peer) or "it takes no part") for peer in spec(name).peers if peer not in here]
 
 
 def build(name: str, who: Sequence[str] | None = None) -> Work:

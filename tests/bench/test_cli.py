@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -54,16 +55,52 @@ def test_an_operation_stands_for_all_of_its_rows(rows_planted):
     assert rows.named(["wrong", "planted"]) == ["wrong", "right", "wrong"]
 
 
-def test_a_wrong_result_fails_the_command_and_leaves_the_others(rows_planted, tmp_path, capsys):
+def test_a_wrong_result_fails_the_command_and_is_recorded_beside_the_others(rows_planted, tmp_path, capsys):
     path = tmp_path / "out.json"
     assert cli.main([*QUICK, "--out", str(path)]) == 1
-    assert len(results.read(path).rows) == 1
-    assert "wrong: planted: rawgrad gives a wrong result: result[] must be 1" in capsys.readouterr().err
+    right, wrong = results.read(path).rows
+    assert right.failed is None and right.missing == []
+    assert wrong.name == "wrong" and wrong.entries == [] and wrong.threads == 1
+    assert wrong.failed.startswith("planted: rawgrad gives a wrong result: result[] must be 1")
+    said = capsys.readouterr()
+    assert "wrong: planted: rawgrad gives a wrong result: result[] must be 1" in said.err
+    assert "| wrong | failed: planted: rawgrad gives a wrong result" in said.out
 
 
-def test_nothing_is_written_when_nothing_was_measured(rows_planted, tmp_path):
-    assert cli.main(["wrong", *QUICK, "--out", str(tmp_path / "out.json")]) == 1
-    assert list(tmp_path.iterdir()) == []
+def test_a_wrong_result_is_never_timed(rows_planted, monkeypatch):
+    def turn(*_):
+        raise AssertionError("timed")
+
+    monkeypatch.setattr(Contestant, "turn", turn)
+    assert cli.main(["wrong", *QUICK]) == 1
+
+
+def test_a_peer_that_is_not_installed_is_recorded_as_missing(monkeypatch, tmp_path):
+    monkeypatch.setattr(rows, "ROWS", {"right": dataclasses.replace(planted(1), peers=("numpy", "torch"))})
+    monkeypatch.setattr(harness.time, "sleep", lambda _: None)
+    find = cli.peers.importlib.util.find_spec
+    monkeypatch.setattr(cli.peers.importlib.util, "find_spec", lambda name: None if name == "torch" else find(name))
+    assert cli.main(["right", *QUICK, "--out", str(tmp_path / "out.json")]) == 0
+    (row,) = results.read(tmp_path / "out.json").rows
+    (missing,) = row.missing
+    assert missing.name == "torch" and missing.reason.startswith("it is not installed")
+
+
+def test_quick_measures_its_rows_in_few_rounds_and_stops_in_time(rows_planted, monkeypatch, tmp_path):
+    monkeypatch.setattr(rows, "QUICK", ("right", "wrong"))
+    monkeypatch.setattr(rows, "ROWS", {"right": planted(1), "wrong": planted(2), "other": planted(1)})
+    small = ["--quick", "--no-limits", "--min-round", "0.0001", "--threads", "1", "--out", str(tmp_path / "out.json")]
+    assert cli.main(small) == 1  # one is wrong
+    right, wrong = results.read(tmp_path / "out.json").rows
+    assert all(len(entry.round_seconds) == cli._QUICK_ROUNDS and entry.memory is None for entry in right.entries)
+    assert "wrong result" in wrong.failed
+    monkeypatch.setattr(cli, "_QUICK_SECONDS", -1.0)
+    assert cli.main(small) == 1
+    assert [row.failed for row in results.read(tmp_path / "out.json").rows] == ["the time of --quick was up"] * 2
+    monkeypatch.undo()
+    operations = {spec.operation for name, spec in rows.ROWS.items() if name in rows.QUICK}
+    assert set(rows.QUICK) <= set(rows.ROWS)
+    assert operations == {"train_step", "conv2d", "gemm", "max_pool2d", "softmax_cross_entropy"}
 
 
 def test_an_unknown_row_is_refused_before_anything_is_measured(rows_planted, capsys):

@@ -30,6 +30,26 @@ def test_written_is_read(tmp_path, a_row):
     assert [p.name for p in path.parent.iterdir()] == ["file.json"]
 
 
+def test_a_row_that_failed_and_who_was_missing_are_kept(tmp_path, a_row):
+    wrong = results.not_timed("gemm", "torch gives a wrong result: 1 | 2\nis off", 2)
+    report = a_report(wrong, a_row(missing=[results.Missing("jax", "it is not installed")]))
+    results.write(report, tmp_path / "file.json")
+    assert results.read(tmp_path / "file.json") == report
+    lines = results.markdown(report.rows).splitlines()
+    assert lines[2].startswith("| gemm | failed: torch gives a wrong result: 1 \\| 2 is off |")
+    assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
+
+
+def test_a_file_of_schema_2_is_read_and_nobody_knows_who_was_missing(tmp_path, a_row):
+    path = tmp_path / "file.json"
+    results.write(a_report(a_row()), path)
+    content = json.loads(path.read_text())
+    content["schema"] = 2
+    del content["rows"][0]["failed"], content["rows"][0]["missing"]
+    path.write_text(json.dumps(content))
+    assert results.read(path).rows == [a_row()]
+
+
 def test_runs_are_kept(tmp_path, a_row):
     runs = [Run(0, 41.5, 1800, 0.9903), Run(1, 38.0, 1650, 0.99)]
     entry = Entry("rawgrad", "0.1", 1, Spread.of([41.5, 38.0]), [41.5, 38.0], None, runs=runs)
@@ -43,7 +63,8 @@ def test_a_file_of_schema_1_is_read_and_what_it_lacks_is_none(tmp_path, a_row):
     results.write(a_report(a_row()), path)
     content = json.loads(path.read_text())
     content["schema"] = 1
-    del content["rows"][0]["limits"]
+    for key in ("limits", "failed", "missing"):
+        del content["rows"][0][key]
     for entry in content["rows"][0]["entries"]:
         del entry["fraction"], entry["runs"]
     memory = content["rows"][0]["entries"][1]["memory"]
@@ -53,7 +74,8 @@ def test_a_file_of_schema_1_is_read_and_what_it_lacks_is_none(tmp_path, a_row):
     assert row.limits is None and row.entries[0].fraction is None
     assert row.entries[1].memory == Memory(300 * 2**20, 100 * 2**20, 200 * 2**20, "VmHWM")
     assert "| – / 200 / 300 |" in results.markdown([row])
-    content["schema"] = 2  # in which these keys must be there
+    content["rows"][0] |= {"failed": None, "missing": None}
+    content["schema"] = results.SCHEMA  # in which these keys must be there
     path.write_text(json.dumps(content))
     with pytest.raises(DataError, match=r"missing \['limits'\]"):
         results.read(path)
@@ -94,8 +116,10 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch, a_row):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.update(schema=99), r"must have schema 2; got 99"),
-        (lambda c: c.pop("schema"), r"must have schema 2; got None"),
+        (lambda c: c.update(schema=99), r"must have schema 3; got 99"),
+        (lambda c: c.pop("schema"), r"must have schema 3; got None"),
+        (lambda c: c.update(schema=[1]), r"must have schema 3; got \[1\]"),
+        (lambda c: c.update(kind="reading"), r"must be a table of rows; got a record of kind 'reading'"),
         (lambda c: c.pop("machine"), r"missing \['machine'\], unknown \[\]"),
         (lambda c: c["rows"][0].update(colour=1), r"rows\[0\] must .* keys; missing \[\], unknown \['colour'\]"),
         (lambda c: c["rows"][0].update(noisy=1), r"rows\[0\]: noisy must be of type"),
@@ -120,6 +144,11 @@ def test_no_json_object_is_refused(tmp_path, text):
     path.write_text(text)
     with pytest.raises(DataError, match="bench results"):
         results.read(path)
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"nosuch\.json cannot be read: No such file"):
+        results.read(tmp_path / "nosuch.json")
 
 
 def test_every_recorded_file_can_be_read():
