@@ -3,7 +3,9 @@
 ``python -m rawgrad.bench.checkpoints`` measures, prints a line for each interval, and with ``--out`` writes a result
 file.  A turn is a training of its own by ``fit``, from the same weights on the same random pictures; its first steps
 and its last save are not timed.  Who begins changes from round to round.  A round's cost is the time of its steps with
-saving (or watching) over the time without, less one; the median over the rounds is reported with quartiles.
+saving (or watching) over the time without, less one; the median over the rounds is reported with quartiles.  Turns of
+the same kind already differ by more than a save costs, so the same is also found within a turn: by what the steps at a
+save or look take longer than the other steps of that turn.
 
 Beside it stands what a save is made of: the copy, in the thread that trains, and the writing, beside it; and of a look
 the time that it keeps training, its writing included.  The losses of all turns must be the same.
@@ -45,10 +47,12 @@ class _Timed(Checkpoints):
         super().__init__(folder, on_saved=self._note)
         self.kept: list[float] = []
         self.written: list[float] = []
+        self.at: list[int] = []  # steps that were done
         self._starts: list[float] = []
 
     def save(self, state: Any, **options: Any) -> None:
         self._starts.append(time.perf_counter())
+        self.at.append(options["step"])
         super().save(state, **options)
         self.kept.append(time.perf_counter() - self._starts[-1])
 
@@ -62,9 +66,11 @@ class _TimedWatcher(Watcher):
     def __init__(self, told: list[Watched], every: int) -> None:
         super().__init__(told, every)
         self.kept: list[float] = []
+        self.at: list[int] = []
 
     def _look(self, training: Training) -> None:
         start = time.perf_counter()
+        self.at.append(training.progress.step)
         super()._look(training)
         self.kept.append(time.perf_counter() - start)
 
@@ -90,6 +96,7 @@ class Turn:
         kept: seconds for which each save or look kept the training thread.
         written: seconds until each save was on the disk.
         bytes: of a file.
+        longer: seconds by which each made the steps about it longer.
     """
 
     seconds: float
@@ -97,6 +104,7 @@ class Turn:
     kept: list[float]
     written: list[float]
     bytes: int
+    longer: list[float]
 
 
 @dataclass
@@ -110,6 +118,8 @@ class Cost:
         saves: saves or looks in a turn.
         kept, written: seconds of each, see :class:`Turn`; a look is on the disk when training goes on.
         bytes: of a file.
+        longer: seconds by which each made the steps about it longer.
+        share_of_steps: the median of these over the time of all steps between two.
     """
 
     kind: str
@@ -120,6 +130,22 @@ class Cost:
     kept: Spread
     written: Spread
     bytes: int
+    longer: Spread
+    share_of_steps: float
+
+
+def longer(ends: Sequence[float], at: Sequence[int]) -> list[float]:
+    """Seconds by which the three steps about each of some events took longer than the others, by their median.
+
+    Args:
+        ends: when each step had ended.
+        at: how many steps were done at each event.
+    """
+    took = np.diff(ends)  # took[i]: of step i + 1
+    about = {event: [i for i in range(event - 2, event + 1) if _HEAD <= i < len(took)] for event in at}
+    others = np.delete(took, sorted({i for steps in about.values() for i in steps} | set(range(_HEAD))))
+    usual = float(np.median(others if len(others) else took))
+    return [float(took[steps].sum()) - len(steps) * usual for steps in about.values() if len(steps) == 3]
 
 
 def train(folder: Path, way: Way | None, steps: int, batch: int, device: str, capture: bool) -> Turn:
@@ -148,13 +174,15 @@ def train(folder: Path, way: Way | None, steps: int, batch: int, device: str, ca
         )  # fmt: skip
     seconds, losses = times[-1] - times[_HEAD - 1], [step.loss for step in history.steps]
     if way is None:
-        return Turn(seconds, losses, [], [], 0)
+        return Turn(seconds, losses, [], [], 0, [])
     size = max(path.stat().st_size for path in folder.glob("*.safetensors"))
     if checkpoints is not None:  # the last is the epoch's
-        return Turn(seconds, losses, checkpoints.kept[:-1], checkpoints.written[:-1], size)
+        return Turn(
+            seconds, losses, checkpoints.kept[:-1], checkpoints.written[:-1], size, longer(times, checkpoints.at[:-1])
+        )
     assert watcher is not None
     kept = watcher.kept[1 : 1 + (steps - 1) // way.every]  # neither that of the first step nor that of the end
-    return Turn(seconds, losses, kept, kept, size)
+    return Turn(seconds, losses, kept, kept, size, longer(times, watcher.at[1 : 1 + len(kept)]))
 
 
 def measure(
@@ -177,20 +205,25 @@ def measure(
     for each, all_of_it in turns.items():
         if any(turn.losses != right for turn in all_of_it):
             raise WrongResult(f"bench: the losses of training with {each or 'nothing'} beside it differ from the first")
-    timed = steps - _HEAD
-    return [
-        Cost(
-            way.kind,
-            way.every,
-            Spread.of([w.seconds / o.seconds - 1 for w, o in zip(turns[way], turns[None], strict=True)]),
-            Spread.of([turn.seconds / timed for turn in turns[None]]),
-            len(turns[way][0].kept),
-            Spread.of([seconds for turn in turns[way] for seconds in turn.kept]),
-            Spread.of([seconds for turn in turns[way] for seconds in turn.written]),
-            max(turn.bytes for turn in turns[way]),
+    step = Spread.of([turn.seconds / (steps - _HEAD) for turn in turns[None]])
+    costs = []
+    for way in ways:
+        took = Spread.of([seconds for turn in turns[way] for seconds in turn.longer])
+        costs.append(
+            Cost(
+                way.kind,
+                way.every,
+                Spread.of([w.seconds / o.seconds - 1 for w, o in zip(turns[way], turns[None], strict=True)]),
+                step,
+                len(turns[way][0].kept),
+                Spread.of([seconds for turn in turns[way] for seconds in turn.kept]),
+                Spread.of([seconds for turn in turns[way] for seconds in turn.written]),
+                max(turn.bytes for turn in turns[way]),
+                took,
+                took.median / (way.every * step.median),
+            )
         )
-        for way in ways
-    ]
+    return costs
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -228,7 +261,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(
             f"{cost.kind} every {cost.every} steps of {1e3 * cost.step.median:.2f} ms costs {cost.share.median:+.2%} "
             f"({cost.share.q1:+.2%} to {cost.share.q3:+.2%}): {cost.saves} {what} of {cost.bytes:,} bytes, each keeps "
-            f"training {1e3 * cost.kept.median:.2f} ms{later}"
+            f"training {1e3 * cost.kept.median:.2f} ms{later}; the steps about it take {1e3 * cost.longer.median:.2f} ms "
+            f"longer than others, {cost.share_of_steps:+.2%}"
         )
     if others is not None and others > load.NOISY:
         print(f"noisy: other processes used {others:.0%} of the CPU meanwhile")

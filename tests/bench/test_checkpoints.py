@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from rawgrad.bench import checkpoints
@@ -23,8 +24,20 @@ def test_a_whole_report(tmp_path, capsys):
     assert costs[0]["saves"] >= 3 and 1 <= costs[1]["saves"] <= 3
     assert all(0 < cost["kept"]["median"] < cost["written"]["high"] for cost in costs)
     assert all(cost["bytes"] > 3 * 4 * 20_000 for cost in costs[:2])  # P5's parameters and Adam's two moments
+    assert all(cost["longer"]["low"] <= cost["longer"]["median"] for cost in costs)
     lines = capsys.readouterr().out
     assert (lines.count("saving every"), lines.count("watching every"), lines.count("looks of")) == (2, 1, 2)
+
+
+def test_what_an_event_adds_is_found_among_steps_of_any_length():
+    """Steps of 10 ms, one of 50 ms by chance; events at 20, 40 and 60 steps add 3 ms to the next step, 1 to its next."""
+    took = np.full(80, 0.010)
+    took[33] = 0.050
+    for event in (20, 40, 60):
+        took[event] += 0.003
+        took[event - 1] += 0.001  # a look, before it is noted that the step has ended
+    assert checkpoints.longer(np.cumsum(took), [20, 40, 60]) == pytest.approx([0.004] * 3)
+    assert checkpoints.longer(np.cumsum(took), [3, 79]) == []  # not all of the steps about these were timed
 
 
 def test_trainings_that_differ_are_no_measurement(monkeypatch):
