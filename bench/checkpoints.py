@@ -177,9 +177,8 @@ def train(folder: Path, way: Way | None, steps: int, batch: int, device: str, ca
         return Turn(seconds, losses, [], [], 0, [])
     size = max(path.stat().st_size for path in folder.glob("*.safetensors"))
     if checkpoints is not None:  # the last is the epoch's
-        return Turn(
-            seconds, losses, checkpoints.kept[:-1], checkpoints.written[:-1], size, longer(times, checkpoints.at[:-1])
-        )
+        kept, written, at = checkpoints.kept[:-1], checkpoints.written[:-1], checkpoints.at[:-1]
+        return Turn(seconds, losses, kept, written, size, longer(times, at))
     assert watcher is not None
     kept = watcher.kept[1 : 1 + (steps - 1) // way.every]  # neither that of the first step nor that of the end
     return Turn(seconds, losses, kept, kept, size, longer(times, watcher.at[1 : 1 + len(kept)]))
@@ -261,8 +260,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(
             f"{cost.kind} every {cost.every} steps of {1e3 * cost.step.median:.2f} ms costs {cost.share.median:+.2%} "
             f"({cost.share.q1:+.2%} to {cost.share.q3:+.2%}): {cost.saves} {what} of {cost.bytes:,} bytes, each keeps "
-            f"training {1e3 * cost.kept.median:.2f} ms{later}; the steps about it take {1e3 * cost.longer.median:.2f} ms "
-            f"longer than others, {cost.share_of_steps:+.2%}"
+            f"training {1e3 * cost.kept.median:.2f} ms{later}; the steps about it take "
+            f"{1e3 * cost.longer.median:.2f} ms longer than others, {cost.share_of_steps:+.2%}"
         )
     if others is not None and others > load.NOISY:
         print(f"noisy: other processes used {others:.0%} of the CPU meanwhile")

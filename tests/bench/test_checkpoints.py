@@ -30,7 +30,7 @@ def test_a_whole_report(tmp_path, capsys):
 
 
 def test_what_an_event_adds_is_found_among_steps_of_any_length():
-    """Steps of 10 ms, one of 50 ms by chance; events at 20, 40 and 60 steps add 3 ms to the next step, 1 to its next."""
+    """Steps of 10 ms, one of 50 ms by chance; each event adds 3 ms to the step after it and 1 ms to the one before."""
     took = np.full(80, 0.010)
     took[33] = 0.050
     for event in (20, 40, 60):
