@@ -203,6 +203,18 @@ def _shifted(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return moved
 
 
+def _photographed(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Dark on paper, somewhere on a sheet of 120 x 120, in light that falls to half across it, with noise."""
+    side, sheet = 84, np.zeros((120, 120))
+    top, left = (int(rng.integers(len(sheet) - side + 1)) for _ in range(2))
+    sheet[top : top + side, left : left + side] = _scaled(side)(pixels, rng) / 255.0
+    y, x = np.mgrid[-1:1:120j, -1:1:120j]
+    turn = rng.uniform(0, 2 * np.pi)
+    light = 0.75 + 0.25 * (np.cos(turn) * x + np.sin(turn) * y) / np.sqrt(2)
+    noisy = (235 - 175 * sheet) * light + rng.normal(0, 6, sheet.shape)
+    return np.clip(noisy, 0, 255).astype(np.uint8)
+
+
 #: What is done to a digit's pixels (H, W) uint8, light on black, before it is written out.
 VARIANTS: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
     "unchanged": lambda pixels, rng: pixels,
@@ -212,6 +224,7 @@ VARIANTS: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
     "inverted": _inverted,
     "shifted": _shifted,
     "shifted, scaled to 100 x 100, inverted": lambda p, rng: _inverted(_scaled(100)(_shifted(p, rng), rng), rng),
+    "photographed: uneven light, noise": _photographed,
 }
 
 

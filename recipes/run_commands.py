@@ -24,7 +24,7 @@ def _declare_evaluate(parser: argparse.ArgumentParser) -> None:
     add_limit(parser)
     parser.add_argument(
         "--pictures", type=int, nargs="?", const=10_000, metavar="N",
-        help="write the first N images (default: 10,000) out as PNG, scaled, inverted and shifted, and read them back",
+        help="write the first N images (default: 10,000) out as PNG, scaled, inverted, shifted and more, and read them",
     )  # fmt: skip
     parser.add_argument(
         "--folder", type=Path, metavar="DIR",
@@ -193,7 +193,7 @@ ON_RUNS: dict[str, Command] = {
         (
             ("rawgrad evaluate runs/digits-cnn", "on the test images that its data set has"),
             ("rawgrad evaluate runs/digits-cnn --out mistakes.png", "and draw the worst mistakes"),
-            ("rawgrad evaluate runs/mnist-cnn --pictures", "on pictures of them, scaled, inverted, shifted"),
+            ("rawgrad evaluate runs/mnist-cnn --pictures", "on them as pictures, scaled, shifted, photographed"),
             ("rawgrad evaluate runs/mnist-cnn --folder scans/", "on your own, in scans/0/ to scans/9/"),
         ),
     ),

@@ -52,10 +52,9 @@ def ink_of(rgb: np.ndarray, alpha: np.ndarray | None, name: str) -> np.ndarray:
     direction = (departure * (strength * strength)[:, :, None]).sum((0, 1), dtype=np.float64)
     line = (direction / max(np.sqrt(np.square(direction).sum()), 1e-30)).astype(np.float32)
     ink = departure @ line
-    strongest = ink.max()
-    if not strongest > _CONTRAST:
+    if not ink.max() > _CONTRAST:
         raise nothing
-    ink /= np.percentile(ink[ink >= strongest / 2], 90)  # full ink, without a few hot pixels
+    ink /= _peak(ink)
     if max(ink.shape) < _SMALL:
         return _cleared(ink)
     noisy = _noise(ink) > _CLEAN
@@ -65,9 +64,17 @@ def ink_of(rgb: np.ndarray, alpha: np.ndarray | None, name: str) -> np.ndarray:
     if noisy:
         from scipy import ndimage
 
-        return _cleared(ndimage.uniform_filter(ink, 3)) * kept
-    ink[dropped] = 0
+        ink = ndimage.uniform_filter(ink, 3)
+        return _cleared(ink / _peak(ink * kept)) * kept
+    if dropped.any():  # which may have been the strongest
+        ink[dropped] = 0
+        ink /= _peak(ink)
     return _cleared(ink)
+
+
+def _peak(ink: np.ndarray) -> float:
+    """What full ink comes to, without a few hot pixels."""
+    return float(np.percentile(ink[ink >= ink.max() / 2], 90))
 
 
 def _noise(ink: np.ndarray) -> float:

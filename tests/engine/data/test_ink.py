@@ -94,6 +94,23 @@ def test_a_speck_is_left_out_on_clean_paper():
     assert np.abs(prepare_digit(sheet)[0] - CLEAN).max() < 1e-6
 
 
+def test_faint_writing_beside_a_strong_speck():
+    """Which is full ink until it is left out."""
+    sheet = np.round(0.2 * 255 * TWO).astype(np.uint8)
+    sheet[20:23, 30:33] = 255
+    assert np.abs(prepare_digit(sheet)[0] - CLEAN).max() < 0.03
+
+
+def test_hairlines_in_noise():
+    """Thinner than the squares over which noise is averaged, and hardly stronger than it."""
+    rng = np.random.default_rng(0)
+    sheet = np.full((100, 100), 200.0)
+    sheet[20:80, 50] = 60
+    result = prepare_digit(np.clip(sheet + rng.normal(0, 9, sheet.shape), 0, 255).astype(np.uint8))[0]
+    rows = np.flatnonzero((result > 0.15).any(1))
+    assert result.max() == 1 and 18 <= rows[-1] - rows[0] + 1 <= 21 and result[:, :11].max() < 0.05
+
+
 def test_nothing_is_a_speck_in_a_small_picture():
     sheet = np.zeros((28, 28), np.float32)
     sheet[5:25, 10:14], sheet[5, 18] = 1, 1
