@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from rawgrad import nn
+from rawgrad import get_num_threads, nn, set_num_threads
 from rawgrad.__main__ import main
 from rawgrad.engine.data import Digits
 from rawgrad.engine.weights import load_weights
@@ -19,6 +20,15 @@ from rawgrad.recipes.overfitting import IMAGES, STRENGTHS, WRONG, Overfitting, g
 from rawgrad.recipes.training import OPTIMIZERS, Task, train
 
 Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Batches of 20 are too small to be shared, and the bits are the same."""
+    before = get_num_threads()
+    set_num_threads(1)
+    yield
+    set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
