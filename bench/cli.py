@@ -33,7 +33,8 @@ def _parser() -> argparse.ArgumentParser:
         "time_to_accuracy: seconds from the start of a process until P5 knows 99 % of MNIST's test digits, for "
         "rawgrad with its kernels compiled before, for its first run, and for PyTorch; needs MNIST (RAWGRAD_DATA). "
         "rawgrad bench profile: where a training step's time goes, kernel by kernel. "
-        "rawgrad bench compare A B: which rows moved between two result files. Both have options of their own.",
+        "rawgrad bench report: tables and pictures of result files. rawgrad bench compare A B: which rows moved "
+        "between two of them. These have options of their own.",
     )
     parser.add_argument(
         "rows",
@@ -159,6 +160,8 @@ def _others(name: str) -> Callable[[Sequence[str]], int] | None:
     """The command ``rawgrad bench name`` that has options of its own; None if there is none of the name."""
     if name == "profile":
         from .profile import main
+    elif name == "report":
+        from .reports.command import main
     elif name == "compare":
         from .compare import main
     else:

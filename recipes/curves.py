@@ -13,11 +13,17 @@ from ..engine.train import History
 
 
 def figure(columns: int = 2, height: float = 4.0, rows: int = 1, width: float = 6.0) -> tuple[Any, Any]:
-    """A matplotlib figure that needs no display, and its axes, row by row; ``width`` and ``height`` are of each."""
+    """A matplotlib figure that needs no display, and its axes, row by row in one array; sizes are in inches.
+
+    Args:
+        columns, rows: of axes.
+        height: of all.
+        width: of a column.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    made = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    made = Figure(figsize=(width * columns, height), layout="constrained")
     FigureCanvasAgg(made)
     return made, made.subplots(rows, columns, squeeze=False).ravel()
 

@@ -220,7 +220,7 @@ class Report:
 
     def draw(self) -> Any:
         """The six panels as a figure of matplotlib."""
-        made, axes = figure(3, 3.3, rows=2, width=4.2)
+        made, axes = figure(3, 6.6, rows=2, width=4.2)
         history = self.run.history
         panels.accuracy(axes[0], history)
         panels.loss(axes[1], history)

@@ -1,0 +1,9 @@
+"""``rawgrad bench report``: what result files say, as tables and pictures.
+
+``gather.py``    which rows are shown: the newest of each, by the machine they were measured on
+``goals.py``     what rawgrad must reach on the CPU
+``pictures.py``  time over each peer's, roofline, GPU beside CPU, ladders of versions
+``content.py``   the report as headings, texts, tables and pictures
+``pages.py``     these as Markdown, and as one HTML file that needs no other
+``command.py``   the command
+"""
