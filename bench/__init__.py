@@ -2,6 +2,6 @@
 
 Read ``harness`` for how a figure comes about, ``shapes`` for what is measured and what it costs in
 operations and bytes, ``programs`` and ``kernels`` for the contestants, ``rows`` for the names that
-``rawgrad bench`` takes.  ``results/`` holds what was measured, with machine, versions, commit and
-command.
+``rawgrad bench`` takes, ``compare`` and ``reports`` for what is made of the results.  ``results/``
+holds what was measured, with machine, versions, commit and command.
 """

@@ -14,7 +14,7 @@ from ..kernels._errors import RawgradError
 from ..recipes import machine
 from . import load, memory, overhead, peers, results, rows
 from .harness import measure
-from .options import positive, share
+from .options import positive, rate, share
 from .progress import Progress, expected, expected_trainings
 
 _ROUNDS, _MIN_ROUND = 20, 0.1
@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write a JSON result file")
     parser.add_argument("--rounds", type=positive, metavar="N", help=f"rounds (default: {_ROUNDS})")
-    parser.add_argument("--min-round", type=float, metavar="S", help=f"least seconds of a turn (default: {_MIN_ROUND})")
+    parser.add_argument("--min-round", type=rate, metavar="S", help=f"least seconds of a turn (default: {_MIN_ROUND})")
     parser.add_argument(
         "--threads",
         type=positive,

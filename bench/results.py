@@ -7,6 +7,7 @@ seconds per call, memory is bytes, rates are shares of one.  Files live in ``ben
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 import types
@@ -300,7 +301,7 @@ def _parse(kind: Any, value: Any, where: str, older: bool) -> Any:
         return [_parse(arguments[0], item, f"{where}[{i}]", older) for i, item in enumerate(value)]
     if origin is dict and isinstance(value, dict):
         return value
-    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
     if kind in (int, str, bool) and type(value) is kind:
         return value

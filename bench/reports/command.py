@@ -46,15 +46,14 @@ def _picture(machines: Sequence[Machine], path: Path) -> None:
     cpus = [m for m in machines if not m.gpu and any("torch" in one.over_peers for one in m.shown)]
     if not cpus:
         raise DataError("bench report: --picture needs a record of a CPU with torch as a peer; there is none")
-    newest = max(cpus, key=lambda m: max(one.report.date for one in m.shown))
+    newest = max(cpus, key=lambda machine: machine.newest.date)
     shown = [
         one
         for one in newest.shown
         if goal_of(one.row, False)
         or (one.row.name.startswith("train_step_") and one.row.threads == max(newest.threads))
     ]
-    report = max((one.report for one in newest.shown), key=lambda report: report.date)
-    title = f"{newest.name}, {report.machine.get('cpu')}, {report.date[:10]}"
+    title = f"{newest.name}, {newest.newest.machine.get('cpu')}, {newest.newest.date[:10]}"
     made = pictures.over_peer(newest, shown, "torch", _PICTURE_WIDTH, title)
     pictures.png(made, path, _PICTURE_DPI)
 

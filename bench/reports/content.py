@@ -34,10 +34,9 @@ class Text:
 
 @dataclass(frozen=True)
 class Listing:
-    """Lines, numbered from 1 or not."""
+    """Lines, each with a dot before it."""
 
     lines: Sequence[str]
-    numbered: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ def _source(record: Record, shown: int) -> str:
 
 def _machine(machine: Machine) -> Iterator[Block]:
     yield Heading(machine.name)
-    newest = max(machine.shown, key=lambda one: one.report.date).report
+    newest = machine.newest
     chip = newest.machine.get("gpu") if machine.gpu else {"CPU": newest.machine.get("cpu")}
     told = {**(chip if isinstance(chip, dict) else {}), "system": newest.machine.get("system")}
     versions = {k: v for k, v in newest.versions.items() if isinstance(v, str)}
@@ -176,6 +175,8 @@ def _line(machine: Machine, one: Shown, peers: Sequence[str]) -> list[str]:
     if row.noisy:
         notes.append("noisy" + ("" if row.load_of_others is None else f": others used {row.load_of_others:.0%}"))
     notes += [f"{called(missing.name)} missing" for missing in row.missing or []]
+    if not machine.gpu and (cpu := one.report.machine.get("cpu")) != machine.newest.machine.get("cpu"):
+        notes.append(f"on {cpu}")
     if one.outside is not None:
         notes.append(f"{one.outside:.0%} of rawgrad's step is outside kernels")
     memory = ours.memory.step if ours and ours.memory else None

@@ -78,6 +78,11 @@ class Machine:
     shown: list[Shown]
 
     @property
+    def newest(self) -> Report:
+        """The last of the reports."""
+        return max((one.report for one in self.shown), key=lambda report: report.date)
+
+    @property
     def threads(self) -> set[int]:
         """Numbers of threads that rows were measured with."""
         return {one.row.threads for one in self.shown}
@@ -88,24 +93,21 @@ class Machine:
         for long, short in _SHORT:
             name = name.replace(long, short)
         name = name.replace("_", " ")
-        name = _PROGRAM.sub(lambda found: found[0].upper(), name)
+        name = _NUMBERED.sub(r"\1 \2", _PROGRAM.sub(lambda found: found[0].upper(), name))
         if len(self.threads) > 1 and one.row.threads < max(self.threads):
             name += f", {one.row.threads} thread{'s' if one.row.threads > 1 else ''}"
         return name + (" (noisy)" if one.row.noisy else "")
 
 
-_PROGRAM = re.compile(r"\bp\d+\b")
+_PROGRAM, _NUMBERED = re.compile(r"\bp\d+\b"), re.compile(r"\b(layer)(\d)")
 _SHORT = (
     ("train_step_", "step "),
     ("_batch", ", batch "),
     ("softmax_cross_entropy_", "cross-entropy "),
     ("max_pool2d_", "max-pool "),
     ("_on_", " on "),
-    ("layer", "layer "),
     ("time_to_accuracy", "start to 99 % of MNIST"),
 )
-
-
 _NAMES = {"numpy": "NumPy", "scipy": "SciPy", "torch": "PyTorch", "jax": "JAX", "cupy": "CuPy", "liger": "Liger"}
 
 
@@ -127,6 +129,9 @@ def read(paths: Iterable[Path]) -> list[Record]:
         kind = content.get("kind")
         if kind is None:
             report = results.of_content(content, str(path))
+            for row in report.rows:
+                if wrong := [entry.name for entry in row.entries if entry.name != OUTSIDE and entry.seconds.low <= 0]:
+                    raise DataError(f"bench report: {path}: {row.name}: seconds must be positive; not so: {wrong}")
             found.append(Record(path, "rows", content, report))
         elif isinstance(kind, str) and all(isinstance(content.get(key), str) for key in ("date", "command")):
             found.append(Record(path, kind, content, None))

@@ -49,8 +49,8 @@ def markdown(blocks: Sequence[Block], folder: Path) -> str:
                 parts.append(f"{'#' * level} {text}\n")
             case Text(text):
                 parts.append(f"{text}\n")
-            case Listing(lines, numbered):
-                parts.append("".join(f"{'1.' if numbered else '*'} {line}\n" for line in lines))
+            case Listing(lines):
+                parts.append("".join(f"* {line}\n" for line in lines))
             case Table(head, lines):
                 rows = [head, ["---"] * len(head), *([_cell(cell) for cell in line] for line in lines)]
                 parts.append("".join(f"| {' | '.join(row)} |\n" for row in rows))
@@ -91,14 +91,14 @@ def page(blocks: Sequence[Block]) -> str:
                 parts.append(f"<h{level}>{_inline(text)}</h{level}>")
             case Text(text):
                 parts.append(f"<p>{_inline(text)}</p>")
-            case Listing(lines, numbered):
-                parts.append(_list(lines, numbered))
+            case Listing(lines):
+                parts.append(_list("ul", lines))
             case Table(head, lines):
                 parts.append(_html_table(head, lines))
             case Picture(name, title, draw, legend):
                 label = html.escape(title)
                 image = pictures.svg(draw(), name).replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
-                below = _list(legend, True) if legend else ""
+                below = _list("ol", legend) if legend else ""
                 drawn.append(f"<figure><figcaption>{label}</figcaption>{image}{below}</figure>")
     flush()
     return (
@@ -109,8 +109,7 @@ def page(blocks: Sequence[Block]) -> str:
     )
 
 
-def _list(lines: Sequence[str], numbered: bool) -> str:
-    tag = "ol" if numbered else "ul"
+def _list(tag: str, lines: Sequence[str]) -> str:
     return f"<{tag}>{''.join(f'<li>{_inline(line)}</li>' for line in lines)}</{tag}>"
 
 

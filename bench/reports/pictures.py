@@ -28,6 +28,8 @@ INK = "#1f2328"
 AHEAD, BEHIND, MARK, PEER = "#3b82c4", "#d9822b", "#d1456a", "#8a8f98"
 _WIDTH = 4.3
 _BAR = 0.27
+#: Ticks of ratios, where these differ much and little.
+_FAR, _NEAR = [2.0**k for k in range(-8, 9)], [0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.2, 1.4, 1.7, 2, 2.5]
 
 
 @contextmanager
@@ -82,10 +84,10 @@ def over_peer(machine: Machine, shown: Sequence[Shown], peer: str, width: float 
             left, right = sorted((spread.median, 1.0))
             axes.barh(y, right - left, 0.62, left=left, color=colour, hatch=hatch, edgecolor="white", linewidth=0)
             axes.plot([spread.q1, spread.q3], [y, y], color=INK, linewidth=1.2, solid_capstyle="butt")
-            goal = goal_of(one.row, machine.gpu)
-            if goal is not None and goal.peer == peer:
-                axes.plot([goal.most] * 2, [y - 0.42, y + 0.42], color=MARK, linewidth=1.8)
-                lowest, highest = min(lowest, goal.most), max(highest, goal.most)
+            goal = _goal(one, machine, peer)
+            if goal is not None:
+                axes.plot([goal] * 2, [y - 0.42, y + 0.42], color=MARK, linewidth=1.8)
+                lowest, highest = min(lowest, goal), max(highest, goal)
             axes.annotate(
                 f"{spread.median:.2f}", (max(right, spread.q3), y), xytext=(3, 0),
                 textcoords="offset points", va="center", fontsize=7,
@@ -97,17 +99,13 @@ def over_peer(machine: Machine, shown: Sequence[Shown], peer: str, width: float 
         axes.set_ylim(-0.6, len(lines) - 0.4)
         axes.set_xscale("log")
         axes.set_xlim(lowest / 1.1, highest * 1.25)
-        ticks = (
-            [2.0**k for k in range(-8, 9)]
-            if highest > 3 * lowest
-            else [0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.2, 1.4, 1.7, 2, 2.5]
-        )
+        ticks = _FAR if highest > 3 * lowest else _NEAR
         ticks = [tick for tick in ticks if lowest / 1.1 <= tick <= highest * 1.25]
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
         axes.grid(axis="x")
         axes.set_axisbelow(True)
-        goals = any(_has_goal(one, machine, peer) for one in there)
+        goals = [goal for one in there if (goal := _goal(one, machine, peer)) is not None]
         marks = "line: quartiles" + ("; red: goal" if goals else "")
         said = f"rawgrad's time over {called(peer)}'s, log scale: left of 1 is faster\n{marks}"
         axes.set_xlabel(said, fontsize=7.5, loc="right")
@@ -115,9 +113,10 @@ def over_peer(machine: Machine, shown: Sequence[Shown], peer: str, width: float 
     return made
 
 
-def _has_goal(one: Shown, machine: Machine, peer: str) -> bool:
+def _goal(one: Shown, machine: Machine, peer: str) -> float | None:
+    """The goal of a row, if it is about this peer: rawgrad's time over the peer's, at most."""
     goal = goal_of(one.row, machine.gpu)
-    return goal is not None and goal.peer == peer
+    return goal.most if goal is not None and goal.peer == peer else None
 
 
 def on_roofline(one: Shown) -> bool:

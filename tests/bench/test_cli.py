@@ -109,7 +109,9 @@ def test_an_unknown_row_is_refused_before_anything_is_measured(rows_planted, cap
     assert "planted" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("options", [["--rounds", "0"], ["--threads", "-1"], ["--rounds", "many"]])
+@pytest.mark.parametrize(
+    "options", [["--rounds", "0"], ["--threads", "-1"], ["--rounds", "many"], ["--min-round", "0"]]
+)
 def test_wrong_options_are_refused(options, capsys):
     with pytest.raises(SystemExit) as caught:
         cli.main(options)

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from rawgrad.bench import gpu, gpu_rows, harness, kernels, programs, shapes, traffic
+from rawgrad.bench import gpu, gpu_rows, harness, kernels, programs, results, shapes, traffic
 from rawgrad.bench.gpu import Outcome, Stage
 from rawgrad.bench.harness import WrongResult
 from rawgrad.kernels._cuda import device as cuda_device
@@ -295,6 +295,29 @@ class TestRows:
     def test_rows_have_the_names_of_their_works(self) -> None:
         assert {"gemm_4096", "conv2d_p5_layer2", "train_step_p5_batch100"} <= set(gpu_rows.ROWS)
         assert all(name == row.name for name, row in gpu_rows.ROWS.items())
+
+
+def test_a_row_that_fails_is_recorded_as_failed_and_the_missing_are_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, a_row: Callable[..., results.Row]
+) -> None:
+    def measured(row: gpu_rows.GpuRow, *_: object) -> results.Row:
+        if row.name == "wrong":
+            raise WrongResult("wrong: rawgrad: off by 3")
+        return a_row(name=row.name, missing=[results.Missing("rawgrad v1_plain", "AssertionError: off")])
+
+    monkeypatch.setattr(gpu_rows, "ROWS", {name: gpu_rows.GpuRow(name, None) for name in ("wrong", "right")})  # type: ignore[arg-type]
+    monkeypatch.setattr(gpu_rows, "measured", measured)
+    monkeypatch.setattr(gpu_rows, "EventTimer", HostTimer)
+    monkeypatch.setattr(gpu, "gpu", lambda: {"name": "Made Up"})
+    monkeypatch.setattr(gpu.peers, "problem", lambda name: "it is not installed")
+    said: list[str] = []
+    assert gpu.bench(tmp_path, 60, said.append) == 1
+    (path,) = tmp_path.iterdir()
+    wrong, right = results.read(path).rows
+    assert wrong.failed == "WrongResult: wrong: rawgrad: off by 3" and not wrong.entries
+    assert right.missing is not None and [one.name for one in right.missing] == ["rawgrad v1_plain", "torch"]
+    assert said[0].startswith("without torch: it is not installed")
+    assert said[-1] == "1 of 2 rows measured, 1 failed"
 
 
 def test_the_stream_is_held_until_the_calls_are_queued(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

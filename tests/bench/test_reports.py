@@ -269,6 +269,30 @@ def test_records_of_another_kind_are_named(machines, both, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+def test_rows_of_another_cpu_are_noted_and_times_of_nothing_refused(machines, row, tmp_path):
+    old = a_report(row("gemm_1024", {"rawgrad": 2.0}), date="2026-01-01", machine={**CPU, "cpu": "an old CPU"})
+    (cpu,) = machines(old, a_report(row("gemm_100x980x10", {"rawgrad": 1.0})))
+    assert {name: line.get("note") for name, line in table_of(cpu).items()} == {
+        "gemm_1024": "on an old CPU",
+        "gemm_100x980x10": "",
+    }
+    with pytest.raises(DataError, match=r"gemm_1024: seconds must be positive; not so: \['rawgrad'\]"):
+        machines(a_report(row("gemm_1024", {"rawgrad": 0.0})))
+
+
+def test_labels_are_short_and_tell_threads_where_they_differ(machines, row):
+    names = ["train_step_p9_dropout_batch100", "conv2d_p5_layer2", "layer_norm_p5", "conv2d_64x64_3x3_on_32"]
+    made = [row(name, {"rawgrad": 1.0}) for name in names]
+    (cpu,) = machines(a_report(*made, row("gemm_1024", {"rawgrad": 1.0}, threads=1)))
+    assert {one.row.name: cpu.label(one) for one in cpu.shown} == {
+        names[0]: "step P9 dropout, batch 100",
+        names[1]: "conv2d P5 layer 2",
+        names[2]: "layer norm P5",
+        names[3]: "conv2d 64x64 3x3 on 32",
+        "gemm_1024": "gemm 1024, 1 thread",
+    }
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [("{", "must be a JSON file"), ('{"kind": 3}', "must tell its kind, date and command"), ("{}", "must have schema")],

@@ -125,6 +125,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch, a_row):
         (lambda c: c["rows"][0].update(noisy=1), r"rows\[0\]: noisy must be of type"),
         (lambda c: c["rows"][0].update(threads=True), r"rows\[0\]: threads must be of type"),
         (lambda c: c["rows"][0]["entries"][1]["seconds"].update(q1="x"), r"entries\[1\]: seconds: q1 must be of type"),
+        (lambda c: c["rows"][0]["entries"][1]["seconds"].update(q1=float("nan")), r"seconds: q1 must be .*; got nan"),
         (lambda c: c["rows"][0]["entries"].insert(0, 3), r"rows\[0\]: entries\[0\] must be an object \(Entry\); got 3"),
     ],
 )
