@@ -313,7 +313,10 @@ def _made(made: Any) -> list[tuple[str, str]]:
         return [("not recorded", "the run is not finished, or was made by an older version")]
     rows = [(name, made[name]) for name in ("command", "date", "commit") if isinstance(made.get(name), str)]
     machine, versions = (made[name] if isinstance(made.get(name), dict) else {} for name in ("machine", "versions"))
-    rows += [(name.replace("_", " "), shown(value)) for name, value in machine.items() if value is not None]
+    for name, value in machine.items():
+        if value is not None:
+            size = name in ("last_level_cache", "memory") and isinstance(value, int)
+            rows.append((name.replace("_", " "), f"{value / 2**30:.1f} GiB" if size else shown(value)))
     rows += [(name, shown(value)) for name, value in versions.items() if value not in (None, [])]
     return rows
 
