@@ -6,6 +6,7 @@ would disturb what is timed; elsewhere a line for each row.
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -54,7 +55,8 @@ class Progress:
             from tqdm import tqdm
 
             self._bar = tqdm(
-                total=len(expected), miniters=1, leave=False, dynamic_ncols=True,
+                total=len(expected), miniters=1, leave=False,
+                ncols=shutil.get_terminal_size().columns - 1, nrows=24,  # also where a terminal does not tell its size
                 bar_format="{n_fmt}/{total_fmt} |{bar:12}| {desc}",
             )  # fmt: skip
 

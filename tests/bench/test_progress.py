@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import os
 import sys
 
 import pytest
@@ -38,20 +38,20 @@ def test_what_is_left_follows_what_was_seen(capsys):
 
 
 def test_on_a_terminal_it_is_one_line(monkeypatch):
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
-
-    monkeypatch.setattr(sys, "stderr", Terminal())
-    progress = Progress({"first": 10.0, "second": 20.0}, Clock())
-    progress.begin("first")
-    assert "0/2" in sys.stderr.getvalue() and "first, about 30 s left" in sys.stderr.getvalue()
-    progress.say("said")
-    progress.end("first")
-    progress.begin("second")
-    progress.close()
-    said = sys.stderr.getvalue()
-    assert "1/2" in said and "second, about 20 s left" in said and "said\n" in said
+    shown, terminal = os.openpty()  # which does not tell its size
+    with open(terminal, "w") as stderr:
+        monkeypatch.setattr(sys, "stderr", stderr)
+        progress = Progress({"first": 10.0, "second": 20.0}, Clock())
+        progress.begin("first")
+        progress.say("said")
+        progress.end("first")
+        progress.begin("second")
+        progress.close()
+        said = os.read(shown, 10_000).decode()
+    os.close(shown)
+    assert "\r0/2" in said and "| first, about 30 s left" in said
+    assert "\r1/2" in said and "| second, about 20 s left" in said
+    assert "said\r\n" in said and said.count("\n") == 1
 
 
 def test_what_a_row_takes_grows_with_what_is_asked():
