@@ -176,7 +176,8 @@ def table(figures: Sequence[Moved]) -> str:
     lines = [["row", "rawgrad's", "before", "after", "change", ""], ["---"] * 6]
     for one in figures:
         change = "" if one.change is None else f"{one.change:+.1%}"
-        verdict = f"{one.verdict}: {' '.join(one.why.split())}" if one.why else one.verdict
+        why = " ".join(one.why.split()).replace("|", "\\|")
+        verdict = f"{one.verdict}: {why}" if why else one.verdict
         lines.append([one.row, one.measure, one.before, one.after, change, verdict])
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -112,16 +113,15 @@ def _machine(machine: Machine) -> Iterator[Block]:
     steps = [one for one in machine.shown if one.outside is None]
     for line in _absent(machine):
         yield Text(line)
-    key = "-".join("".join(c if c.isalnum() else " " for c in machine.name.lower()).split())
     for peer in dict.fromkeys(peer for one in steps for peer in one.over_peers):
         title = f"{machine.name}: rawgrad's time over {called(peer)}'s"
-        yield Picture(f"{key}-{peer.replace(' ', '-')}", title, partial(pictures.over_peer, machine, steps, peer))
+        yield Picture(_file_name(machine.name, peer), title, partial(pictures.over_peer, machine, steps, peer))
     for dtype, threads in dict.fromkeys((one.row.dtype, one.row.threads) for one in machine.shown):
         points = [one for one in machine.shown if (one.row.dtype, one.row.threads) == (dtype, threads)]
         points = [one for one in points if pictures.on_roofline(one)]
         if points:
             yield Picture(
-                f"{key}-roofline-{dtype}-{threads}",
+                _file_name(machine.name, "roofline", dtype, str(threads)),
                 f"{machine.name}: roofline, {dtype}" + ("" if machine.gpu else f", threads: {threads}"),
                 partial(pictures.roofline, points),
                 [machine.label(one) for one in points],
@@ -129,12 +129,17 @@ def _machine(machine: Machine) -> Iterator[Block]:
     for one in machine.shown:
         if one.versions:
             title = f"{machine.name}: {one.row.name}, version by version"
-            yield Picture(f"{key}-ladder-{one.row.name}", title, partial(pictures.ladder, one))
+            yield Picture(_file_name(machine.name, "ladder", one.row.name), title, partial(pictures.ladder, one))
     yield Table(*_table(machine, peers))
     versions_of = [line for one in machine.shown for line in _versions(one)]
     if versions_of:
         yield Heading(f"{machine.name}: versions of the kernels", 3)
         yield Table(["row", "version", "median", "quartiles", "its time over the chosen one's"], versions_of)
+
+
+def _file_name(*parts: str) -> str:
+    """Small letters, digits, _ and - alone: the parts come from result files."""
+    return re.sub(r"[^a-z0-9_]+", "-", " ".join(parts).lower()).strip("-")
 
 
 def _absent(machine: Machine) -> Iterator[str]:

@@ -166,6 +166,7 @@ def test_the_page_needs_no_other_file_and_has_every_picture(machines, both, tmp_
     # CPU: over torch, over numpy, roofline; GPU: over torch, over torch compiled, roofline, a ladder; by batch.
     assert page.count["svg"] == 8 and page.count["figure"] == 8
     assert all(link.startswith("#") for link in page.links) and "url(http" not in text and "@import" not in text
+    assert "<metadata" not in text and "<?xml" not in text and "<!DOCTYPE svg" not in text
     assert len(page.ids) == len(set(page.ids))
     assert 'name="viewport"' in text and "prefers-color-scheme: dark" in text
     assert pictures.INK not in text[text.index("<body") :] and "currentColor" in text
@@ -278,6 +279,19 @@ def test_rows_of_another_cpu_are_noted_and_times_of_nothing_refused(machines, ro
     }
     with pytest.raises(DataError, match=r"gemm_1024: seconds must be positive; not so: \['rawgrad'\]"):
         machines(a_report(row("gemm_1024", {"rawgrad": 0.0})))
+
+
+def test_pictures_stay_in_their_folder(machines, row, tmp_path):
+    versions = {"rawgrad": 1.0, "rawgrad v1_plain": 2.0, "../peer, one": 3.0}
+    machines(a_report(row("../../gemm", versions, dtype="../f32", **GEMM)))
+    out = tmp_path / "a" / "b" / "out"
+    assert cli.main(["report", str(tmp_path / "in" / "0.json"), "--out", str(out)]) == 0
+    assert {path.name for path in out.glob("*.png")} == {
+        "cpu-2-cores-peer-one.png",
+        "cpu-2-cores-roofline-f32-2.png",
+        "cpu-2-cores-ladder-gemm.png",
+    }
+    assert {path.name for path in tmp_path.rglob("*.*")} == {path.name for path in out.iterdir()} | {"0.json"}
 
 
 def test_labels_are_short_and_tell_threads_where_they_differ(machines, row):
