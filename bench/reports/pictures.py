@@ -89,7 +89,7 @@ def over_peer(machine: Machine, shown: Sequence[Shown], peer: str, width: float 
                 axes.plot([goal] * 2, [y - 0.42, y + 0.42], color=MARK, linewidth=1.8)
                 lowest, highest = min(lowest, goal), max(highest, goal)
             axes.annotate(
-                f"{spread.median:.2f}", (max(right, spread.q3), y), xytext=(3, 0),
+                f"{spread.median:.2f} (1 / {1 / spread.median:.1f})", (max(right, spread.q3), y), xytext=(3, 0),
                 textcoords="offset points", va="center", fontsize=7,
             )  # fmt: skip
             lowest, highest = min(lowest, spread.q1), max(highest, spread.q3)
@@ -98,9 +98,9 @@ def over_peer(machine: Machine, shown: Sequence[Shown], peer: str, width: float 
         axes.tick_params(axis="y", length=0)
         axes.set_ylim(-0.6, len(lines) - 0.4)
         axes.set_xscale("log")
-        axes.set_xlim(lowest / 1.1, highest * 1.25)
+        axes.set_xlim(lowest / 1.1, highest * 1.5)
         ticks = _FAR if highest > 3 * lowest else _NEAR
-        ticks = [tick for tick in ticks if lowest / 1.1 <= tick <= highest * 1.25]
+        ticks = [tick for tick in ticks if lowest / 1.1 <= tick <= highest * 1.5]
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
         axes.grid(axis="x")

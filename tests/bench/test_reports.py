@@ -213,7 +213,7 @@ def test_bars_go_from_one_to_the_median_best_on_top_and_goals_are_marked(machine
     ]
     marks = [line.get_xdata()[0] for line in axes.lines if line.get_color() == pictures.MARK]
     assert marks == [0.5, 0.5]
-    assert [text.get_text() for text in axes.texts] == ["failed", "1.14", "0.39", "0.32"]
+    assert [text.get_text() for text in axes.texts] == ["failed", "1.14 (1 / 0.9)", "0.39 (1 / 2.6)", "0.32 (1 / 3.1)"]
     (axes,) = pictures.over_peer(cpu, cpu.shown, "numpy").axes  # which has no convolution, so none that failed
     assert [label.get_text() for label in axes.get_yticklabels()] == ["gemm 1024"]
 
