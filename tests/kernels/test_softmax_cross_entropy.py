@@ -361,15 +361,16 @@ def test_clusters_read_a_long_row_once(backend, dtype, C, blocks, again):
 
 
 # Two blocks of float32; 20002 is no multiple of 16 bytes.
-@pytest.mark.parametrize("kind", ["probabilities", "labels, smoothed, weighted"])
+@pytest.mark.parametrize("kind", ["probabilities, weighted", "labels, smoothed, weighted", "labels, smoothed"])
 @pytest.mark.parametrize("C", [20000, 20002])
 def test_clusters_share_targets_and_weights(backend, kind, C):
     skip_unless_there(backend.name, "softmax_cross_entropy", "softmax_cross_entropy_forward", "v4_cluster")
     rng = np.random.default_rng(21)
     z, weight = rng.uniform(-4, 4, (3, C)).astype(np.float32), rng.uniform(0.5, 2, C).astype(np.float32)
-    target = make_target(rng, kind if kind == "probabilities" else "labels", 3, C, np.float32)
+    target = make_target(rng, kind.partition(",")[0], 3, C, np.float32)
     smoothing = 0.1 if "smoothed" in kind else 0.0
-    *given, put_weight = (backend.put(a) for a in (z, target, weight))
+    weight = weight if "weighted" in kind else None
+    *given, put_weight = (None if a is None else backend.put(a) for a in (z, target, weight))
     options = {"weight": put_weight, "label_smoothing": smoothing, "reduction": "none"}
     loss, grad = cross_entropy(*given, **options, version="v4_cluster")
     arguments = (z, target, weight, smoothing)
