@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..engine.train import Digits, Look, Outcome
+from ..engine.train import Look, Outcome, SeenDigits
 from ..engine.train.distributions import Distribution
 from ..engine.train.looks import thinned
 from ..engine.weights import write_atomically
@@ -180,7 +180,7 @@ class Report:
             parts.append(page.panel(title, _sheet(title, _draw_step, digits, digits, 1), note))
         return parts
 
-    def _with_digits(self) -> list[tuple[Look, Digits]]:
+    def _with_digits(self) -> list[tuple[Look, SeenDigits]]:
         """The first look with digits and the last with as many as there are at most, the same one once."""
         shown = [(look, look.digits) for look in self.looks if look.digits is not None]
         most = max((len(digits.truth) for _, digits in shown), default=0)
@@ -258,11 +258,11 @@ def _of(draw: Callable[..., None], what: Any) -> Callable[[Any], None]:
     return lambda axes: draw(axes, what)
 
 
-def _draw_step(axes: Any, digits: Digits, columns: int = 10) -> None:
+def _draw_step(axes: Any, digits: SeenDigits, columns: int = 10) -> None:
     draw_digits(axes, digits.images / 255, digits.truth, digits.read, columns=columns)
 
 
-def _sheet(name: str, draw: Callable[..., None], what: Any, digits: Digits, lines: int) -> str:
+def _sheet(name: str, draw: Callable[..., None], what: Any, digits: SeenDigits, lines: int) -> str:
     """Digits for a page, eight in a row, so that they can be read on a phone; with so many lines below each."""
     row = 6 / (1.12 * 8) * (1.1 + 0.32 * lines)  # inches, as ``draw_digits`` places them
     return page.picture(lambda axes: draw(axes, what, columns=8), name, 6.0, row * -(-len(digits.truth) // 8) + 0.1)

@@ -14,7 +14,7 @@ from ..engine.data import DataLoader
 from ..engine.data.dataset import batch_method
 from ..engine.metrics import confusion_matrix
 from ..engine.module import Module
-from ..engine.train import Callback, Digits, Kept, Looks, Outcome, TensorBoard, Watched, Watcher, predictions_of
+from ..engine.train import Callback, Kept, Looks, Outcome, SeenDigits, TensorBoard, Watched, Watcher, predictions_of
 from ..engine.train.watching import digits_of, highest
 from .options import Options
 from .pictures import draw_confusion, draw_digits, errors_first
@@ -96,7 +96,7 @@ def outcome_of(model: Module, split: Any, read: Any, classes: Sequence[str] | No
     inside = (found >= 0) & (found < len(names))
     return Outcome(
         confusion_matrix(found[inside], truth[inside], len(names)),
-        Digits(shown.images, shown.truth, shown.read, None if chances is None else chances[first]),
+        SeenDigits(shown.images, shown.truth, shown.read, None if chances is None else chances[first]),
         len(truth),
         int((found == truth).sum()),
         names,

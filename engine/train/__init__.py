@@ -24,7 +24,7 @@ from .callback import Callback, Training
 from .checks import Checks, Limits, Trouble
 from .early_stopping import EarlyStopping
 from .evaluation import Evaluation, evaluate, predictions_of
-from .looks import Digits, Look, Looks, Outcome
+from .looks import Look, Looks, Outcome, SeenDigits
 from .loop import fit
 from .nonfinite import NonFiniteGuard, Replay, replay
 from .progress import JSONLines, ProgressBar
@@ -37,7 +37,6 @@ __all__ = [
     "Checkpoint",
     "Checkpoints",
     "Checks",
-    "Digits",
     "EarlyStopping",
     "Epoch",
     "Evaluation",
@@ -54,6 +53,7 @@ __all__ = [
     "Progress",
     "ProgressBar",
     "Replay",
+    "SeenDigits",
     "Step",
     "TensorBoard",
     "Terminated",

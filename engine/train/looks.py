@@ -18,7 +18,7 @@ _NAME = re.compile(r"step-(\d{6,})\.safetensors")
 
 
 @dataclass(frozen=True)
-class Digits:
+class SeenDigits:
     """Some inputs that are pictures, and what they were read as.
 
     Attributes:
@@ -37,14 +37,14 @@ class Digits:
         return dict(vars(self))
 
     @staticmethod
-    def of(state: Mapping[str, Any]) -> Digits:
+    def of(state: Mapping[str, Any]) -> SeenDigits:
         """From what :meth:`state_dict` gave.
 
         Raises:
             CheckpointError: it is something else.
         """
         try:
-            found = Digits(**state)
+            found = SeenDigits(**state)
             sizes = {len(values) for values in vars(found).values() if values is not None}
             whole = found.images.ndim == 3 and found.images.dtype == np.uint8 and len(sizes) == 1
         except (TypeError, AttributeError) as error:
@@ -70,7 +70,7 @@ class Look:
     step: int
     epoch: int
     distributions: dict[str, dict[str, Distribution]]
-    digits: Digits | None
+    digits: SeenDigits | None
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Outcome:
     """
 
     confusion: np.ndarray
-    digits: Digits
+    digits: SeenDigits
     count: int
     right: int
     classes: list[str]
@@ -133,7 +133,7 @@ class Looks:
         state = load_state(path)
         try:
             kinds = {str(kind): from_table(saved) for kind, saved in state["distributions"].items()}
-            digits = None if state["digits"] is None else Digits.of(state["digits"])
+            digits = None if state["digits"] is None else SeenDigits.of(state["digits"])
             return Look(int(state["step"]), int(state["epoch"]), kinds, digits)
         except (KeyError, TypeError, ValueError, AttributeError, CheckpointError) as error:
             raise CheckpointError(f"{path}: is not a look at a training: {error}") from None
@@ -149,7 +149,7 @@ class Looks:
             return None
         state = load_state(path)
         try:
-            found = Outcome(**{**state, "digits": Digits.of(state["digits"])})
+            found = Outcome(**{**state, "digits": SeenDigits.of(state["digits"])})
             if found.confusion.shape != (len(found.classes),) * 2 or not 0 <= found.right <= found.count:
                 raise CheckpointError(f"{found.confusion.shape}, {found.right} of {found.count} right")
             return found

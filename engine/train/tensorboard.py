@@ -13,7 +13,7 @@ from ...kernels._errors import ArgumentError
 from ..metrics import RunningAverage
 from .callback import Training
 from .distributions import Distribution
-from .looks import Digits, Look
+from .looks import Look, SeenDigits
 from .records import Epoch, Step
 from .watching import Watched
 
@@ -140,7 +140,7 @@ class TensorBoard(Watched):
             self._writer.flush()
 
 
-def sheet(digits: Digits, columns: int = 10) -> np.ndarray:
+def sheet(digits: SeenDigits, columns: int = 10) -> np.ndarray:
     """Digits side by side, dark on light, those that were read wrong on red, (H, W, 3) uint8."""
     paper = np.where((digits.truth != digits.read)[:, None], WRONG, 255).astype(np.uint16)[:, None, None]
     pixels = (paper * (255 - digits.images[..., None]) // 255).astype(np.uint8)  # (n, H, W, 3)

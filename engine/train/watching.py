@@ -16,7 +16,7 @@ from ..module import Module, evaluating
 from .callback import Callback, Training
 from .distributions import Distribution, distribution
 from .evaluation import Evaluation
-from .looks import Digits, Look, Looks
+from .looks import Look, Looks, SeenDigits
 from .records import Epoch, Step
 
 #: Layers that give on what they get.
@@ -184,7 +184,7 @@ def digits_of(
     targets: np.ndarray,
     predictions: np.ndarray,
     read: Callable[[np.ndarray], np.ndarray | None] = highest,
-) -> Digits | None:
+) -> SeenDigits | None:
     """Inputs with what they were read as; None if they are no pictures of one channel, or the targets no classes.
 
     Args:
@@ -202,7 +202,7 @@ def digits_of(
     images = np.nan_to_num(images.astype(np.float32))
     low, high = min(float(images.min()), 0.0), max(float(images.max()), 1.0)
     pixels = np.rint(255 * ((images - low) / (high - low))).astype(np.uint8)
-    return Digits(pixels, targets.astype(np.int64), classes.astype(np.int64))
+    return SeenDigits(pixels, targets.astype(np.int64), classes.astype(np.int64))
 
 
 def _host(values: Any) -> np.ndarray:

@@ -11,7 +11,7 @@ from _runs import BATCH, EPOCHS, SAMPLES, STEPS, How, bits, network, run
 import rawgrad as rg
 from rawgrad import functional as F
 from rawgrad import nn, optim
-from rawgrad.engine.train import Digits, Kept, Look, Looks, Outcome, TensorBoard, Watched, Watcher, fit
+from rawgrad.engine.train import Kept, Look, Looks, Outcome, SeenDigits, TensorBoard, Watched, Watcher, fit
 from rawgrad.engine.train.distributions import BINS, SHARES, distribution
 from rawgrad.engine.train.looks import thinned
 from rawgrad.engine.train.tensorboard import WRONG, sheet
@@ -244,7 +244,7 @@ class TestLooks:
     def test_they_come_back_as_they_were(self, tmp_path):
         kinds = {"weights": {"a": distribution(np.arange(5.0))}, "biases": {}, "gradients": {}}
         kinds["gradients"] = {"b": distribution(np.array([np.nan]))}
-        digits = Digits(np.zeros((2, 3, 4), np.uint8), np.array([1, 2]), np.array([1, 3]))
+        digits = SeenDigits(np.zeros((2, 3, 4), np.uint8), np.array([1, 2]), np.array([1, 3]))
         looks = Looks(tmp_path / "new" / "folder")
         assert looks.steps() == []
         for shown in (digits, None):
@@ -284,7 +284,7 @@ class TestLooks:
     def test_the_test(self, tmp_path):
         looks = Looks(tmp_path)
         assert looks.outcome() is None
-        digits = Digits(np.zeros((1, 3, 4), np.uint8), np.array([1]), np.array([0]), np.array([0.5]))
+        digits = SeenDigits(np.zeros((1, 3, 4), np.uint8), np.array([1]), np.array([0]), np.array([0.5]))
         outcome = Outcome(np.array([[3, 0], [1, 2]]), digits, 6, 5, ["a", "b"])
         looks.save_outcome(outcome)
         assert repr(looks.outcome()) == repr(outcome)
@@ -348,7 +348,7 @@ class TestTensorBoard:
 
     def test_a_sheet_of_digits(self):
         images = np.array([[[0, 255]], [[255, 0]], [[0, 51]]], np.uint8)
-        found = sheet(Digits(images, np.array([1, 2, 3]), np.array([1, 0, 3])), columns=2)
+        found = sheet(SeenDigits(images, np.array([1, 2, 3]), np.array([1, 0, 3])), columns=2)
         assert found.shape == (4, 6, 3)
         assert found[0].tolist() == [[255] * 3, [0] * 3, [255] * 3, [0] * 3, list(WRONG), [255] * 3]
         assert found[2].tolist() == [[255] * 3, [204] * 3, *[[255] * 3] * 4]
