@@ -103,16 +103,20 @@ def in_parts(function: Callable[..., Any]) -> Any:
         if _told.count != _threads.count:
             numba.set_num_threads(_threads.count)
             _told.count = _threads.count
+        shared = _threads.count << _THREADS | parts
         if _one_at_a_time is None:
-            kernel(_launcher(), parts, *arguments)
+            kernel(_launcher(), shared, *arguments)
         else:
             with _one_at_a_time:
-                kernel(_launcher(), parts, *arguments)
+                kernel(_launcher(), shared, *arguments)
 
     launch.here = functools.partial(kernel, 0)  # type: ignore[attr-defined]
     return launch
 
 
+#: The number of threads among which parts are shared stands above so many bits of the number of parts: what Numba
+#: was told is known under an address that changes from process to process, and code with such is not kept on the disk.
+_THREADS = 32
 _PART = ir.FunctionType(ir.VoidType(), [ir.IntType(64), ir.IntType(64), ir.IntType(64)])  # part, slot, arguments
 
 
@@ -356,9 +360,44 @@ def _constants(module: ModuleType) -> list[tuple[str, str]]:
     return [(name, repr(value)) for name, value in vars(module).items() if name.isupper() and type(value) in kinds]
 
 
-def _launch_parts(parts: int, function: int, data: int) -> None:
-    for part in numba.prange(parts):
-        _call_part(function, part, get_thread_id(), data)  # type: ignore[call-arg]
+_LINE = 64  # bytes of a cache line
+
+
+def _taking(typing_context: Any, counters: Any, position: Any) -> Any:
+    """``counters[position] += 1``, atomically; gives what was there before."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+        array = context.make_array(signature.args[0])(context, builder, values[0])
+        place = builder.gep(array.data, [values[1]])
+        return builder.atomic_rmw("add", place, ir.Constant(ir.IntType(64), 1), "monotonic")
+
+    return types.int64(counters, types.int64), generate
+
+
+_take: Any = intrinsic(_taking)
+
+
+def _launch_parts(shared: int, function: int, data: int) -> None:
+    """Call a part for each number below ``parts``, shared among threads as :data:`_THREADS` says.
+
+    Each thread has parts of its own, the same ones in each launch of as many, whose data may be in its cache; when it
+    has done them it helps the others.  So one that is slow, or was not given its core, is waited for by one part.
+    """
+    threads, parts = shared >> _THREADS, shared & ((1 << _THREADS) - 1)
+    apart = _LINE // 8  # counters on cache lines of their own
+    counters = np.empty(threads * apart, np.int64)
+    for thread in range(threads):
+        counters[thread * apart] = parts * thread // threads
+    for thread in numba.prange(threads):
+        slot = get_thread_id()
+        for other in range(threads):
+            whose = (thread + other) % threads
+            end = parts * (whose + 1) // threads
+            while True:
+                part = _take(counters, whose * apart)
+                if part >= end:
+                    break
+                _call_part(function, part, slot, data)  # type: ignore[call-arg]
 
 
 _launch = _compiled(_launch_parts, parallel=True)
@@ -370,7 +409,6 @@ def thread_slots() -> int:
 
 
 _workspaces = threading.local()
-_LINE = 64  # bytes of a cache line
 
 
 def workspace(name: str, size: int, dtype: Any) -> Any:
