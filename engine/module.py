@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -538,6 +539,21 @@ def evaluating(module: Module) -> Iterator[None]:
         default_generator.set_state(random)
         for layer, mode in modes:
             layer.training = mode
+
+
+def outputs_of(layers: Mapping[str, Module], model: Module, inputs: Tensor, seen: Callable[[str, Any], None]) -> None:
+    """Run ``model`` once in evaluation mode, and call ``seen(name, output)`` after each call of a named layer."""
+
+    def after(name: str, layer: Module, inputs: Any, output: Any) -> None:
+        seen(name, output)
+
+    handles = [layer.register_forward_hook(partial(after, name)) for name, layer in layers.items()]
+    try:
+        with evaluating(model):
+            model(inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def indented(text: str) -> str:

@@ -15,7 +15,7 @@ from ...autograd import Tensor
 from ...kernels._devices import device_of
 from ...kernels._dtypes import kind_of
 from ..layers import ReLU
-from ..module import Module, evaluating
+from ..module import Module, outputs_of
 from ..optim import SGD
 from .callback import Callback, Training
 from .records import Epoch, Step
@@ -225,23 +225,13 @@ def dead_units(model: Module, inputs: Tensor) -> dict[str, float]:
     A unit is a feature, or a channel of a picture.  Buffers and random state stay as they are.
     """
     shares: dict[str, float] = {}
-    handles = []
-    for name, module in model.named_modules():
-        if isinstance(module, ReLU):
 
-            def seen(module: Module, inputs: Any, output: Any, name: str = name) -> None:
-                axes = (0, *range(2, output.ndim))
-                alive = (output.array > 0).any(axes)
-                if alive.size >= 8:
-                    shares[name] = 1.0 - float(alive.mean())
+    def seen(name: str, output: Any) -> None:
+        alive = (output.array > 0).any((0, *range(2, output.ndim)))
+        if alive.size >= 8:
+            shares[name] = 1.0 - float(alive.mean())
 
-            handles.append(module.register_forward_hook(seen))
-    if not handles:
-        return shares
-    try:
-        with evaluating(model):
-            model(inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    units = {name: layer for name, layer in model.named_modules() if isinstance(layer, ReLU)}
+    if units:
+        outputs_of(units, model, inputs, seen)
     return shares

@@ -12,7 +12,7 @@ from ...autograd import Tensor
 from ...kernels._devices import device_of
 from ...kernels._errors import ArgumentError
 from ..layers import Dropout, Flatten, ZeroPad2d
-from ..module import Module, evaluating
+from ..module import Module, outputs_of
 from .callback import Callback, Training
 from .distributions import Distribution, distribution
 from .evaluation import Evaluation
@@ -155,22 +155,17 @@ def activations(model: Module, inputs: Tensor) -> dict[str, Distribution]:
     Modes, running statistics and random numbers are as before afterwards.
     """
     found: dict[str, Distribution] = {}
-    handles = []
-    for path, layer in model.named_modules():
-        if isinstance(layer, _MOVERS) or next(iter(layer.children()), None) is not None:
-            continue
 
-        def after(_: Module, __: Any, output: Any, name: str = f"{path} {type(layer).__name__}".strip()) -> None:
-            if isinstance(output, Tensor) and name not in found:
-                found[name] = distribution(output.array)
+    def seen(name: str, output: Any) -> None:
+        if isinstance(output, Tensor) and name not in found:
+            found[name] = distribution(output.array)
 
-        handles.append(layer.register_forward_hook(after))
-    try:
-        with evaluating(model):
-            model(inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    layers = {
+        f"{path} {type(layer).__name__}".strip(): layer
+        for path, layer in model.named_modules()
+        if not isinstance(layer, _MOVERS) and next(iter(layer.children()), None) is None
+    }
+    outputs_of(layers, model, inputs, seen)
     return found
 
 
