@@ -238,7 +238,18 @@ class OfOtherVersions:
             items[:] = [item for item in items if concerned(item)]
 
 
-def run_tests(mutant: Mutant, output: Path) -> int:
+class LikelyFirst:
+    """A plugin of pytest that runs the tests of some names alone, in the order of these."""
+
+    def __init__(self, names: list[str]) -> None:
+        self._names = names
+
+    def pytest_collection_modifyitems(self, config: Any, items: list[Any]) -> None:
+        """Keep the tests of these names."""
+        items[:] = sorted((i for i in items if i.name in self._names), key=lambda i: self._names.index(i.name))
+
+
+def run_tests(mutant: Mutant, likely: list[str], output: Path) -> int:
     """In a child: put the mutated source in place, and run the tests of its users until one fails."""
     import pytest
 
@@ -287,13 +298,16 @@ def run_tests(mutant: Mutant, output: Path) -> int:
         ]
         said = io.StringIO()
         code = 5  # pytest's for: no test was selected
-        # First the tests of the version that was mutated, which compile nothing else; then all that may run the line.
+        # First the tests that caught other mutants of this source; then those of the version that was mutated, which
+        # compile nothing else; then all that may run the line.
         # Comparisons with torch are left out: importing it takes longer than all the rest.
-        for selected in filter(None, (mutant.version and f"emulated and {mutant.version}", "emulated")):
-            selected = f"{selected} and not torch"
+        others = OfOtherVersions(mutant)
+        rounds: list[tuple[str, list[Any]]] = [("emulated", [others, LikelyFirst(likely)])] if likely else []
+        rounds += [(f"emulated and {mutant.version}", [others])] if mutant.version else []
+        for selected, plugins in [*rounds, ("emulated", [others])]:
             if code in (0, 5):
                 with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-                    code = int(pytest.main([*options, "-k", selected, *tests], plugins=[OfOtherVersions(mutant)]))
+                    code = int(pytest.main([*options, "-k", f"{selected} and not torch", *tests], plugins=plugins))
         output.write_text(said.getvalue())
     return code
 
@@ -313,8 +327,8 @@ def judge(code: int | None, said: str) -> str:
     return "caught: crash" if code < 0 else f"error {code}"
 
 
-def try_mutant(mutant: Mutant) -> dict[str, object]:
-    """Fork, run, and say what happened."""
+def try_mutant(mutant: Mutant, catching: Counter[str]) -> dict[str, Any]:
+    """Fork, run, and say what happened; ``catching`` counts the tests that caught mutants of this source."""
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "output"
@@ -323,7 +337,7 @@ def try_mutant(mutant: Mutant) -> dict[str, object]:
             os.setpgid(0, 0)
             code = 70
             try:
-                code = run_tests(mutant, output)
+                code = run_tests(mutant, [test for test, _ in catching.most_common(8)], output)
             except BaseException:
                 output.write_text(traceback.format_exc())
             finally:
@@ -340,6 +354,7 @@ def try_mutant(mutant: Mutant) -> dict[str, object]:
             os.waitpid(child, 0)
         said = output.read_text() if output.exists() else ""
     failed = re.search(r"^(?:FAILED|ERROR) \S*?::(\S+)", said, re.MULTILINE)
+    catching.update([failed[1]] if failed else [])
     finding = re.search(r"of the emulator\n(?:E\s+)?1\. ([^:\n]+)", said)
     return {
         "key": mutant.key,
@@ -375,12 +390,16 @@ def run(results: Path, jobs: int, only: str, limit: int | None) -> None:
     """Try every mutant that ``results`` does not hold yet."""
     os.environ["RAWGRAD_CACHE"] = tempfile.mkdtemp(prefix="rawgrad-mutants-")
     done = {entry["key"] for entry in read(results)}
+    catching: dict[str, Counter[str]] = defaultdict(Counter)
+    for entry in read(results):
+        if entry["test"]:
+            catching[entry["key"].partition(":")[0]][entry["test"]] += 1
     waiting = [m for path in sources() if only in path.name for m in mutants_of(path) if m.key not in done]
     waiting = sorted(waiting, key=turn)[:limit]
     print(f"{len(waiting)} mutants to try, {len(done)} done", flush=True)
     warm_up()
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool, results.open("a") as file:
-        futures = {pool.submit(try_mutant, m): m for m in waiting}
+        futures = [pool.submit(try_mutant, m, catching[Path(m.file).name]) for m in waiting]
         for number, future in enumerate(concurrent.futures.as_completed(futures), 1):
             entry = future.result()
             file.write(json.dumps(entry) + "\n")
