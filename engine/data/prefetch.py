@@ -140,8 +140,7 @@ class Synchronous:
     def take(self) -> tuple[Ticket, Any]:
         """The next ticket and its batch; raises StopIteration after the last."""
         asked = _now()
-        number, indices, epoch = next(self.orders)
-        ticket = Ticket(number, indices, epoch)
+        ticket = Ticket(*next(self.orders))
         ticket.fill(self._make, never, 0)
         self.steps.append(ticket.step(asked, ticket.ended, 0))
         return ticket, ticket.opened()
@@ -200,11 +199,10 @@ class Prefetcher:
             thread.start()
 
     def _order_one(self) -> None:
-        for number, indices, epoch in self.orders:
-            ticket = Ticket(number, indices, epoch)
-            self._line.append(ticket)
+        order = next(self.orders, None)
+        if order is not None:
+            self._line.append(ticket := Ticket(*order))
             self._todo.put(ticket)
-            return
 
     def take(self) -> tuple[Ticket, Any]:
         """The next ticket and its batch, waited for if need be; raises StopIteration after the last.
