@@ -40,11 +40,11 @@ ROOT = Path(__file__).resolve().parents[2]
 #: Seconds for one suite; the longest take one to two minutes on a machine with little else to do.
 LIMIT = 600
 
-#: file -> which of its tests for numba_cuda run in the simulator, as pytest's -k has it.
+#: file (or files that run together) -> which tests for numba_cuda run in the simulator, as pytest's -k has it.
 SUITES = {
     # not: thousands of terms; most edges of tiles, each of them four times; most depths of many products; sums of
     # columns beside the products; most gradients of layers, which are made of the same products
-    "test_gemm.py": "not (large_products or same_bits_every_time or (further_products and not numba_cuda-32) or "
+    "test_gemm*.py": "not (large_products or same_bits_every_time or (further_products and not numba_cuda-32) or "
     "(long_columns and (wanted0 or float32)) or (begin_anywhere and not numba_cuda-3) or "
     "(goes_through_dropout and not (relu and wanted0 and float32)) or (layers_give and not wanted8) or "
     "(dropout_and_a_gradient and v2_smem_tile) or "
@@ -96,8 +96,8 @@ def begin_ahead(items: list[pytest.Item], pool: ThreadPoolExecutor) -> None:
     for file in files:
         chosen = f"numba_cuda and ({SUITES[file]})" if file in SUITES else "beside"
         options = ["-q", "-p", "no:cacheprovider", "--hypothesis-profile=few", "-k", chosen]
-        path = str(ROOT / "tests" / "kernels" / file)
-        STARTED[file] = pool.submit(in_simulator, "-m", "pytest", path, *options)
+        paths = map(str, sorted((ROOT / "tests" / "kernels").glob(file)))
+        STARTED[file] = pool.submit(in_simulator, "-m", "pytest", *paths, *options)
 
 
 def passed(file: str) -> None:
@@ -125,7 +125,7 @@ def test_twins_beside_their_versions():
 
 def test_every_twin_is_tested():
     twins = {path.parent.name for path in (ROOT / "kernels").glob("*/numba_cuda.py")}
-    tested = {file.removeprefix("test_").removesuffix(".py") for file in SUITES}
+    tested = {file.removeprefix("test_").removesuffix(".py").removesuffix("*") for file in SUITES}
     assert twins - tested == set()
 
 
