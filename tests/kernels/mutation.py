@@ -278,6 +278,8 @@ def run_tests(mutant: Mutant, likely: list[str], output: Path) -> int:
         users = users_of(original)
         names = users + ["optimizer_steps"] * any(name in OPTIMIZERS for name in users)
         tests = [str(path) for name in names for path in tests_of(name)]
+        functions = list(dict.fromkeys(name.partition("[")[0] for name in likely))
+        some = [f"{path}::{f}" for path in tests for f in functions if f"\ndef {f}(" in Path(path).read_text()]
         options = [
             "-W",
             "ignore::pytest.PytestAssertRewriteWarning",
@@ -303,16 +305,17 @@ def run_tests(mutant: Mutant, likely: list[str], output: Path) -> int:
         # compile nothing else; then all that may run the line.
         # Comparisons with torch are left out: importing it takes longer than all the rest.
         others = OfOtherVersions(mutant)
-        rounds: list[tuple[str, list[Any]]] = [("emulated", [others, LikelyFirst(likely)])] if likely else []
-        rounds += [(f"emulated and {mutant.version}", [others])] if mutant.version else []
-        rounds += [("emulated", [others])]
-        for number, (selected, plugins) in enumerate(rounds, 1):
+        rounds: list[tuple[list[str], str, list[Any]]] = []
+        rounds += [(some, "emulated", [others, LikelyFirst(likely)])] if some else []
+        rounds += [(tests, f"emulated and {mutant.version}", [others])] if mutant.version else []
+        rounds += [(tests, "emulated", [others])]
+        for number, (paths, selected, plugins) in enumerate(rounds, 1):
             if code not in (0, 5):
                 break
             if number == len(rounds):
                 _launch.Kernel.unit = together  # type: ignore[method-assign]
             with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-                code = int(pytest.main([*options, "-k", f"{selected} and not torch", *tests], plugins=plugins))
+                code = int(pytest.main([*options, "-k", f"{selected} and not torch", *paths], plugins=plugins))
         output.write_text(said.getvalue())
     return code
 
