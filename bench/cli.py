@@ -40,7 +40,12 @@ def _parser() -> argparse.ArgumentParser:
         "rows",
         nargs="*",
         metavar="ROW",
-        help="rows to measure, or operations for all of theirs; by default every row (see --list)",
+        help="rows to measure, or operations for all of theirs (see --list); by default "
+        f"{len(rows.USUAL)} rows, in which every operation is",
+    )
+    parser.add_argument("--all", action="store_true", help=f"all {len(rows.ROWS)} rows, which takes more than an hour")
+    parser.add_argument(
+        "--compiled", action="store_true", help="PyTorch compiled (torch.compile) as one more peer of single kernels"
     )
     parser.add_argument("--list", action="store_true", help="list the rows with their contestants and stop")
     parser.add_argument(
@@ -81,9 +86,10 @@ def _list() -> None:
         print(f"{name:36} against {', '.join(spec.peers)}")
     for name in rows.TRAININGS:
         print(f"{name:36} against torch; takes minutes, only by name")
-    for peer in peers.PEERS:
+    print()
+    for peer in (*peers.PEERS, *peers.KERNEL_PEERS, peers.COMPILED):
         if reason := peers.problem(peer):
-            print(f"\n{peer} takes no part here: {reason}")
+            print(f"{peer} takes no part here: {reason}")
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
@@ -101,14 +107,18 @@ def _with_limits(options: argparse.Namespace) -> bool:
     return not options.no_limits and not BACKENDS["numba"].problem()
 
 
+def _with_memory(name: str, options: argparse.Namespace) -> bool:
+    return not options.no_memory and rows.spec(name).memory
+
+
 def _expected(name: str, options: argparse.Namespace) -> float:
     if name in rows.TRAININGS:
         return expected_trainings(1 + len(peers.available()), options.seeds)
     return expected(
-        len(rows.contestants(name)),
+        len(rows.contestants(name, options.compiled)),
         options.rounds,
         options.min_round,
-        memory=not options.no_memory,
+        memory=_with_memory(name, options),
         limits=_with_limits(options),
     )
 
@@ -119,10 +129,11 @@ def _measure(name: str, options: argparse.Namespace, progress: Progress) -> resu
 
         done = time_to_accuracy.measure(options.seeds, options.threads, options.accuracy, progress.say)
         return replace(done, missing=[results.Missing(p, r) for p in peers.PEERS if (r := peers.problem(p))])
-    work, used, rates = rows.build(name), {}, None
-    if not options.no_memory:
-        alone = [who for who in rows.contestants(name) if who != overhead.OUTSIDE]
-        used = {who: memory.measure(name, who, options.threads) for who in alone}
+    who = rows.contestants(name, options.compiled)
+    work, used, rates = rows.build(name, who), {}, None
+    if _with_memory(name, options):
+        alone = [one for one in who if one != overhead.OUTSIDE]
+        used = {one: memory.measure(name, one, options.threads) for one in alone}
     if _with_limits(options):
         from . import roofline  # before the threads are set: it loads Numba
 
@@ -131,7 +142,7 @@ def _measure(name: str, options: argparse.Namespace, progress: Progress) -> resu
     done = measure(
         work, rounds=options.rounds, min_round=options.min_round, threads=options.threads, memory=used, rates=rates
     )
-    return replace(done, missing=rows.missing(name))
+    return replace(done, missing=[*rows.missing(name, options.compiled), *(done.missing or [])])
 
 
 def _measure_all(names: Sequence[str], options: argparse.Namespace) -> list[results.Row]:
@@ -178,9 +189,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.list:
         _list()
         return 0
-    chosen = rows.QUICK if options.quick else tuple(rows.ROWS)
+    peers.plan_threads(options.threads)
+    chosen = tuple(rows.ROWS) if options.all else rows.QUICK if options.quick else rows.USUAL
     names = list(dict.fromkeys(rows.named(options.rows) if options.rows else chosen))
-    for peer in peers.PEERS:
+    asked = (*peers.PEERS, *peers.KERNEL_PEERS, *([peers.COMPILED] if options.compiled else []))
+    for peer in asked:
         if reason := peers.problem(peer):
             print(f"rawgrad bench: without {peer}: {reason}", file=sys.stderr)
     if not options.no_limits and (reason := BACKENDS["numba"].problem()):

@@ -184,9 +184,8 @@ def _put(array: Any, device: Any) -> Any:
     return [device.from_host(a) for a in array] if isinstance(array, list) else device.from_host(array)
 
 
-def bench(folder: Path, seconds: float, say: Callable[[str], None] = print) -> int:
-    """Measure what fits into ``seconds``; the number of rows that failed.  Writes the result file row by row."""
-    begin = time.monotonic()
+def contestants() -> tuple[list[str], dict[str, str]]:
+    """The peers that are here, and why the others are not."""
     who, without = [gpu_rows.CUPY], dict[str, str]()
     if reason := peers.problem(gpu_rows.TORCH):
         without[gpu_rows.TORCH] = f"{reason} (with it come cuBLAS, cuDNN and compiled PyTorch)"
@@ -199,30 +198,50 @@ def bench(folder: Path, seconds: float, say: Callable[[str], None] = print) -> i
             who.append(gpu_rows.TORCH)
             # The peer at its best in float32: no rounding for tensor cores, the fastest algorithm tried out.
             torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = False, True
-            if importlib.util.find_spec("triton") is None:
-                without[gpu_rows.COMPILED] = "triton is not installed"
-            else:
-                who.append(gpu_rows.COMPILED)
+            for peer, package in ((gpu_rows.COMPILED, "triton"), (gpu_rows.LIGER, "liger_kernel")):
+                if importlib.util.find_spec(package) is None:
+                    without[peer] = f"{package} is not installed"
+                else:
+                    who.append(peer)
+    if reason := peers.problem(gpu_rows.JAX):
+        without[gpu_rows.JAX] = reason
+    else:
+        try:
+            peers.rival(gpu_rows.JAX, "cuda")
+            who.append(gpu_rows.JAX)
+        except Exception as error:
+            without[gpu_rows.JAX] = f"it finds no GPU: {str(error).partition(chr(10))[0][:200]}"
+    return who, without
+
+
+def bench(folder: Path, seconds: float, names: Sequence[str] = (), say: Callable[[str], None] = print) -> int:
+    """Measure what fits into ``seconds`` of the rows of these names; the number of rows that failed.
+
+    Writes the result file row by row.
+    """
+    begin, chosen = time.monotonic(), gpu_rows.named(names)
+    who, without = contestants()
     for peer, reason in without.items():
         say(f"without {peer}: {reason}")
     absent = [results.Missing(peer, reason) for peer, reason in without.items()]
     timer = gpu_rows.EventTimer()
+    limits = gpu_rows.GpuLimits(timer, who)
     rows: list[results.Row] = []
     failed = 0
-    for name, row in gpu_rows.ROWS.items():
+    for name, row in chosen.items():
         if time.monotonic() - begin > seconds:
             say(f"{name}: not measured, the time is up")
             continue
         try:
-            done = gpu_rows.measured(row, timer, who, say)
+            done = gpu_rows.measured(row, timer, who, say, limits)
             rows.append(replace(done, missing=[*(done.missing or []), *absent]))
         except Exception as error:  # the next row may do
             failed += 1
             say(f"{name}: FAILED: {type(error).__name__}: {error}")
             rows.append(results.not_timed(name, f"{type(error).__name__}: {error}"))
-        write_results(rows, folder)
+        write_results(rows, folder, "-".join(names))
     say(results.markdown(rows))
-    say(f"{len(rows) - failed} of {len(gpu_rows.ROWS)} rows measured, {failed} failed")
+    say(f"{len(rows) - failed} of {len(chosen)} rows measured, {failed} failed")
     return failed
 
 
@@ -243,13 +262,13 @@ def gpu() -> dict[str, Any]:
     }
 
 
-def write_results(rows: Sequence[results.Row], folder: Path) -> Path:
-    """Write a result file named for the day and the GPU."""
+def write_results(rows: Sequence[results.Row], folder: Path, part: str = "") -> Path:
+    """Write a result file named for the day, the GPU, and the part of the bench that it is."""
     origin = machine.provenance()
     origin["machine"]["gpu"] = gpu()
     report = results.Report(results.SCHEMA, **origin, rows=list(rows))
     kind = "-".join(origin["machine"]["gpu"]["name"].lower().split())
-    path = folder / f"{origin['date'][:10]}-gpu-{kind}.json"
+    path = folder / f"{origin['date'][:10]}-gpu-{kind}{'-' if part else ''}{part[:80]}.json"
     results.write(report, path)
     return path
 
@@ -290,7 +309,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", choices=("load", "launch", "bench"), help="one part, in this process")
     parser.add_argument("--seconds", type=float, default=125.0, help="of --only bench (default: %(default)s)")
     parser.add_argument("--share", type=float, default=1.0, help="of the usual budgets (default: %(default)s)")
+    parser.add_argument("--rows", nargs="+", default=[], metavar="ROW", help="of --only bench: rows, or operations")
+    parser.add_argument("--list", action="store_true", help="list the rows of the bench and stop")
     options = parser.parse_args(argv)
+    if options.list:
+        print("\n".join(f"{row.operation:24} {name}" for name, row in gpu_rows.ROWS.items()))
+        return OK
     if options.folder is None and options.only in (None, "bench"):
         parser.error("name a folder for logs and results")
     if reason := problem():
@@ -301,7 +325,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.only == "launch":
         return FAILED if launch() else OK
     if options.only == "bench":
-        return FAILED if bench(options.folder, options.seconds) else OK
+        return FAILED if bench(options.folder, options.seconds, options.rows) else OK
     return everything(options.folder, options.share)
 
 

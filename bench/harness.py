@@ -19,6 +19,7 @@ call finds its inputs in a cache.  The CPU time that other processes used meanwh
 from __future__ import annotations
 
 import gc
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ import numpy as np
 from ..kernels._errors import ArgumentError, RawgradError
 from ..recipes import machine
 from . import load
-from .results import Entry, Limits, Memory, Rates, Ratio, Row, Spread
+from .results import Entry, Limits, Memory, Missing, Rates, Ratio, Row, Spread
 
 #: The contestant that the ratios compare with.
 OURS = "rawgrad"
@@ -56,6 +57,7 @@ class Contestant:
         detail: version, backend or options, for the record.
         result: gives what is checked, in host arrays; by default the result of the first call.
         reset: called, not timed, before each turn; makes work that has a state start afresh.
+        patience: seconds of a call from which on it takes no part, and is named as missing with its time.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Contestant:
     detail: str = ""
     result: Callable[[], Any] | None = None
     reset: Callable[[], None] | None = None
+    patience: float = math.inf
     _calls: int = field(default=0, init=False, repr=False)
 
     def checked_result(self) -> Any:
@@ -99,6 +102,7 @@ class Work:
     """The same work for several contestants, and how to tell a right result.
 
     Attributes:
+        missing: contestants that could not be made, with the reason.
         name, description, dtype, layout, flops, bytes: as in :class:`~rawgrad.bench.results.Row`.
         contestants: in the order of the first round.
         reference: computes the result that is right.
@@ -116,6 +120,7 @@ class Work:
     layout: str = "contiguous"
     flops: int = 0
     bytes: int = 0
+    missing: Sequence[Missing] = ()
 
 
 def sets_past_cache(bytes_of_one: int) -> int:
@@ -208,12 +213,19 @@ def measure(
     validate(work)
     ask = rates if rates is not None and (work.flops or work.bytes) else None
     seen = [ask()] if ask else []
-    calls = {c.name: calibrate(c, min_round, clock, settle) for c in work.contestants}
-    seconds: dict[str, list[float]] = {c.name: [] for c in work.contestants}
+    calls, contestants, missing = dict[str, int](), list[Contestant](), list(work.missing)
+    for one in work.contestants:
+        alone = one.turn(1, clock, settle) if math.isfinite(one.patience) else 0.0
+        if alone > one.patience:
+            missing.append(Missing(one.name, f"a call takes {alone:.2g} s; over {one.patience:g} s it is left out"))
+            continue
+        contestants.append(one)
+        calls[one.name] = calibrate(one, min_round, clock, settle)
+    seconds: dict[str, list[float]] = {c.name: [] for c in contestants}
     before = cpu_times()
     for r in range(rounds):
-        first = r % len(work.contestants)
-        for contestant in (*work.contestants[first:], *work.contestants[:first]):
+        first = r % len(contestants)
+        for contestant in (*contestants[first:], *contestants[:first]):
             seconds[contestant.name].append(contestant.turn(calls[contestant.name], clock, settle))
     others = load.others_share(before, cpu_times())
     limits = Limits.of([*seen, ask()], work.flops, work.bytes) if ask else None
@@ -239,7 +251,7 @@ def measure(
                 memory=(memory or {}).get(c.name),
                 fraction=limits.seconds / spreads[c.name].median if limits else None,
             )
-            for c in work.contestants
+            for c in contestants
         ],
         ratios=[
             Ratio(name, Spread.of([peer / ours for peer, ours in zip(theirs, seconds[OURS], strict=True)]))
@@ -247,4 +259,5 @@ def measure(
             if name != OURS and OURS in seconds
         ],
         limits=limits,
+        missing=missing,
     )

@@ -1,193 +1,211 @@
-"""Single kernels: the calls that an autograd function would make, and the peer's calls of equal work.
+"""Single kernels on the CPU: the contestants of a case, and the cases that are rows.
 
-Contestants get raw arrays, no tape.  torch's backward kernels are called by their ATen names where
-that is possible, so that its autograd does not count against it.  Inputs rotate past the caches.
+Inputs rotate past the caches.  A peer that cannot do a case, or fails at it, is left out and named with the reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from ..kernels import conv2d, gemm, max_pool2d, softmax_cross_entropy
 from ..kernels._dispatch import backend
-from . import shapes
-from .harness import OURS, Contestant, Work, assert_close, sets_past_cache
-from .peers import detail, library
+from . import cases, shapes
+from .cases import BACKWARD, BOTH, FORWARD, Arrays, Call, Case, several
+from .harness import OURS, Contestant, Work, sets_past_cache
+from .peers import COMPILED, detail, rival
+from .results import Missing
+from .rivals import Way
+from .shapes import networks
 
-#: Float32 results may differ from float64's by this share of the largest magnitude.
-_TOLERANCE = 1e-5
+#: Our NumPy reference, as a contestant.
+REFERENCE = f"{OURS} numpy"
+#: Seconds of a call from which on these take no part: a row must not take minutes for them.
+_PATIENCE = 0.25
 
-Arrays = tuple[np.ndarray, ...]
-Call = Callable[..., Any]
+
+def inputs_of(case: Case, count: int | None = None) -> list[Arrays]:
+    """Sets of inputs, together past the caches: the first drawn, the others its numbers moved along."""
+    dtype = np.dtype(case.dtype)
+    drawn = case.draw(np.random.default_rng(0))
+    first = tuple(a.astype(dtype) if a.dtype == np.float32 else a for a in drawn)
+    count = sets_past_cache(sum(a.nbytes for a in first)) if count is None else count
+    return [first, *(tuple(np.roll(a, 1 + i) for a in first) for i in range(count - 1))]
 
 
-def _work(
-    name: str, description: str, flops: int, traffic: int, draw: Callable[[np.random.Generator], Arrays],
-    calls: dict[str, Callable[[], Call]], contestants: Sequence[str], layout: str = "contiguous",
-) -> Work:  # fmt: skip
-    """A row from the shapes' figures, a way to draw inputs, and for each contestant a way to get its call."""
-    random = np.random.default_rng(0)
-    first = draw(random)
-    inputs = [first, *(draw(random) for _ in range(sets_past_cache(sum(a.nbytes for a in first)) - 1))]
+def right_of(case: Case, inputs: Arrays) -> Any:
+    """The right result for ``inputs``, by the NumPy reference in float64."""
+    wide = [a if a.dtype.kind in "iu" else a.astype(np.float64) for a in inputs]
+    if case.right is not None:
+        return case.right(*wide)
+    with backend("numpy"):
+        return several(case.ours.call(*case.ours.prepare(*wide)))
 
-    def contestant(who: str) -> Contestant:
-        sets: list[tuple[Any, ...]] = [*inputs]
-        if who not in (OURS, "numpy"):
-            sets = [tuple(map(library(who).tensor, one)) for one in inputs]
-        call = calls[who]()
 
-        def result() -> list[np.ndarray]:
-            return [np.asarray(part) for part in call(*sets[0])]
+def _in_numpy(way: Way) -> Way:
+    def within(call: Call) -> Call:
+        def reference(*arguments: Any) -> Any:
+            with backend("numpy"):
+                return call(*arguments)
 
-        return Contestant(who, call, sets, detail(who), result)
+        return reference
 
-    def reference() -> list[np.ndarray]:
-        with backend("numpy"):
-            return [*calls[OURS]()(*(a.astype(np.float64) if a.dtype == np.float32 else a for a in first))]
+    return Way(within(way.call), within(way.prepare))
 
+
+def _contestant(case: Case, who: str, inputs: Sequence[Arrays]) -> Contestant:
+    sets: list[tuple[Any, ...]] = [*inputs]
+    host: Callable[[Any], np.ndarray] = np.asarray
+    if who == OURS:
+        way = case.ours
+    elif who == REFERENCE:
+        way = _in_numpy(case.ours)
+    elif who == "numpy":
+        way = Way(lambda a, b: a @ b)  # the one operation that NumPy has
+    else:
+        other = rival(who)
+        way, host = case.way(other), other.host
+        sets = [tuple(map(other.put, one)) for one in inputs]
+    arguments = [way.prepare(*one) for one in sets]
+
+    def result() -> list[np.ndarray]:
+        return [np.asarray(host(part)) for part in several(way.call(*arguments[0]))]
+
+    patience = float("inf") if who in (OURS, "torch") else _PATIENCE
+    return Contestant(who, way.call, arguments, detail(who), result, patience=patience)
+
+
+def work(name: str, case: Case, who: Sequence[str]) -> Work:
+    """The case as a row, for these contestants.
+
+    Raises:
+        RawgradError: rawgrad itself cannot do it.
+    """
+    inputs = inputs_of(case)
+    contestants, missing = list[Contestant](), list[Missing]()
+    for one in who:
+        try:
+            contestants.append(_contestant(case, one, inputs))
+            if one != OURS:
+                contestants[-1].checked_result()  # compiled here, if at all
+        except Exception as error:
+            if one == OURS:
+                raise
+            contestants = [c for c in contestants if c.name != one]
+            missing.append(Missing(one, f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"))
     return Work(
         name=name,
-        description=description,
-        contestants=[contestant(who) for who in contestants],
-        reference=reference,
+        description=case.description,
+        contestants=contestants,
+        reference=lambda: right_of(case, inputs[0]),
         reference_name="rawgrad's NumPy reference in float64",
-        check=lambda result, right: assert_close(result, right, _TOLERANCE),
-        layout=layout,
-        flops=flops,
-        bytes=traffic,
+        check=case.checked,
+        dtype=case.dtype,
+        layout=case.layout,
+        flops=case.flops,
+        bytes=case.bytes,
+        missing=missing,
     )
 
 
-def _normal(random: np.random.Generator, *shape: int) -> np.ndarray:
-    return random.standard_normal(shape, dtype=np.float32)
+@dataclass(frozen=True)
+class KernelRow:
+    """A case that is a row of the CPU.
+
+    Attributes:
+        operation: the folder in ``kernels/``.
+        make: makes the case.
+        peers: who can do it.
+    """
+
+    operation: str
+    make: Callable[[], Case]
+    peers: tuple[str, ...]
 
 
-def gemm_work(name: str, shape: shapes.Gemm, contestants: Sequence[str]) -> Work:
-    """One product of matrices."""
+#: Those that do everything.
+_LIBRARIES = ("torch", COMPILED, "jax", "tinygrad")
+_PASSES = (FORWARD, BACKWARD)
 
-    def torch_call() -> Call:
-        import torch
 
-        return lambda a, b: (torch.mm(a, b),)
-
-    return _work(
-        name,
-        f"({shape.M}, {shape.K}) @ ({shape.K}, {shape.N})",
-        shape.flops(),
-        shape.bytes(),
-        lambda random: (_normal(random, shape.M, shape.K), _normal(random, shape.K, shape.N)),
-        {
-            OURS: lambda: lambda a, b: (gemm.gemm(a, b),),
-            "numpy": lambda: lambda a, b: (a @ b,),
-            "torch": torch_call,
-        },
-        contestants,
+def _scipy(name: str, kind: str) -> tuple[str, ...]:
+    """SciPy, if it does it."""
+    return (
+        ("scipy",) if kind == FORWARD and name.startswith(("softmax", "activation_gelu", "activation_sigmoid")) else ()
     )
 
 
-def conv2d_work(name: str, shape: shapes.Conv2d, input_gradient: bool, contestants: Sequence[str]) -> Work:
-    """Forward with bias, then the gradients of weight, bias and, where asked, of the input."""
-    pad = shape.pad
-    assert pad.left == pad.right == pad.top == pad.bottom, "the kernel itself pads equally on all sides"
-    options: dict[str, Any] = {"stride": shape.stride, "padding": pad.left}
+def _programs() -> Iterator[tuple[str, KernelRow]]:
+    """The layers of P5, and the products, pools and losses of the goals."""
+    first, second = shapes.p5_convolutions(100)
+    general = shapes.Conv2d(16, 64, 32, 32, 64, 3, 3, 1, shapes.Pad(1, 1, 1, 1))
+    for name, conv, gradient in (
+        ("conv2d_p5_layer1", first, False),  # the program's input needs no gradient
+        ("conv2d_p5_layer2", second, True),
+        ("conv2d_64x64_3x3_on_32", general, True),
+    ):
+        yield name, KernelRow("conv2d", partial(cases.conv2d_case, conv, BOTH, gradient), _LIBRARIES)
+    for name, pool in zip(("max_pool2d_p5_layer1", "max_pool2d_p5_layer2"), shapes.p5_pools(100), strict=True):
+        yield name, KernelRow("max_pool2d", partial(cases.max_pool2d_case, pool), _LIBRARIES)
+    losses = {f"{N}x{C}": shapes.SoftmaxCrossEntropy(N, C) for N, C in ((512, 10), (256, 32000))}
+    for name, loss in (losses | networks.SOFTMAX_CROSS_ENTROPY).items():
+        make = partial(cases.softmax_cross_entropy_case, loss)
+        yield f"softmax_cross_entropy_{name}", KernelRow("softmax_cross_entropy", make, _LIBRARIES)
+    products = {"1024": shapes.Gemm(1024, 1024, 1024), "100x980x10": shapes.Gemm(100, 980, 10)}
+    for name, product in (products | networks.GEMM).items():
+        yield f"gemm_{name}", KernelRow("gemm", partial(cases.gemm_case, product), ("numpy", *_LIBRARIES))
 
-    def ours(x: Any, weight: Any, bias: Any, grad: Any) -> tuple[Any, ...]:
-        y = conv2d.conv2d_forward(x, weight, bias, **options)
-        g = conv2d.geometry(x.shape, weight.shape, **options)
-        dx = (conv2d.conv2d_backward_input(grad, weight, g),) if input_gradient else ()
-        return y, *conv2d.conv2d_backward_parameters(x, grad, g), *dx
 
-    def torch_call() -> Call:
-        import torch
-
-        aten, stride, padding = torch.ops.aten, [shape.stride] * 2, [pad.left] * 2
-        mask = [input_gradient, True, True]
-
-        def call(x: Any, weight: Any, bias: Any, grad: Any) -> tuple[Any, ...]:
-            with torch.no_grad():
-                y = torch.nn.functional.conv2d(x, weight, bias, stride, padding)
-                dx, dw, db = aten.convolution_backward(
-                    grad, x, weight, [shape.K], stride, padding, [1, 1], False, [0, 0], 1, mask
-                )
-            return (y, dw, db, dx) if input_gradient else (y, dw, db)
-
-        return call
-
-    return _work(
-        name,
-        f"{shape.C}→{shape.K} {shape.R}×{shape.S} stride {shape.stride} on {shape.H}×{shape.W}, batch {shape.N}: "
-        f"forward, gradients of weight, bias{' and input' if input_gradient else ''}",
-        shape.flops_forward() + shape.flops_backward(input_gradient),
-        shape.bytes_forward() + shape.bytes_backward(input_gradient),
-        lambda random: (
-            _normal(random, shape.N, shape.C, shape.H, shape.W),
-            _normal(random, shape.K, shape.C, shape.R, shape.S),
-            _normal(random, shape.K),
-            _normal(random, shape.N, shape.K, shape.P, shape.Q),
-        ),
-        {OURS: lambda: ours, "torch": torch_call},
-        contestants,
-        "NCHW",
+def _networks() -> Iterator[tuple[str, KernelRow]]:
+    """Of networks like ResNet and GPT, and odd ones: each pass a row."""
+    makes: tuple[tuple[str, str, Any, Any], ...] = (
+        ("conv2d", "conv2d", cases.conv2d_case, networks.CONV2D),
+        ("gemm", "gemm_linear", cases.linear_case, networks.LINEAR),
+        ("max_pool2d", "max_pool2d", cases.max_pool2d_case, networks.MAX_POOL2D),
+        ("avg_pool2d", "avg_pool2d", cases.avg_pool2d_case, networks.AVG_POOL2D),
+        ("softmax", "softmax", cases.softmax_case, networks.SOFTMAX),
+        ("activation", "activation", cases.activation_case, networks.ACTIVATION),
+        ("batch_norm", "batch_norm", cases.batch_norm_case, networks.BATCH_NORM),
+        ("layer_norm", "layer_norm", cases.layer_norm_case, networks.LAYER_NORM),
+        ("group_norm", "group_norm", cases.group_norm_case, networks.GROUP_NORM),
+        ("embedding", "embedding", cases.embedding_case, networks.EMBEDDING),
     )
+    for operation, prefix, make, of in makes:
+        slow = operation in ("conv2d", "gemm", "max_pool2d", "avg_pool2d")  # in NumPy
+        for name, shape in of.items():
+            for kind in _PASSES:
+                called = f"{prefix}_{name}_{kind}"
+                peers = (*(() if slow else (REFERENCE,)), *_scipy(called, kind), *_LIBRARIES)
+                yield called, KernelRow(operation, partial(make, shape, kind), peers)
+    for name, shape in networks.DROPOUT.items():
+        yield f"dropout_{name}", KernelRow("dropout", partial(cases.dropout_case, shape), _LIBRARIES)
 
 
-def max_pool2d_work(name: str, shape: shapes.MaxPool2d, contestants: Sequence[str]) -> Work:
-    """Forward and backward."""
-
-    def ours(x: Any, grad: Any) -> tuple[Any, Any]:
-        y, codes = max_pool2d.max_pool2d_forward(x, shape.kernel, stride=shape.stride)
-        g = max_pool2d.geometry(x.shape, shape.kernel, stride=shape.stride)
-        return y, max_pool2d.max_pool2d_backward(grad, codes, g)
-
-    def torch_call() -> Call:
-        import torch
-
-        aten, kernel, stride = torch.ops.aten, [shape.kernel] * 2, [shape.stride] * 2
-
-        def call(x: Any, grad: Any) -> tuple[Any, Any]:
-            y, indices = aten.max_pool2d_with_indices(x, kernel, stride)
-            return y, aten.max_pool2d_with_indices_backward(grad, x, kernel, stride, [0, 0], [1, 1], False, indices)
-
-        return call
-
-    return _work(
-        name,
-        f"{shape.kernel}×{shape.kernel} stride {shape.stride} on ({shape.N}, {shape.C}, {shape.H}, {shape.W}): "
-        "forward, backward",
-        shape.flops(),
-        shape.bytes(),
-        lambda random: (
-            _normal(random, shape.N, shape.C, shape.H, shape.W),
-            _normal(random, shape.N, shape.C, shape.P, shape.Q),
-        ),
-        {OURS: lambda: ours, "torch": torch_call},
-        contestants,
-        "NCHW",
-    )
+#: Rows that are there in float64 too, with as many bytes as that has.
+_ALSO_FLOAT64 = (
+    "gemm_1024",
+    "conv2d_p5_layer2",
+    "max_pool2d_p5_layer1",
+    "softmax_attention_forward",
+    "activation_gelu_gpt_mlp_forward",
+    "layer_norm_gpt_768_forward",
+    "layer_norm_gpt_768_backward",
+    "batch_norm_resnet_56_forward",
+    "batch_norm_resnet_56_backward",
+)
 
 
-def softmax_cross_entropy_work(name: str, shape: shapes.SoftmaxCrossEntropy, contestants: Sequence[str]) -> Work:
-    """Mean loss and the gradient of the logits.  torch has them only through its autograd."""
+def _in_float64(row: KernelRow) -> KernelRow:
+    make = row.make
+    assert isinstance(make, partial)
+    shape, *others = make.args
+    return replace(row, make=partial(make.func, replace(shape, itemsize=8), *others))
 
-    def torch_call() -> Call:
-        import torch
 
-        def call(logits: Any, target: Any) -> tuple[Any, Any]:
-            logits = logits.detach().requires_grad_()
-            loss = torch.nn.functional.cross_entropy(logits, target)
-            return loss.detach(), torch.autograd.grad(loss, logits)[0]
-
-        return call
-
-    return _work(
-        name,
-        f"({shape.N}, {shape.C}), integer labels: mean loss and gradient",
-        shape.flops(),
-        shape.bytes(),
-        lambda random: (_normal(random, shape.N, shape.C), random.integers(0, shape.C, shape.N)),
-        {OURS: lambda: softmax_cross_entropy.softmax_cross_entropy_forward, "torch": torch_call},
-        contestants,
-    )
+def named() -> dict[str, KernelRow]:
+    """Every row of a single kernel, by name."""
+    found = dict([*_programs(), *_networks()])
+    return found | {f"{name}_float64": _in_float64(found[name]) for name in _ALSO_FLOAT64}

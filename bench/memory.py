@@ -127,6 +127,7 @@ def measure(row: str, contestant: str, threads: int) -> Memory:
 def _main(row: str, contestant: str, threads: str) -> None:
     from . import peers, rows
 
+    peers.plan_threads(int(threads))
     if contestant in (OURS, *peers.PEERS):
         peers.library(contestant)  # imported before it is told the number of threads
     peers.set_threads(int(threads), contestant == OURS)

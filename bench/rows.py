@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from functools import partial
 
 from ..kernels._errors import ArgumentError
-from . import kernels, overhead, programs, shapes
+from . import kernels, optimizer_step, overhead, programs
 from .harness import OURS, Work
-from .peers import available, problem
+from .peers import COMPILED, problem
 from .results import Missing
 
 Builder = Callable[[Sequence[str]], Work]
+
+#: Why ``torch.compile`` takes no part.
+NOT_ASKED = "only with --compiled"
 
 
 @dataclass(frozen=True)
@@ -23,11 +26,13 @@ class RowSpec:
         operation: the kernel operation it measures, ``train_step``, or ``overhead``.
         build: makes the work for these contestants.
         peers: who can do the same work, installed or not.
+        memory: whether peak memory is measured; that of a single kernel says little.
     """
 
     operation: str
     build: Builder
     peers: tuple[str, ...] = ("torch",)
+    memory: bool = True
 
 
 def _train_steps() -> dict[str, RowSpec]:
@@ -48,47 +53,42 @@ def _overhead() -> dict[str, RowSpec]:
     }
 
 
-def _gemm() -> dict[str, RowSpec]:
-    sizes = {"gemm_1024": shapes.Gemm(1024, 1024, 1024), "gemm_100x980x10": shapes.Gemm(100, 980, 10)}
+def _updates() -> dict[str, RowSpec]:
     return {
-        name: RowSpec("gemm", partial(kernels.gemm_work, name, shape), ("numpy", "torch"))
-        for name, shape in sizes.items()
+        name: RowSpec(optimizer_step.OPERATIONS[update.kind], partial(optimizer_step.work, name, update), memory=False)
+        for name, update in optimizer_step.named().items()
     }
 
 
-def _conv2d() -> dict[str, RowSpec]:
-    first, second = shapes.p5_convolutions(100)
-    general = shapes.Conv2d(16, 64, 32, 32, 64, 3, 3, 1, shapes.Pad(1, 1, 1, 1))
-    return {  # the program's input needs no gradient
-        name: RowSpec("conv2d", partial(kernels.conv2d_work, name, shape, input_gradient))
-        for name, shape, input_gradient in (
-            ("conv2d_p5_layer1", first, False),
-            ("conv2d_p5_layer2", second, True),
-            ("conv2d_64x64_3x3_on_32", general, True),
-        )
-    }
+#: Of single kernels, those whose peak memory is measured: the goals'.
+_WITH_MEMORY = (
+    "conv2d_p5_layer1",
+    "conv2d_p5_layer2",
+    "conv2d_64x64_3x3_on_32",
+    "max_pool2d_p5_layer1",
+    "max_pool2d_p5_layer2",
+    "softmax_cross_entropy_512x10",
+    "softmax_cross_entropy_256x32000",
+    "gemm_1024",
+    "gemm_100x980x10",
+)
 
 
-def _max_pool2d() -> dict[str, RowSpec]:
-    sizes = zip(("max_pool2d_p5_layer1", "max_pool2d_p5_layer2"), shapes.p5_pools(100), strict=True)
-    return {name: RowSpec("max_pool2d", partial(kernels.max_pool2d_work, name, shape)) for name, shape in sizes}
+def _kernels() -> dict[str, RowSpec]:
+    def build(name: str, row: kernels.KernelRow, who: Sequence[str]) -> Work:
+        return kernels.work(name, row.make(), who)
 
-
-def _softmax_cross_entropy() -> dict[str, RowSpec]:
-    sizes = {f"softmax_cross_entropy_{N}x{C}": shapes.SoftmaxCrossEntropy(N, C) for N, C in ((512, 10), (256, 32000))}
     return {
-        name: RowSpec("softmax_cross_entropy", partial(kernels.softmax_cross_entropy_work, name, shape))
-        for name, shape in sizes.items()
+        name: RowSpec(row.operation, partial(build, name, row), row.peers, memory=name in _WITH_MEMORY)
+        for name, row in kernels.named().items()
     }
 
 
 ROWS: dict[str, RowSpec] = {
     **_train_steps(),
     **_overhead(),
-    **_conv2d(),
-    **_max_pool2d(),
-    **_softmax_cross_entropy(),
-    **_gemm(),
+    **_kernels(),
+    **_updates(),
 }
 
 
@@ -105,6 +105,37 @@ QUICK = (
     "max_pool2d_p5_layer1",
     "softmax_cross_entropy_256x32000",
     "train_step_p9_batch100",
+)
+
+#: Those of ``rawgrad bench`` alone: training steps, and every operation, in the sizes that matter most.
+USUAL = (
+    "train_step_p5_batch100",
+    "train_step_p9_batch100",
+    "train_step_p10_batch100",
+    "conv2d_p5_layer2",
+    "conv2d_64x64_3x3_on_32",
+    "conv2d_resnet_3x3_stride2_forward",
+    "gemm_1024",
+    "gemm_100x980x10",
+    "gemm_linear_gpt_mlp_in_forward",
+    "max_pool2d_p5_layer1",
+    "avg_pool2d_densenet_2x2_forward",
+    "softmax_cross_entropy_512x10",
+    "softmax_cross_entropy_256x32000",
+    "softmax_attention_forward",
+    "activation_gelu_gpt_mlp_forward",
+    "activation_relu_resnet_backward",
+    "dropout_gpt_mlp",
+    "batch_norm_resnet_56_forward",
+    "batch_norm_resnet_56_backward",
+    "layer_norm_gpt_768_forward",
+    "layer_norm_gpt_768_backward",
+    "group_norm_resnet_56_forward",
+    "embedding_gpt_forward",
+    "embedding_gpt_backward",
+    "sgd_1M_in_160",
+    "adam_1M_in_160",
+    "adam_10M",
 )
 
 #: What takes minutes and runs in processes of its own: only by name.
@@ -138,16 +169,17 @@ def spec(name: str) -> RowSpec:
     return ROWS[_known(name)]
 
 
-def contestants(name: str) -> list[str]:
-    """rawgrad and those peers of the row that are installed here."""
-    installed = {"numpy", overhead.OUTSIDE, *available()}
-    return [OURS, *(peer for peer in spec(name).peers if peer in installed)]
+def contestants(name: str, compiled: bool = False) -> list[str]:
+    """rawgrad and those peers of the row that are installed here; ``torch.compile`` only if ``compiled``."""
+    always = {"numpy", "scipy", kernels.REFERENCE, overhead.OUTSIDE}
+    wanted = [peer for peer in spec(name).peers if compiled or peer != COMPILED]
+    return [OURS, *(peer for peer in wanted if peer in always or problem(peer) is None)]
 
 
-def missing(name: str) -> list[Missing]:
-    """The peers of row ``name`` that are not installed here, each with its reason."""
-    here = contestants(name)
-    return [Missing(peer, problem(peer) or "it takes no part") for peer in spec(name).peers if peer not in here]
+def missing(name: str, compiled: bool = False) -> list[Missing]:
+    """The peers of row ``name`` that take no part here, each with its reason."""
+    here = contestants(name, compiled)
+    return [Missing(peer, problem(peer) or NOT_ASKED) for peer in spec(name).peers if peer not in here]
 
 
 def build(name: str, who: Sequence[str] | None = None) -> Work:

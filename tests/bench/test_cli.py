@@ -32,6 +32,7 @@ def planted(value):
 @pytest.fixture
 def rows_planted(monkeypatch):
     monkeypatch.setattr(rows, "ROWS", {"right": planted(1), "wrong": planted(2)})
+    monkeypatch.setattr(rows, "USUAL", ("right", "wrong"))
     monkeypatch.setattr(harness.time, "sleep", lambda _: None)
 
 

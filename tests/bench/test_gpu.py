@@ -9,14 +9,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from rawgrad.bench import gpu, gpu_rows, harness, kernels, programs, results, shapes, traffic
+from rawgrad.bench import cases, gpu, gpu_contestants, gpu_rows, harness, programs, results, shapes, traffic
 from rawgrad.bench.gpu import Outcome, Stage
 from rawgrad.bench.harness import WrongResult
 from rawgrad.kernels._cuda import device as cuda_device
@@ -47,6 +46,9 @@ class HostTimer:
         start = time.perf_counter()
         queue()
         return time.perf_counter() - start
+
+    def empty(self) -> None:
+        pass
 
 
 def _python(code: str) -> list[str]:
@@ -184,55 +186,60 @@ def test_versions_for_other_gpus_are_left_out(emulated: None, monkeypatch: pytes
     assert said == [f"{1 + len(on_an_a100)} of {1 + len(on_an_a100)} launches without an error"]
 
 
+def made(case: cases.Case, **setting: bool) -> gpu_rows.GpuRow:
+    return gpu_rows._row("small", case, gpu_contestants.Setting(**setting), case.operation, "float32")
+
+
 class TestRows:
     """A row's work, put on the simulated GPU."""
 
     @pytest.fixture
     def row(self, monkeypatch: pytest.MonkeyPatch) -> gpu_rows.GpuRow:
-        monkeypatch.setattr(kernels, "sets_past_cache", lambda size: 2)
-        monkeypatch.setattr(gpu_rows, "_cache_of_gpu", lambda: 2000)
+        monkeypatch.setattr(gpu_contestants, "cache_of_gpu", lambda: 2000)
         monkeypatch.setattr(gpu_rows, "_ROUNDS", 2)
         monkeypatch.setattr(gpu_rows, "_MIN_ROUND", 1e-4)
-        shape = shapes.Gemm(17, 5, 9)
-        return gpu_rows.GpuRow("small", lambda timer, peers: gpu_rows._gemm("small", shape, timer, peers))
+        return made(cases.gemm_case(shapes.Gemm(17, 5, 9)))
 
     def test_ours_its_versions_and_cupy(self, emulated: None, row: gpu_rows.GpuRow) -> None:
         timer, said = HostTimer(), list[str]()
         found = gpu_rows.measured(row, timer, [gpu_rows.CUPY], said.append)
         names = [entry.name for entry in found.entries]
-        assert names[0] == "rawgrad" and "cupy" in names and "rawgrad v1_plain" in names and len(names) >= 5
+        assert names[0] == "rawgrad" and "cupy" in names and "rawgrad v1_plain" in names and len(names) >= 6
+        assert "rawgrad replayed" in names
         assert not any("tensor_core" in name for name in names) and said == []
         assert {ratio.peer for ratio in found.ratios} == set(names[1:])
         assert all(entry.seconds.median > 0 for entry in found.entries)
         assert all(seconds > 0 for seconds in timer.host_seconds)
 
     def test_rows_of_bfloat16(self, emulated: None, row: gpu_rows.GpuRow) -> None:
-        product, loss = shapes.Gemm(17, 5, 9), shapes.SoftmaxCrossEntropy(3, 20)
+        product, loss = shapes.Gemm(17, 5, 9, 2), shapes.SoftmaxCrossEntropy(3, 20, 2)
         of_halves = sorted(gpu.table.versions_of("gemm", "gemm", 90, halves=True))
         assert len(of_halves) > 4 and {"v13_wgmma_persistent_4", "v14_half_cp_async_64"} < set(of_halves)
-        for build, names in (
-            (partial(gpu_rows._gemm_bf16, "product", product), of_halves),
+        for case, names in (
+            (cases.gemm_case(product), of_halves),
             (
-                partial(gpu_rows._softmax_cross_entropy_bf16, "loss", loss),
+                cases.softmax_cross_entropy_case(loss),
                 ["v1_plain", "v2_smem_tile", "v3_register_tile", "v4_cluster"],
             ),
         ):
             said: list[str] = []
-            found = gpu_rows.measured(gpu_rows.GpuRow("small", build), HostTimer(), [], said.append)
-            assert sorted(entry.name for entry in found.entries) == ["rawgrad", *(f"rawgrad {name}" for name in names)]
+            found = gpu_rows.measured(made(case), HostTimer(), [], said.append)
+            expected = sorted(["rawgrad", "rawgrad replayed", *(f"rawgrad {name}" for name in names)])
+            assert sorted(entry.name for entry in found.entries) == expected
             assert found.dtype == "bfloat16" and said == []
-            (ours, *_) = build(HostTimer(), []).contestants
+            (ours, *_) = made(case).build(HostTimer(), []).contestants
             assert next(str(a.dtype) for a in ours.inputs[0] if a.ndim == 2) == "bfloat16"
 
     def test_rows_of_both_layouts(self, emulated: None, row: gpu_rows.GpuRow) -> None:
         shape = shapes.Conv2d(2, 8, 4, 5, 8, 3, 3, 1, shapes.Pad(1, 1, 1, 1))
         for channels_last, version in ((False, "v5_tensor_core_tf32"), (True, "v6_channels_last_tf32")):
-            build = partial(gpu_rows._conv2d_tf32, "conv", shape, channels_last)
+            row = made(cases.conv2d_case(shape), tf32=True, channels_last=channels_last)
             said: list[str] = []
-            found = gpu_rows.measured(gpu_rows.GpuRow("small", build), HostTimer(), [], said.append)
-            assert [entry.name for entry in found.entries] == ["rawgrad", f"rawgrad {version}"] and said == []
+            found = gpu_rows.measured(row, HostTimer(), [], said.append)
+            names = [entry.name for entry in found.entries]
+            assert names == ["rawgrad", f"rawgrad {version}", "rawgrad replayed"] and said == []
             assert found.layout == ("NHWC" if channels_last else "NCHW")
-            (ours, *_) = build(HostTimer(), []).contestants
+            (ours, *_) = row.build(HostTimer(), []).contestants
             assert all(is_channels_last(arguments[0]) == channels_last for arguments in ours.inputs)
 
     def test_inputs_are_past_the_cache(self, emulated: None, row: gpu_rows.GpuRow) -> None:
@@ -262,13 +269,13 @@ class TestRows:
 
     def test_turns_queue_few_calls_at_once(self) -> None:
         timer, calls = HostTimer(), list[int]()
-        one = gpu_rows.GpuContestant("x", calls.append, [(1,), (2,)], timer=timer)
+        one = gpu_contestants.GpuContestant("x", calls.append, [(1,), (2,)], timer=timer)
         one.turn(250, time.perf_counter_ns, 0.0)
         assert len(timer.host_seconds) == 3 and len(calls) == 250 + 26
         assert calls[:4] == [1, 2, 1, 2]
 
     def test_a_step_of_the_optimizer_is_right_in_every_version(self, emulated: None) -> None:
-        work = gpu_rows._adam("w", (5, 2100), HostTimer(), [])
+        work = gpu_rows._update("w", shapes.Update("adam", (5, 2100)), HostTimer(), [])
         assert [one.name for one in work.contestants] == ["rawgrad", "rawgrad v1_tensor_list", "rawgrad v2_loads_first"]
         right = work.reference()
         for one in work.contestants:
@@ -308,14 +315,15 @@ def test_a_row_that_fails_is_recorded_as_failed_and_the_missing_are_named(
     monkeypatch.setattr(gpu_rows, "ROWS", {name: gpu_rows.GpuRow(name, None) for name in ("wrong", "right")})  # type: ignore[arg-type]
     monkeypatch.setattr(gpu_rows, "measured", measured)
     monkeypatch.setattr(gpu_rows, "EventTimer", HostTimer)
+    monkeypatch.setattr(gpu_rows, "GpuLimits", lambda *_: None)
     monkeypatch.setattr(gpu, "gpu", lambda: {"name": "Made Up"})
     monkeypatch.setattr(gpu.peers, "problem", lambda name: "it is not installed")
     said: list[str] = []
-    assert gpu.bench(tmp_path, 60, said.append) == 1
+    assert gpu.bench(tmp_path, 60, say=said.append) == 1
     (path,) = tmp_path.iterdir()
     wrong, right = results.read(path).rows
     assert wrong.failed == "WrongResult: wrong: rawgrad: off by 3" and not wrong.entries
-    assert right.missing is not None and [one.name for one in right.missing] == ["rawgrad v1_plain", "torch"]
+    assert right.missing is not None and [one.name for one in right.missing] == ["rawgrad v1_plain", "torch", "jax"]
     assert said[0].startswith("without torch: it is not installed")
     assert said[-1] == "1 of 2 rows measured, 1 failed"
 
@@ -332,17 +340,20 @@ def test_the_stream_is_held_until_the_calls_are_queued(monkeypatch: pytest.Monke
             happened.append(("wait", self))
 
     def raw_kernel(code: str, name: str) -> Callable[..., None]:
-        assert f"void {name}(long long" in code
+        assert f"void {name}(" in code
         return lambda grid, block, arguments: happened.append(arguments[0])
 
     cuda = SimpleNamespace(Event=Event, get_elapsed_time=lambda start, end: 2.5)  # milliseconds
     module = SimpleNamespace(cuda=cuda, RawKernel=raw_kernel)
-    monkeypatch.setattr(gpu_rows, "device_named", lambda name: SimpleNamespace(array_module=module))
+    monkeypatch.setattr(gpu_contestants, "device_named", lambda name: SimpleNamespace(array_module=module))
     timer = gpu_rows.EventTimer()
     assert timer.seconds(lambda: happened.append("calls"), 0.01) == 0.0025
     hold, start, calls, end, wait = happened
     if nvrtc.find() is not None:  # the waiting kernel itself
-        (tmp_path / "hold.cu").write_text(gpu_rows._HOLD)
-        assert nvrtc.required().compile(tmp_path / "hold.cu", ["hold"], "sm_90").names == {"hold": "hold"}
+        (tmp_path / "hold.cu").write_text(gpu_contestants._SOURCE)
+        assert set(nvrtc.required().compile(tmp_path / "hold.cu", ["hold", "empty"], "sm_90").names) == {
+            "hold",
+            "empty",
+        }
     assert isinstance(hold, np.int64) and hold >= 15_000_000 and calls == "calls"
     assert start == ("record", timer._events[0]) and end == ("record", timer._events[1]) and wait == ("wait", end[1])

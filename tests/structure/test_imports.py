@@ -25,7 +25,7 @@ LAZY = ("numba", "cupy", "scipy", "sklearn", "matplotlib", "PIL", "tqdm", "torch
 #: Import name of a distribution, where the two differ.
 IMPORT_NAME = {"scikit-learn": "sklearn", "pillow": "PIL"}
 #: Used where they are installed: backends, peers, extras.
-OPTIONAL = {"numba_cuda", "cupy", "torch", "tensorboardX"}
+OPTIONAL = {"numba_cuda", "cupy", "torch", "tensorboardX", "jax", "tinygrad", "liger_kernel"}
 
 Sources = dict[PurePosixPath, ast.Module]
 
