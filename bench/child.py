@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from ..kernels._errors import RawgradError
@@ -13,9 +14,14 @@ from ..kernels._errors import RawgradError
 _SHOWN = 2000
 
 
-def start(module: str, *arguments: str, stderr: Any = subprocess.PIPE, **variables: str) -> subprocess.Popen[str]:
-    """Start the bench's ``module`` with ``arguments``, and these environment ``variables``, its output in pipes."""
-    command = [sys.executable, "-m", f"{__package__}.{module}", *arguments]
+def start(
+    module: str, *arguments: str, stderr: Any = subprocess.PIPE, before: Sequence[str] = (), **variables: str
+) -> subprocess.Popen[str]:
+    """Start the bench's ``module`` with ``arguments``, and these environment ``variables``, its output in pipes.
+
+    ``before`` is a command that is given the whole, and runs it.
+    """
+    command = [*before, sys.executable, "-m", f"{__package__}.{module}", *arguments]
     # Wherever this process found the package (an editable install, a path set by hand), so does the child.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), **variables}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment)

@@ -33,6 +33,7 @@ def _parser() -> argparse.ArgumentParser:
         "time_to_accuracy: seconds from the start of a process until P5 knows 99 % of MNIST's test digits, for "
         "rawgrad with its kernels compiled before, for its first run, and for PyTorch; needs MNIST (RAWGRAD_DATA). "
         "rawgrad bench profile: where a training step's time goes, kernel by kernel. "
+        "rawgrad bench instructions: how many each compiled kernel executes, beside those recorded. "
         "rawgrad bench report: tables and pictures of result files. rawgrad bench compare A B: which rows moved "
         "between two of them. These have options of their own.",
     )
@@ -175,6 +176,8 @@ def _others(name: str) -> Callable[[Sequence[str]], int] | None:
         from .reports.command import main
     elif name == "compare":
         from .compare import main
+    elif name == "instructions":
+        from .instructions import main
     else:
         return None
     return main
