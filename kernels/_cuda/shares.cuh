@@ -1,14 +1,17 @@
-// A set of numbers that the blocks of a cluster keep together in their shared memory, and its mean and variance
-// (sm_90 and newer).  Each block has a share; its moments (reduce.cuh) go to all blocks of the cluster, and every block
-// merges them in the order of the ranks, so that all have the same bits.
+// A set of numbers that the blocks of a cluster keep together in their shared memory, and its mean and variance, or its
+// sums for a backward pass (sm_90 and newer).  Each block has a share; its moments (reduce.cuh) or its sums go to all
+// blocks of the cluster, and every block merges them in the order of the ranks, so that all have the same bits.
 #pragma once
+#include "async.cuh"
 #include "cluster.cuh"
 #include "reduce.cuh"
 
 constexpr int CLUSTER_THREADS = 256;  // of a block
-// So many numbers a block keeps where a kernel needs one array of them: 64 KB.
+// So many numbers a block keeps where a kernel needs one array of them, 64 KB, and of each where it needs x and g: 96 KB.
 template <class T>
 constexpr int KEPT = 64 * 1024 / sizeof(T);
+template <class T>
+constexpr int KEPT_BACKWARD = 48 * 1024 / sizeof(T);
 
 // The numbers of a set of M that a block owns: equal parts, of whole vectors whether they are moved so or not.
 struct Share {
@@ -19,6 +22,21 @@ __device__ __forceinline__ Share share_of(int block, int blocks, int M) {
   constexpr int SIZE = Vector<T>::SIZE;
   const int part = ceil_div(ceil_div(M, blocks), SIZE) * SIZE, first = min(block * part, M);
   return {first, min(part, M - first)};
+}
+
+// Start copying a share to shared memory; its number m lies at from[at(m)].  VECTOR: as for stage().
+template <bool VECTOR, class T, class At>
+__device__ __forceinline__ void copy_share(T* kept, const T* __restrict__ from, const Share& share, At at) {
+  constexpr int STEP = Part<T, VECTOR>::SIZE;
+  for (int m = threadIdx.x * STEP; m < share.count; m += CLUSTER_THREADS * STEP)
+    copy_async<STEP * sizeof(T)>(&kept[m], &from[at(share.first + m)], true);
+}
+
+// What this thread has copied has arrived; what others have, too.
+__device__ __forceinline__ void wait_for_share() {
+  commit_copies();
+  wait_copies<0>();
+  __syncthreads();  // all threads' copies have arrived before sums are made of them
 }
 
 // The moments of every block's share, each written by that block.
@@ -50,3 +68,25 @@ __device__ __forceinline__ Two<T> moments_of_cluster(const Moments<T>& own, int 
   }
   return {mean, total / T(M)};
 }
+
+// Two sums of every block's share, each written by that block.
+template <class T, int CLUSTER>
+struct SumsOfBlocks {
+  T first[CLUSTER], second[CLUSTER];
+
+  // Write this block's to every block, which all threads of the cluster must have begun.
+  __device__ __forceinline__ void tell(const Two<T>& own) {
+    const int rank = cluster_rank();
+    if (threadIdx.x < CLUSTER) {
+      store_to_block(&first[rank], threadIdx.x, own.first);
+      store_to_block(&second[rank], threadIdx.x, own.second);
+    }
+  }
+
+  // Of the blocks begin, begin + 1, ... below `end`.  A cluster_sync() lies between this and what they tell.
+  __device__ __forceinline__ Two<T> sum(int begin, int end) const {
+    Two<T> total;
+    for (int block = begin; block < end; ++block) total += Two<T>(first[block], second[block]);
+    return total;
+  }
+};

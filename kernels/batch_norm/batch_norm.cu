@@ -22,7 +22,6 @@
 //
 // Source: Ioffe and Szegedy, "Batch normalization", 2015.
 
-#include "async.cuh"
 #include "shares.cuh"
 
 // Where number m of channel c lies.
@@ -340,18 +339,6 @@ batch_norm_input_v2_slabs(const T* __restrict__ grad, const T* __restrict__ x, c
 
 // ---- v3: a channel for a cluster
 
-// So many numbers of x, and of g, a block keeps in the backward pass: 96 KB.
-template <class T>
-constexpr int KEPT_BACKWARD = 48 * 1024 / sizeof(T);
-
-// Start copying a share of channel c to shared memory.
-template <bool VECTOR, class T>
-__device__ __forceinline__ void copy_share(T* kept, const T* __restrict__ from, const Share& share, int c, int C, int L) {
-  constexpr int STEP = Part<T, VECTOR>::SIZE;
-  for (int m = threadIdx.x * STEP; m < share.count; m += CLUSTER_THREADS * STEP)
-    copy_async<STEP * sizeof(T)>(&kept[m], &from[place(share.first + m, c, C, L)], true);
-}
-
 // Cluster: a channel.  Block: 256 threads and a share of it.
 template <class T, int CLUSTER, bool VECTOR>
 __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(CLUSTER_THREADS, 3)
@@ -368,11 +355,9 @@ batch_norm_forward_v3_cluster(const T* __restrict__ x, const T* __restrict__ wei
   cluster_arrive();  // this block has begun, and may be written to
   const int c = blockIdx.x / CLUSTER, rank = cluster_rank(), M = N * L;
   const Share own = share_of<T>(rank, CLUSTER, M);
-  copy_share<VECTOR>(s.x, x, own, c, C, L);
-  commit_copies();
+  copy_share<VECTOR>(s.x, x, own, [&](int m) { return place(m, c, C, L); });
   const T weight_of_c = weight == nullptr ? T(1) : weight[c], shift = bias == nullptr ? T(0) : bias[c];
-  wait_copies<0>();
-  __syncthreads();  // all threads' copies have arrived before sums are made of them
+  wait_for_share();
   const Moments<T> moments = staged_moments<CLUSTER_THREADS>(s.x, threadIdx.x, own.count, s.values);
 
   const Two<T> of_channel = moments_of_cluster<CLUSTER>(moments, M, s.of_blocks);
@@ -400,32 +385,23 @@ batch_norm_backward_v3_cluster(const T* __restrict__ grad, const T* __restrict__
   struct Shared {
     alignas(16) T grad[KEPT_BACKWARD<T>], x[KEPT_BACKWARD<T>];
     WarpValues<Two<T>, CLUSTER_THREADS> values;
-    T db[CLUSTER], dw[CLUSTER];  // each block's sums, written by that one
+    SumsOfBlocks<T, CLUSTER> of_blocks;
   };
   Shared& s = block_shared<Shared>();
   cluster_arrive();  // this block has begun, and may be written to
   const int c = blockIdx.x / CLUSTER, rank = cluster_rank(), M = N * L;
   const Share own = share_of<T>(rank, CLUSTER, M);
-  copy_share<VECTOR>(s.grad, grad, own, c, C, L);
-  copy_share<VECTOR>(s.x, x, own, c, C, L);
-  commit_copies();
+  copy_share<VECTOR>(s.grad, grad, own, [&](int m) { return place(m, c, C, L); });
+  copy_share<VECTOR>(s.x, x, own, [&](int m) { return place(m, c, C, L); });
   const T mu = mean[c], r = rstd[c];
-  wait_copies<0>();
-  __syncthreads();  // all threads' copies have arrived before sums are made of them
-  const Two<T> sums = staged_products<CLUSTER_THREADS>(s.grad, s.x, mu, r, threadIdx.x, own.count, s.values);
+  wait_for_share();
+  const Two<T> of_share = staged_products<CLUSTER_THREADS>(s.grad, s.x, mu, r, threadIdx.x, own.count, s.values);
 
   cluster_wait();  // every block has begun before one writes to it
-  if (threadIdx.x < CLUSTER) {
-    store_to_block(&s.db[rank], threadIdx.x, sums.first);
-    store_to_block(&s.dw[rank], threadIdx.x, sums.second);
-  }
+  s.of_blocks.tell(of_share);
   cluster_sync();  // the sums of every block are written before any block reads them
-  T db = 0, dw = 0;
-  for (int block = 0; block < CLUSTER; ++block) {
-    db += s.db[block];
-    dw += s.dw[block];
-  }
-  const InputGradient<T> gradient = input_gradient(mu, r, weight, c, db, dw, M);
+  const Two<T> sums = s.of_blocks.sum(0, CLUSTER);
+  const InputGradient<T> gradient = input_gradient(mu, r, weight, c, sums.first, sums.second, M);
   for (int m = threadIdx.x * STEP; m < own.count; m += CLUSTER_THREADS * STEP) {
     Part<T, VECTOR> part = load_part<VECTOR>(&s.grad[m]);
     const Part<T, VECTOR> of_x = load_part<VECTOR>(&s.x[m]);
@@ -434,7 +410,7 @@ batch_norm_backward_v3_cluster(const T* __restrict__ grad, const T* __restrict__
     store_part<VECTOR>(&dx[place(own.first + m, c, C, L)], part);
   }
   if (rank == 0 && threadIdx.x == 0) {
-    dbias[c] = db;
-    dweight[c] = dw;
+    dbias[c] = sums.first;
+    dweight[c] = sums.second;
   }
 }

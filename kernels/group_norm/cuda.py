@@ -24,9 +24,10 @@ _INPUT = Kernel(__file__, "group_norm_input_v2_slabs", T=FLOATS, VECTOR=BOOLS)
 _WITH_CLUSTERS = ("sm_90", "sm_100")
 _CLUSTERS: dict[str, Any] = {"T": FLOATS, "CLUSTER": (1, 2, 4, 8), "VECTOR": BOOLS}
 _FORWARD_CLUSTER = Kernel(__file__, "group_norm_forward_v3_cluster", _WITH_CLUSTERS, **_CLUSTERS)
+_BACKWARD_CLUSTER = Kernel(__file__, "group_norm_backward_v3_cluster", _WITH_CLUSTERS, **_CLUSTERS)
 
-#: Bytes that a block of v3 keeps, as the source says, and what else its shared memory holds at most.
-_KEPT, _REST = 64 * 1024, 1024
+#: Bytes of each array that a block of v3 keeps, as shares.cuh says, and what else its shared memory holds at most.
+_KEPT, _KEPT_BACKWARD, _REST = 64 * 1024, 48 * 1024, 1024
 #: Two for each of 132 multiprocessors: clusters grow until there are so many blocks.
 _ENOUGH_BLOCKS = 264
 
@@ -75,9 +76,10 @@ def _forward_slabs(x: Any, groups: int, weight: Any, bias: Any, y: Any, mean: An
     _NORMALIZE[x.dtype, vector](slabs * sets, 256, x, mean, rstd, weight, bias, y, sets, groups, W, L)
 
 
-def _cluster(x: Any, sets: int, D: int) -> int | None:
+def _cluster(x: Any, sets: int, D: int, kept: int) -> int | None:
     """How many blocks keep a set of D numbers in v3, or None if eight cannot; more if there are few sets."""
-    blocks = next((n for n in _CLUSTERS["CLUSTER"] if D <= n * (_KEPT // x.itemsize)), None)
+    numbers = kept // x.itemsize
+    blocks = next((n for n in _CLUSTERS["CLUSTER"] if D <= n * numbers), None)
     while blocks is not None and blocks < 8 and sets * blocks < _ENOUGH_BLOCKS and D > blocks * _slab(x):
         blocks *= 2
     return blocks
@@ -86,7 +88,7 @@ def _cluster(x: Any, sets: int, D: int) -> int | None:
 def _forward_cluster(x: Any, groups: int, weight: Any, bias: Any, y: Any, mean: Any, rstd: Any, eps: float) -> None:
     """v3; longer sets than a cluster keeps are done by v2."""
     sets, W, L = _sizes(x, groups)
-    blocks = _cluster(x, sets, W * L)
+    blocks = _cluster(x, sets, W * L, _KEPT)
     if blocks is None:
         return _forward_slabs(x, groups, weight, bias, y, mean, rstd, eps)
     kernel = _FORWARD_CLUSTER[x.dtype, blocks, _vector(W * L, x, y)]
@@ -127,6 +129,19 @@ def _backward_slabs(grad: Any, x: Any, groups: int, weight: Any, mean: Any, rstd
     return sums
 
 
+def _backward_cluster(grad: Any, x: Any, groups: int, weight: Any, mean: Any, rstd: Any, dx: Any) -> Any:
+    """v3; longer sets than a cluster keeps are done by v2."""
+    sets, W, L = _sizes(x, groups)
+    blocks = _cluster(x, sets, W * L, _KEPT_BACKWARD)
+    if blocks is None:
+        return _backward_slabs(grad, x, groups, weight, mean, rstd, dx)
+    sums = empty(x, (2, *x.shape[:2]))
+    kernel = _BACKWARD_CLUSTER[x.dtype, blocks, _vector(W * L, grad, x, dx)]
+    arguments = grad, x, weight, mean, rstd, dx, sums, sets, groups, W, L
+    kernel(sets * blocks, 256, *arguments, shared=2 * _KEPT_BACKWARD + _REST)
+    return sums
+
+
 def _forward(
     version: Callable[..., None], x: Any, groups: int, weight: Any, bias: Any, eps: float
 ) -> tuple[Any, Any, Any]:
@@ -152,7 +167,8 @@ def group_norm_forward(x: Any, groups: int, weight: Any, bias: Any, eps: float) 
 
 def group_norm_backward(grad: Any, x: Any, groups: int, weight: Any, mean: Any, rstd: Any) -> tuple[Any, Any, Any]:
     """As the reference's."""
-    return _backward(_backward_slabs, grad, x, groups, weight, mean, rstd)
+    version = _backward_cluster if _has_clusters(x, groups) else _backward_slabs
+    return _backward(version, grad, x, groups, weight, mean, rstd)
 
 
 VERSIONS = {
@@ -163,7 +179,8 @@ VERSIONS = {
     },
     "group_norm_backward": {
         "v1_plain": lambda *arguments: _backward(_backward_plain, *arguments),
-        "v2_slabs": group_norm_backward,
+        "v2_slabs": lambda *arguments: _backward(_backward_slabs, *arguments),
+        "v3_cluster": lambda *arguments: _backward(_backward_cluster, *arguments),
     },
 }
 

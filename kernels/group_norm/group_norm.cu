@@ -19,14 +19,14 @@
 //              (VECTOR), and read once.  A longer one is cut into slabs of 16 KB, so that few sets still fill a
 //              GPU: sums of the slabs (of each channel, in the backward pass), their merger by a warp per set,
 //              and the result slab by slab
-//   v3_cluster (forward) up to eight blocks of a cluster keep a longer set in their shared memory, and tell each other
-//              their moments: one launch, one reading (sm_90 and newer)
+//   v3_cluster up to eight blocks of a cluster keep a longer set in their shared memory, and tell each other their
+//              moments, or their sums: one launch, one reading (sm_90 and newer).  A channel that lies across shares is
+//              added up by the block in which it begins
 //
 // The variance is the mean of (x - mean)², never E[x²] - mean²; see reduce.cuh for the order of sums.
 //
 // Source: Wu and He, "Group normalization", 2018.
 
-#include "async.cuh"
 #include "shares.cuh"
 
 // Weight and bias of a set's channels, read once for as many neighbouring numbers as share a channel.
@@ -163,6 +163,40 @@ group_norm_parameters(const T* __restrict__ sums, T* __restrict__ dweight, T* __
   if (threadIdx.y == 0 && c < C) (blockIdx.y == 0 ? dbias : dweight)[c] = sum;
 }
 
+// ---- v2 and v3: the channels of what a team keeps in shared memory
+
+// From so many positions on, the whole team adds up a channel; below, a warp, whose threads then have a run of 32
+// numbers at most, or of a shorter channel a part of a warp, so that its threads read neighbours.
+constexpr int LONG_CHANNEL = 1024;
+
+// The sums of g and g xhat over each channel that lies in the numbers begin, ..., end - 1 of a set, which the team keeps,
+// as far as they are there: to body(k, sums), by one thread.
+template <int TEAM, class T, class Body>
+__device__ __forceinline__ void each_channel(const T* __restrict__ grad, const T* __restrict__ x, T mean, T rstd,
+                                             int begin, int end, int L, WarpValues<Two<T>, TEAM>& values, Body body) {
+  int width = TEAM;  // threads of a channel
+  if (L < LONG_CHANNEL)
+    for (width = WARP; width > L;) width /= 2;
+  const int rank = threadIdx.x % TEAM, lane = rank % width, beyond = ceil_div(end, L);
+  for (int next = begin / L; next < beyond; next += TEAM / width) {
+    const int k = next + rank / width;
+    Two<T> sums;
+    if (k < beyond) {
+      const int from = max(k * L, begin) - begin, to = min(end - k * L, L) + k * L - begin;
+      sums = long_sum<Two<T>>(from + lane, to, width, [&](int m) {
+        return Two<T>(grad[m], grad[m] * ((x[m] - mean) * rstd));
+      });
+    }
+    if (width > WARP)
+      sums = team_sum<TEAM>(sums, values);
+    else
+      for (int distance = width / 2; distance > 0; distance /= 2)
+        sums += Two<T>(__shfl_xor_sync(ALL_LANES, sums.first, distance),
+                       __shfl_xor_sync(ALL_LANES, sums.second, distance));
+    if (lane == 0 && k < beyond) body(k, sums);
+  }
+}
+
 // ---- v2: a set of one slab
 
 // Block: 256 threads and 256 / TEAM sets.  TEAM neighbours own a set, which is at most their share of the slab.
@@ -203,8 +237,7 @@ group_norm_forward_v2_slabs(const T* __restrict__ x, const T* __restrict__ weigh
 }
 
 // dx, and the sums of g and g xhat over each channel of each example: sums[0, n, c] and sums[1, n, c].
-// Block, team: as in the forward pass.  Warp: every TEAM/32-th channel of the set; where channels are shorter
-// than a warp, thread: every TEAM-th.
+// Block, team: as in the forward pass.
 template <class T, int TEAM, bool VECTOR>
 __global__ void __launch_bounds__(256, 4)
 group_norm_backward_v2_slabs(const T* __restrict__ grad, const T* __restrict__ x, const T* __restrict__ weight,
@@ -225,21 +258,13 @@ group_norm_backward_v2_slabs(const T* __restrict__ grad, const T* __restrict__ x
   stage<TEAM, VECTOR>(s.x[team], x + set * D, rank, D, [](int m) { return m; });
   team_sync<TEAM>();  // the set is complete before its sums are made
 
-  const int width = L < WARP ? 1 : WARP;  // threads of a channel
   Two<T> of_set;
-  for (int k = rank / width; k < W; k += TEAM / width) {
-    Two<T> of_channel = long_sum<Two<T>>(k * L + rank % width, (k + 1) * L, width, [&](int m) {
-      const T g = s.grad[team][m];
-      return Two<T>(g, g * ((s.x[team][m] - mu) * r));
-    });
-    if (width == WARP) of_channel = warp_sum(of_channel);
-    if (rank % width == 0) {
-      const T w = weight == nullptr ? T(1) : weight[first + k];
-      of_set += Two<T>(w * of_channel.first, w * of_channel.second);
-      sums[set * W + k] = of_channel.first;
-      sums[(sets + set) * W + k] = of_channel.second;
-    }
-  }
+  each_channel<TEAM>(s.grad[team], s.x[team], mu, r, 0, D, L, s.values, [&](int k, const Two<T>& of_channel) {
+    const T w = weight == nullptr ? T(1) : weight[first + k];
+    of_set += Two<T>(w * of_channel.first, w * of_channel.second);
+    sums[set * W + k] = of_channel.first;
+    sums[(sets + set) * W + k] = of_channel.second;
+  });
   of_set = team_sum<TEAM>(of_set, s.values);
 
   const OfSet<T> means{mu, r, of_set.first / T(D), of_set.second / T(D)};
@@ -412,12 +437,8 @@ group_norm_forward_v3_cluster(const T* __restrict__ x, const T* __restrict__ wei
   cluster_arrive();  // this block has begun, and may be written to
   const int set = blockIdx.x / CLUSTER, rank = cluster_rank(), D = W * L, first = set % G * W;
   const Share own = share_of<T>(rank, CLUSTER, D);
-  const T* from = x + set * D + own.first;
-  for (int m = threadIdx.x * STEP; m < own.count; m += CLUSTER_THREADS * STEP)
-    copy_async<STEP * sizeof(T)>(&s.x[m], &from[m], true);
-  commit_copies();
-  wait_copies<0>();
-  __syncthreads();  // all threads' copies have arrived before sums are made of them
+  copy_share<VECTOR>(s.x, x + set * D, own, [](int m) { return m; });
+  wait_for_share();
   const Moments<T> moments = staged_moments<CLUSTER_THREADS>(s.x, threadIdx.x, own.count, s.values);
   const Two<T> of_cluster = moments_of_cluster<CLUSTER>(moments, D, s.of_blocks);
 
@@ -436,5 +457,77 @@ group_norm_forward_v3_cluster(const T* __restrict__ x, const T* __restrict__ wei
   if (rank == 0 && threadIdx.x == 0) {
     mean[set] = of_set.mean;
     rstd[set] = of_set.rstd;
+  }
+}
+
+// dx, and the sums of g and g xhat over each channel of each example: sums[0, n, c] and sums[1, n, c].
+// Cluster, block: as in the forward pass.  A channel belongs to the block in which it begins; what a block has of one
+// that began before its share is its *head*, and goes to the channel's block with the sums of the whole share.
+template <class T, int CLUSTER, bool VECTOR>
+__global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(CLUSTER_THREADS, 2)
+group_norm_backward_v3_cluster(const T* __restrict__ grad, const T* __restrict__ x, const T* __restrict__ weight,
+                               const T* __restrict__ mean, const T* __restrict__ rstd, T* __restrict__ dx,
+                               T* __restrict__ sums, int sets, int G, int W, int L) {
+  constexpr int STEP = Part<T, VECTOR>::SIZE;
+  struct Shared {
+    alignas(16) T grad[KEPT_BACKWARD<T>], x[KEPT_BACKWARD<T>];
+    WarpValues<Two<T>, CLUSTER_THREADS> values;
+    Two<T> head, tail;                          // of this share's first channel and of its last
+    SumsOfBlocks<T, CLUSTER> of_shares, heads;  // of h and h xhat; of g and g xhat
+  };
+  Shared& s = block_shared<Shared>();
+  cluster_arrive();  // this block has begun, and may be written to
+  const int set = blockIdx.x / CLUSTER, rank = cluster_rank(), D = W * L, first = set % G * W;
+  const Share own = share_of<T>(rank, CLUSTER, D);
+  const int begin = own.first, end = own.first + own.count;
+  copy_share<VECTOR>(s.grad, grad + set * D, own, [](int m) { return m; });
+  copy_share<VECTOR>(s.x, x + set * D, own, [](int m) { return m; });
+  const T mu = mean[set], r = rstd[set];
+  if (threadIdx.x == 0) s.head = Two<T>();
+  wait_for_share();
+
+  const int last = (end - 1) / L;  // its last channel, if the share has any
+  const bool headed = begin % L != 0;
+  const auto keep = [&](int k, const Two<T>& of_channel) {
+    sums[set * W + k] = of_channel.first;
+    sums[(sets + set) * W + k] = of_channel.second;
+  };
+  Two<T> of_share;
+  each_channel<CLUSTER_THREADS>(s.grad, s.x, mu, r, begin, end, L, s.values, [&](int k, const Two<T>& of_channel) {
+    const T w = weight == nullptr ? T(1) : weight[first + k];
+    of_share += Two<T>(w * of_channel.first, w * of_channel.second);
+    if (headed && k == begin / L)
+      s.head = of_channel;
+    else if (k == last)
+      s.tail = of_channel;
+    else
+      keep(k, of_channel);
+  });
+  of_share = block_sum<CLUSTER_THREADS>(of_share, s.values);  // by its barriers head and tail are written, too
+
+  cluster_wait();  // every block has begun before one writes to it
+  s.of_shares.tell(of_share);
+  s.heads.tell(s.head);
+  cluster_sync();  // the sums of every block are written before any block reads them
+  const Two<T> of_set = s.of_shares.sum(0, CLUSTER);
+  if (threadIdx.x == 0 && own.count > 0 && !(headed && last == begin / L)) {
+    int block = rank + 1;  // the last channel goes on in the shares that begin before its end
+    while (block < CLUSTER && share_of<T>(block, CLUSTER, D).first < (last + 1) * L) ++block;
+    Two<T> of_channel = s.tail;
+    keep(last, of_channel += s.heads.sum(rank + 1, block));
+  }
+
+  const OfSet<T> means{mu, r, of_set.first / T(D), of_set.second / T(D)};
+  Affine<T> channel(weight, nullptr, first, L);
+  for (int m = threadIdx.x * STEP; m < own.count; m += CLUSTER_THREADS * STEP) {
+    Part<T, VECTOR> part = load_part<VECTOR>(&s.grad[m]);
+    const Part<T, VECTOR> of_x = load_part<VECTOR>(&s.x[m]);
+    channel.at(own.first + m);
+#pragma unroll
+    for (int e = 0; e < STEP; ++e) {
+      if (e > 0) channel.next();
+      part.of[e] = means.gradient(part.of[e], of_x.of[e], channel);
+    }
+    store_part<VECTOR>(&dx[set * D + own.first + m], part);
   }
 }

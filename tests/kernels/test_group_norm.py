@@ -101,13 +101,17 @@ EDGES += [(1, 1, 3, 45000)]  # 33 or 66 slabs: more than the lanes of the warp t
 @pytest.mark.parametrize("sizes", EDGES, ids=str)
 @VERSIONS
 def test_agrees_with_the_equations_at_the_edges_of_slabs(backend, version, dtype, sizes):
+    with pinned(backend, "group_norm", version):
+        assert_agrees_with_the_equations(backend, dtype, sizes)
+
+
+def assert_agrees_with_the_equations(backend, dtype, sizes):
     N, G, W, L = sizes
     p = problem(sizes, over=(2, 3), sums=(0, 3), dtype=dtype)
     x, grad = (backend.put(a.reshape(N, G * W, L)) for a in (p.x, p.grad))
     weight, bias = (backend.put(a.reshape(-1)) for a in (p.weight, p.bias))
-    with pinned(backend, "group_norm", version):
-        y, mean, rstd = ops.group_norm_forward(x, G, weight, bias, EPS)
-        gradients = ops.group_norm_backward(grad, x, G, weight, mean, rstd)
+    y, mean, rstd = ops.group_norm_forward(x, G, weight, bias, EPS)
+    gradients = ops.group_norm_backward(grad, x, G, weight, mean, rstd)
     assert_equations(p, *(backend.get(a) for a in (y, mean, rstd, *gradients)))
 
 
@@ -150,13 +154,7 @@ ON_THE_CPU += [(2, 2, 3, size + more) for size in (4, 8, 16, 32) for more in (-1
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("sizes", ON_THE_CPU, ids=str)
 def test_agrees_with_the_equations_at_the_edges_of_parts(backend, dtype, sizes):
-    N, G, W, L = sizes
-    p = problem(sizes, over=(2, 3), sums=(0, 3), dtype=dtype)
-    x, grad = (backend.put(a.reshape(N, G * W, L)) for a in (p.x, p.grad))
-    weight, bias = (backend.put(a.reshape(-1)) for a in (p.weight, p.bias))
-    y, mean, rstd = ops.group_norm_forward(x, G, weight, bias, EPS)
-    gradients = ops.group_norm_backward(grad, x, G, weight, mean, rstd)
-    assert_equations(p, *(backend.get(a) for a in (y, mean, rstd, *gradients)))
+    assert_agrees_with_the_equations(backend, dtype, sizes)
 
 
 @pytest.mark.backends("numba")
@@ -188,17 +186,19 @@ def test_traffic_of_sets_of_one_slab(backend, sizes, threads):
     ]
 
 
-# What 1, 2 and 8 blocks keep, just so and one more (float32: 16384 each); of multiples of 16 bytes and not; more than
-# eight keep.  The backward pass has no clusters.
+# What 1, 2, 4 and 8 blocks keep, just so and one more: forward 16384 float32 each, backward 12288, of float64 half as
+# many; of multiples of 16 bytes and not.
 @pytest.mark.backends("emulated", "cuda")
 @pytest.mark.parametrize(
     ("dtype", "sizes", "blocks"),
     [
-        (np.float32, (1, 2, 2, 8192), 1),
-        (np.float32, (2, 1, 5, 3277), 2),
-        (np.float64, (1, 1, 2, 8193), 4),
-        (np.float32, (1, 1, 2, 65536), 8),
-        (np.float32, (1, 1, 1, 131073), None),
+        (np.float32, (1, 2, 2, 6144), (1, 1)),
+        (np.float32, (1, 2, 2, 8192), (1, 2)),
+        (np.float32, (2, 1, 5, 3277), (2, 2)),
+        (np.float64, (1, 1, 2, 8193), (4, 4)),
+        (np.float32, (1, 1, 3, 32768), (8, 8)),
+        (np.float32, (1, 1, 2, 65536), (8, None)),
+        (np.float32, (1, 1, 1, 131073), (None, None)),
     ],
     ids=str,
 )
@@ -208,13 +208,30 @@ def test_clusters_keep_long_sets(backend, dtype, sizes, blocks, monkeypatch):
 
     monkeypatch.setattr(cuda, "_ENOUGH_BLOCKS", 1)
     N, G, W, L = sizes
-    p = problem(sizes, over=(2, 3), sums=(0, 3), dtype=dtype)
-    x, grad = (backend.put(a.reshape(N, G * W, L)) for a in (p.x, p.grad))
-    weight, bias = (backend.put(a.reshape(-1)) for a in (p.weight, p.bias))
-    assert cuda._cluster(x, N * G, W * L) == blocks
-    y, mean, rstd = ops.group_norm_forward(x, G, weight, bias, EPS)
-    gradients = ops.group_norm_backward(grad, x, G, weight, mean, rstd)
-    assert_equations(p, *(backend.get(a) for a in (y, mean, rstd, *gradients)))
+    kept = cuda._KEPT, cuda._KEPT_BACKWARD
+    assert tuple(cuda._cluster(np.empty(0, dtype), N * G, W * L, size) for size in kept) == blocks
+    assert_agrees_with_the_equations(backend, dtype, sizes)
+
+
+# Eight blocks keep a set; a share is a multiple of 4 float32 or 2 float64.  Channels that lie across two shares; a
+# share of one number and empty ones; one channel in all shares; no channel cut, and a share for each; one that begins
+# in a share, fills the next and ends where a third begins; parts of warps, warps and blocks add up a channel, and those
+# of a last round have none.
+SHARED = [(2, 1, 7, 3), (1, 2, 1, 29), (1, 1, 40, 1), (1, 1, 8, 8), (2, 1, 3, 12), (1, 1, 5, 9), (1, 1, 300, 2)]
+SHARED += [(1, 1, 9, n) for n in (31, 32, 33)] + [(1, 1, 70, 31)] + [(1, 1, 3, n) for n in (1023, 1024, 1025)]
+
+
+@pytest.mark.backends("emulated", "cuda")
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("sizes", SHARED, ids=str)
+def test_channels_lie_across_the_shares_of_a_cluster(backend, dtype, sizes, monkeypatch):
+    skip_unless_there(backend.name, "group_norm", "group_norm_backward", "v3_cluster")
+    from rawgrad.kernels.group_norm import cuda
+
+    monkeypatch.setattr(cuda, "_SLAB_BYTES", 1)  # so that clusters share what a slab holds
+    N, G, W, L = sizes
+    assert cuda._cluster(np.empty(0, dtype), N * G, W * L, cuda._KEPT_BACKWARD) == 8
+    assert_agrees_with_the_equations(backend, dtype, sizes)
 
 
 def test_traffic_of_longer_sets(backend):
@@ -229,13 +246,24 @@ def test_traffic_of_longer_sets(backend):
             (4 * slabs * sets, 2 * sets),
             (size + size // 2 + 2 * 256 * slabs * sets, size),
         ]
-    # Two blocks keep a set, and read it once; every four numbers read weight and bias of their channel.
+        assert traffic(backend, lambda: ops.group_norm_backward(x, x, G, c, of_set, of_set)) == [
+            (2 * size + 2 * 256 * N * C, 2 * N * C),
+            (3 * N * C, 2 * sets),
+            (2 * size + size // 4 + 4 * 256 * slabs * sets, size),
+            (2 * N * C, 2 * C),
+        ]
+
+
+def test_traffic_of_sets_in_clusters(backend):
+    """Once x, and once g; every four numbers read weight and bias of their channel.  It is the default."""
+    N, G, W, L, blocks = 2, 2, 10, 600, 2
+    C, sets, size = G * W, N * G, N * G * W * L
+    x, c = backend.put(np.ones((N, C, L), np.float32)), backend.put(np.ones(C, np.float32))
+    of_set = backend.put(np.ones((N, G), np.float32))
     forward = traffic(backend, lambda: ops.group_norm_forward(x, G, c, c, EPS))
     assert forward == [(size + size // 2, size + 2 * sets)]
     assert traffic(backend, lambda: ops.group_norm_backward(x, x, G, c, of_set, of_set)) == [
-        (2 * size + 2 * 256 * N * C, 2 * N * C),
-        (3 * N * C, 2 * sets),
-        (2 * size + size // 4 + 4 * 256 * slabs * sets, size),
+        (2 * size + size // 4 + 2 * 256 * blocks * sets + N * C, size + 2 * N * C),
         (2 * N * C, 2 * C),
     ]
 
