@@ -7,7 +7,8 @@
 #include "reduce.cuh"
 
 constexpr int CLUSTER_THREADS = 256;  // of a block
-// So many numbers a block keeps where a kernel needs one array of them, 64 KB, and of each where it needs x and g: 96 KB.
+// So many numbers a block keeps where a kernel needs one array of them, 64 KB, and of each where a backward pass needs
+// two, 96 KB.
 template <class T>
 constexpr int KEPT = 64 * 1024 / sizeof(T);
 template <class T>

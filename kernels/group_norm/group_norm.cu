@@ -169,8 +169,8 @@ group_norm_parameters(const T* __restrict__ sums, T* __restrict__ dweight, T* __
 // numbers at most, or of a shorter channel a part of a warp, so that its threads read neighbours.
 constexpr int LONG_CHANNEL = 1024;
 
-// The sums of g and g xhat over each channel that lies in the numbers begin, ..., end - 1 of a set, which the team keeps,
-// as far as they are there: to body(k, sums), by one thread.
+// The sums of g and g xhat over each channel that lies in the numbers begin, ..., end - 1 of a set, which the team has
+// staged, as far as it lies there: to body(k, sums), by one thread.
 template <int TEAM, class T, class Body>
 __device__ __forceinline__ void each_channel(const T* __restrict__ grad, const T* __restrict__ x, T mean, T rstd,
                                              int begin, int end, int L, WarpValues<Two<T>, TEAM>& values, Body body) {
@@ -180,13 +180,10 @@ __device__ __forceinline__ void each_channel(const T* __restrict__ grad, const T
   const int rank = threadIdx.x % TEAM, lane = rank % width, beyond = ceil_div(end, L);
   for (int next = begin / L; next < beyond; next += TEAM / width) {
     const int k = next + rank / width;
-    Two<T> sums;
-    if (k < beyond) {
-      const int from = max(k * L, begin) - begin, to = min(end - k * L, L) + k * L - begin;
-      sums = long_sum<Two<T>>(from + lane, to, width, [&](int m) {
-        return Two<T>(grad[m], grad[m] * ((x[m] - mean) * rstd));
-      });
-    }
+    const int from = max(k * L, begin), to = min((k + 1) * L, end);  // beyond the last one there is nothing
+    Two<T> sums = long_sum<Two<T>>(from - begin + lane, to - begin, width, [&](int m) {
+      return Two<T>(grad[m], grad[m] * ((x[m] - mean) * rstd));
+    });
     if (width > WARP)
       sums = team_sum<TEAM>(sums, values);
     else
@@ -512,7 +509,7 @@ group_norm_backward_v3_cluster(const T* __restrict__ grad, const T* __restrict__
   const Two<T> of_set = s.of_shares.sum(0, CLUSTER);
   if (threadIdx.x == 0 && own.count > 0 && !(headed && last == begin / L)) {
     int block = rank + 1;  // the last channel goes on in the shares that begin before its end
-    while (block < CLUSTER && share_of<T>(block, CLUSTER, D).first < (last + 1) * L) ++block;
+    while (share_of<T>(block, CLUSTER, D).first < (last + 1) * L) ++block;
     Two<T> of_channel = s.tail;
     keep(last, of_channel += s.heads.sum(rank + 1, block));
   }

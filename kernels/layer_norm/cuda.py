@@ -17,6 +17,7 @@ _PARAMETERS = Kernel(__file__, "layer_norm_parameters", T=FLOATS)
 _REGISTERS: dict[str, Any] = {"T": FLOATS, "ROW_THREADS": (32, 256, 512)}
 _FORWARD = Kernel(__file__, "layer_norm_forward_v2_registers", **_REGISTERS, OWN=(1, 4, 8), VECTOR=BOOLS)
 _BACKWARD = Kernel(__file__, "layer_norm_backward_v2_registers", **_REGISTERS, OWN=(1, 4), VECTOR=BOOLS)
+_BACKWARD_AHEAD = Kernel(__file__, "layer_norm_backward_v3_ahead", T=FLOATS, ROW_THREADS=(256, 512), VECTOR=BOOLS)
 
 #: (threads of a row, vectors of each), from the shortest rows to the longest.
 _HOLDERS = ((32, 1), (32, 4), (256, 1), (512, 1), (256, 4), (512, 4))
@@ -84,16 +85,29 @@ def _backward_plain(grad: Any, x: Any, weight: Any, mean: Any, rstd: Any, dx: An
 
 
 def _backward_registers(grad: Any, x: Any, weight: Any, mean: Any, rstd: Any, dx: Any, R: int, D: int) -> Any:
+    return _backward_held(_BACKWARD, grad, x, weight, mean, rstd, dx, R, D)
+
+
+def _backward_ahead(grad: Any, x: Any, weight: Any, mean: Any, rstd: Any, dx: Any, R: int, D: int) -> Any:
+    """v3 for the rows of a block whose threads hold a vector each, v2 for others.  By bytes under way, not measured."""
+    ahead = _holder(x, D) in ((256, 1), (512, 1))
+    return _backward_held(_BACKWARD_AHEAD if ahead else _BACKWARD, grad, x, weight, mean, rstd, dx, R, D)
+
+
+def _backward_held(
+    kernel: Kernel, grad: Any, x: Any, weight: Any, mean: Any, rstd: Any, dx: Any, R: int, D: int
+) -> Any:
     holder = _holder(x, D)
-    if holder is None:
+    if holder is None:  # a row longer than any block's registers is read again
         return _backward_plain(grad, x, weight, mean, rstd, dx, R, D)
     threads = max(holder[0], 256)
     rows = threads // holder[0]
     rows_each = max(ceil_div(_MIN_ROWS, rows), ceil_div(R, rows * _MAX_SLICES))
     slices = ceil_div(R, rows * rows_each)
     partial = empty(x, (2, slices, D))
-    kernel = _BACKWARD[x.dtype, *holder, _vector(D, grad, x, weight, dx, partial)]
-    kernel(slices, threads, grad, x, weight, mean, rstd, dx, partial, R, D, rows_each)
+    templates = holder if kernel is _BACKWARD else holder[:1]
+    instance = kernel[x.dtype, *templates, _vector(D, grad, x, weight, dx, partial)]
+    instance(slices, threads, grad, x, weight, mean, rstd, dx, partial, R, D, rows_each)
     return partial
 
 
@@ -127,7 +141,7 @@ def layer_norm_backward(
     grad: Any, x: Any, weight: Any, mean: Any, rstd: Any, normalized_ndim: int
 ) -> tuple[Any, Any, Any]:
     """As the reference's."""
-    return _backward(_backward_registers, grad, x, weight, mean, rstd, normalized_ndim)
+    return _backward(_backward_ahead, grad, x, weight, mean, rstd, normalized_ndim)
 
 
 VERSIONS = {
@@ -137,6 +151,7 @@ VERSIONS = {
     },
     "layer_norm_backward": {
         "v1_plain": lambda *arguments: _backward(_backward_plain, *arguments),
-        "v2_registers": layer_norm_backward,
+        "v2_registers": lambda *arguments: _backward(_backward_registers, *arguments),
+        "v3_ahead": layer_norm_backward,
     },
 }

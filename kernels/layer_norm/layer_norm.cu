@@ -12,6 +12,8 @@
 //   v2_registers   the row is loaded by 16-byte loads and stays in the registers of its warp or block, so x (and
 //                  g) cross the bus once.  In the backward pass a thread meets the same columns in row after
 //                  row and adds up their dw and db on the way
+//   v3_ahead       (backward, rows of a vector for each thread of a block) the next rows are on their way to shared
+//                  memory by cp.async while one is worked on: no barrier leaves the memory without requests
 //
 // The variance is the mean of (x - mean)², never E[x²] - mean².  dw and db are sums over as many slices of rows
 // as the shape says (at most 512), which a second kernel adds up.
@@ -19,6 +21,7 @@
 // Sources: Ba, Kiros and Hinton, "Layer normalization", 2016; that dw and db are gathered by the same threads
 // that make dx is an idea of NVIDIA's Apex (2019) and of Triton's tutorial on layer norm.
 
+#include "async.cuh"
 #include "reduce.cuh"
 
 // How many threads a block has, of which ROW_THREADS own a row together.
@@ -184,6 +187,28 @@ layer_norm_forward_v2_registers(const T* __restrict__ x, const T* __restrict__ w
   }
 }
 
+// Of a vector, x becomes xhat and g becomes h, and they are added to dw, db and the sums of h and h xhat.
+template <class T>
+__device__ __forceinline__ void add_up(Vector<T>& xhat, Vector<T>& h, const Vector<T>& w, T mean, T rstd,
+                                       Vector<T>& dw, Vector<T>& db, Two<T>& sums) {
+#pragma unroll
+  for (int e = 0; e < Vector<T>::SIZE; ++e) {
+    const T g = h.of[e];
+    xhat.of[e] = (xhat.of[e] - mean) * rstd;
+    h.of[e] = g * w.of[e];
+    dw.of[e] += g * xhat.of[e];
+    db.of[e] += g;
+    sums += Two<T>(h.of[e], h.of[e] * xhat.of[e]);
+  }
+}
+
+// h becomes dx, by the means of h and h xhat.
+template <class T>
+__device__ __forceinline__ void make_input_gradient(Vector<T>& h, const Vector<T>& xhat, T of_h, T of_product, T rstd) {
+#pragma unroll
+  for (int e = 0; e < Vector<T>::SIZE; ++e) h.of[e] = (h.of[e] - of_h - xhat.of[e] * of_product) * rstd;
+}
+
 // dx, and dw and db of the block's rows: partial[0, block, :] and partial[1, block, :].
 // Block: `rows_each` times 8 rows, or 1.  Thread: the columns of the forward pass, in
 // every row of its ROW_THREADS neighbours.
@@ -217,22 +242,13 @@ layer_norm_backward_v2_registers(const T* __restrict__ grad, const T* __restrict
 #pragma unroll
     for (int v = 0; v < OWN; ++v) {
       const Vector<T> w = load_within<VECTOR>(weight, (v * ROW_THREADS + rank) * SIZE, D, T(1));
-#pragma unroll
-      for (int e = 0; e < SIZE; ++e) {
-        const T g = h[v].of[e];
-        xhat[v].of[e] = (xhat[v].of[e] - mu) * r;
-        h[v].of[e] = g * w.of[e];
-        dw[v].of[e] += g * xhat[v].of[e];
-        db[v].of[e] += g;
-        means += Two<T>(h[v].of[e], h[v].of[e] * xhat[v].of[e]);
-      }
+      add_up(xhat[v], h[v], w, mu, r, dw[v], db[v], means);
     }
     means = team_sum<ROW_THREADS>(means, s.values);
     const T of_h = means.first / T(D), of_product = means.second / T(D);
 #pragma unroll
     for (int v = 0; v < OWN; ++v) {
-#pragma unroll
-      for (int e = 0; e < SIZE; ++e) h[v].of[e] = (h[v].of[e] - of_h - xhat[v].of[e] * of_product) * r;
+      make_input_gradient(h[v], xhat[v], of_h, of_product, r);
       store_within<VECTOR>(dx + row * D, (v * ROW_THREADS + rank) * SIZE, D, h[v]);
     }
   }
@@ -271,4 +287,77 @@ layer_norm_backward_v2_registers(const T* __restrict__ grad, const T* __restrict
       block_db[j] = s.db[j];
     }
   }
+}
+
+// ---- v3
+
+// As block_sum(), for one sum after the other: number `turn` of them.  Two places in turns make one barrier enough: who
+// writes to a place again has passed the barrier of the sum between, at which all had read what lay there.
+template <int THREADS, class T>
+__device__ __forceinline__ Two<T> block_sum_in_turns(Two<T> value, WarpValues<Two<T>, THREADS> (&places)[2], int turn) {
+  WarpValues<Two<T>, THREADS>& values = places[turn % 2];
+  value = warp_sum(value);
+  if (threadIdx.x % WARP == 0) values.of_warp[threadIdx.x / WARP] = value;
+  __syncthreads();  // every warp's sum is written before any thread reads it
+  Two<T> total;
+  for (int warp = 0; warp < THREADS / WARP; ++warp) total += values.of_warp[warp];
+  return total;
+}
+
+// Start copying numbers first, first + 1, ... of a run of `end`, a vector's; as load_within() of reduce.cuh.
+template <bool VECTOR, class T>
+__device__ __forceinline__ void copy_within(T* to, const T* from, int first, int end) {
+  constexpr int STEP = Part<T, VECTOR>::SIZE;
+#pragma unroll
+  for (int e = 0; e < Vector<T>::SIZE; e += STEP)
+    if (first + e < end) copy_async<STEP * sizeof(T)>(to + first + e, from + first + e, true);
+}
+
+// dx, and dw and db of the block's rows: partial[0, block, :] and partial[1, block, :].
+// Block: `rows_each` rows.  Thread: one vector of every row.  It copies its own numbers of the rows that follow, and
+// nobody else reads them: they wait in a ring of STAGES rows for which no barrier is needed.
+template <class T, int ROW_THREADS, bool VECTOR>
+__global__ void __launch_bounds__(ROW_THREADS, sizeof(T) == 4 ? 1024 / ROW_THREADS : 1)
+layer_norm_backward_v3_ahead(const T* __restrict__ grad, const T* __restrict__ x, const T* __restrict__ weight,
+                             const T* __restrict__ mean, const T* __restrict__ rstd, T* __restrict__ dx,
+                             T* __restrict__ partial, int R, int D, int rows_each) {
+  constexpr int SIZE = Vector<T>::SIZE, STAGES = 1 + 512 / ROW_THREADS;  // one row, and 16 KB that follow
+  struct Shared {
+    alignas(16) T x[STAGES][ROW_THREADS * SIZE], grad[STAGES][ROW_THREADS * SIZE];
+    WarpValues<Two<T>, ROW_THREADS> values[2];
+  };
+  Shared& s = block_shared<Shared>();
+  const int column = threadIdx.x * SIZE, first = blockIdx.x * rows_each, rows = min(rows_each, R - first);
+
+  const auto ask = [&](int i) {  // for row number i of the block
+    if (i < rows) {
+      copy_within<VECTOR>(s.x[i % STAGES], x + (first + i) * D, column, D);
+      copy_within<VECTOR>(s.grad[i % STAGES], grad + (first + i) * D, column, D);
+    }
+    commit_copies();  // a group for each row, even beyond the last one, since groups are counted
+  };
+  for (int i = 0; i < STAGES - 1; ++i) ask(i);
+  const Vector<T> w = load_within<VECTOR>(weight, column, D, T(1));
+  T next_mean = mean[first], next_rstd = rstd[first];
+
+  Vector<T> dw = {}, db = {};
+  for (int i = 0; i < rows; ++i) {
+    const int row = first + i;
+    ask(i + STAGES - 1);  // to where row i - 1 was, which this thread has read
+    const T mu = next_mean, r = next_rstd;
+    if (i + 1 < rows) {
+      next_mean = mean[row + 1];
+      next_rstd = rstd[row + 1];
+    }
+    wait_copies<STAGES - 1>();  // row i has arrived
+    Vector<T> xhat = load_within<VECTOR>(s.x[i % STAGES], column, D, mu);  // beyond the row xhat and g are 0
+    Vector<T> h = load_within<VECTOR>(s.grad[i % STAGES], column, D, T(0));
+    Two<T> sums;
+    add_up(xhat, h, w, mu, r, dw, db, sums);
+    sums = block_sum_in_turns<ROW_THREADS>(sums, s.values, i);
+    make_input_gradient(h, xhat, sums.first / T(D), sums.second / T(D), r);
+    store_within<VECTOR>(dx + row * D, column, D, h);
+  }
+  store_within<VECTOR>(partial + blockIdx.x * D, column, D, dw);
+  store_within<VECTOR>(partial + (gridDim.x + blockIdx.x) * D, column, D, db);
 }

@@ -22,6 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rawgrad.kernels import layer_norm as ops
+from rawgrad.kernels._dispatch import backend as use_backend
 from rawgrad.kernels._errors import ArgumentError, DtypeError, ShapeError
 
 EPS = 1e-3
@@ -121,6 +122,30 @@ def test_many_rows_are_held_by_warps(backend, dtype, more, monkeypatch):
     assert_equations(p, *(backend.get(a) for a in (y, mean, rstd, *gradients)))
 
 
+# A vector for each of 256 threads is 1024 float32 or 512 float64, for each of 512 twice as many: the first row so long,
+# one below, exactly so and one more.  Fewer rows than a ring of three (two) holds, slices of seven rows and of three.
+AHEAD = [(np.float32, shape) for shape in ((1, 513), (2, 1023), (10, 1024), (10, 1025), (3, 2047), (8, 2048))]
+AHEAD += [(np.float64, shape) for shape in ((10, 257), (1, 511), (3, 512), (10, 513), (10, 1024))]
+
+
+@pytest.mark.backends("emulated", "cuda")
+@pytest.mark.parametrize(("dtype", "shape"), AHEAD, ids=str)
+def test_rows_are_asked_for_ahead(backend, dtype, shape, monkeypatch):
+    from rawgrad.kernels.layer_norm import cuda
+
+    monkeypatch.setattr(cuda, "_MIN_ROWS", 7)
+    p = problem(shape, over=(1,), sums=(0,), dtype=dtype)
+
+    def run(put):
+        x, weight, bias, grad = (put(a) for a in (p.x, p.weight[0], p.bias[0], p.grad))
+        y, mean, rstd = ops.layer_norm_forward(x, weight, bias, 1, EPS)
+        return y, mean, rstd, *ops.layer_norm_backward(grad, x, weight, mean, rstd, 1)
+
+    with use_backend(backend.name, layer_norm="v3_ahead"):
+        assert_equations(p, *(backend.get(a) for a in run(backend.put)))
+        assert_same_bits(run, backend)
+
+
 @VERSIONS
 def test_a_large_mean_leaves_the_variance_its_digits(backend, version):
     """E[x²] - mean² would lose them all: 4096² is 2^24, where float32 counts in twos."""
@@ -177,14 +202,30 @@ def test_same_bits_for_any_number_of_threads(backend, shape):
 @pytest.mark.parametrize(("shape", "threads", "slices"), [((9, 600), 256, 3), ((9, 300), 32, 2)], ids=str)
 def test_traffic_of_rows_in_registers(backend, shape, threads, slices):
     """x and g are read once. Each row reads weight and bias again, and each of its threads mean and rstd."""
-    (R, D), p = shape, problem(shape, over=(1,), sums=(0,), dtype=np.float32)
+    with use_backend(backend.name, layer_norm="v2_registers"):
+        forward, backward = of_both_passes(backend, shape)
+    R, D = shape
+    assert forward == [(3 * R * D, R * D + 2 * R)]
+    assert backward == [(3 * R * D + 2 * threads * R, R * D + 2 * slices * D), (2 * slices * D, 2 * D)]
+
+
+@pytest.mark.parametrize(("shape", "threads"), [((9, 600), 256), ((9, 1100), 512)], ids=str)
+def test_traffic_of_rows_asked_for_ahead(backend, shape, threads):
+    """Backward x and g are read once, and three blocks read weight once each.  It is the default."""
+    (R, D), slices = shape, 3
+    _, backward = of_both_passes(backend, shape)
+    assert backward == [(2 * R * D + slices * D + 2 * threads * R, R * D + 2 * slices * D), (2 * slices * D, 2 * D)]
+
+
+def of_both_passes(backend, shape):
+    """What each launch of the forward pass, and of the backward pass, reads and writes."""
+    p = problem(shape, over=(1,), sums=(0,), dtype=np.float32)
     x, weight, bias, grad = (backend.put(a) for a in (p.x, p.weight[0], p.bias[0], p.grad))
     saved = ops.layer_norm_forward(x, weight, bias, 1, EPS)[1:]
-    assert traffic(backend, lambda: ops.layer_norm_forward(x, weight, bias, 1, EPS)) == [(3 * R * D, R * D + 2 * R)]
-    assert traffic(backend, lambda: ops.layer_norm_backward(grad, x, weight, *saved, 1)) == [
-        (3 * R * D + 2 * threads * R, R * D + 2 * slices * D),
-        (2 * slices * D, 2 * D),
-    ]
+    return (
+        traffic(backend, lambda: ops.layer_norm_forward(x, weight, bias, 1, EPS)),
+        traffic(backend, lambda: ops.layer_norm_backward(grad, x, weight, *saved, 1)),
+    )
 
 
 def test_one_of_32_threads_adds_up_their_sums_of_a_column(backend):
