@@ -214,19 +214,24 @@ def measure(
     ask = rates if rates is not None and (work.flops or work.bytes) else None
     seen = [ask()] if ask else []
     calls, contestants, missing = dict[str, int](), list[Contestant](), list(work.missing)
-    for one in work.contestants:
-        alone = one.turn(1, clock, settle) if math.isfinite(one.patience) else 0.0
-        if alone > one.patience:
-            missing.append(Missing(one.name, f"a call takes {alone:.2g} s; over {one.patience:g} s it is left out"))
-            continue
-        contestants.append(one)
-        calls[one.name] = calibrate(one, min_round, clock, settle)
-    seconds: dict[str, list[float]] = {c.name: [] for c in contestants}
-    before = cpu_times()
-    for r in range(rounds):
-        first = r % len(contestants)
-        for contestant in (*contestants[first:], *contestants[:first]):
-            seconds[contestant.name].append(contestant.turn(calls[contestant.name], clock, settle))
+    seconds: dict[str, list[float]] = {}
+    gc.collect()
+    gc.freeze()  # what is there stays: the collection before each turn need not look at every library's objects
+    try:
+        for one in work.contestants:
+            alone = one.turn(1, clock, settle) if math.isfinite(one.patience) else 0.0
+            if alone > one.patience:
+                missing.append(Missing(one.name, f"a call takes {alone:.2g} s; over {one.patience:g} s it is left out"))
+                continue
+            contestants.append(one)
+            calls[one.name], seconds[one.name] = calibrate(one, min_round, clock, settle), []
+        before = cpu_times()
+        for r in range(rounds):
+            first = r % len(contestants)
+            for contestant in (*contestants[first:], *contestants[:first]):
+                seconds[contestant.name].append(contestant.turn(calls[contestant.name], clock, settle))
+    finally:
+        gc.unfreeze()
     others = load.others_share(before, cpu_times())
     limits = Limits.of([*seen, ask()], work.flops, work.bytes) if ask else None
     spreads = {name: Spread.of(times) for name, times in seconds.items()}
