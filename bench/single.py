@@ -1,20 +1,23 @@
-"""Single rows under pytest-benchmark, which keeps histories and compares runs; see ``bench_*.py``."""
+"""Single rows under pytest-benchmark, which keeps histories and compares runs; see ``bench_kernels.py``."""
 
 from __future__ import annotations
 
+import time
 from itertools import cycle
 from typing import Any
 
 from ..recipes import machine
-from . import peers, rows
+from . import kernels, optimizer_step, peers, rows
 from .harness import OURS, validate
 
-_ROUNDS = 50
+#: At most so many rounds, and about so many seconds of them.
+_ROUNDS, _SECONDS = 50, 2.0
 
 
-def cases(operation: str) -> list[tuple[str, str]]:
-    """Each row of ``operation`` with each contestant that is here."""
-    return [(row, who) for row in rows.of_operation(operation) for who in rows.contestants(row)]
+def cases() -> list[tuple[str, str]]:
+    """Each row of a single kernel with each contestant that is here."""
+    names = (*kernels.named(), *optimizer_step.named())
+    return [(row, who) for row in names for who in rows.contestants(row)]
 
 
 def run(benchmark: Any, row: str, contestant: str) -> None:
@@ -24,10 +27,16 @@ def run(benchmark: Any, row: str, contestant: str) -> None:
     after the other: quote ratios from there.
     """
     work = rows.build(row, [contestant])
-    peers.set_threads(machine.usable_cores(), contestant == OURS)
+    assert not work.missing, work.missing
+    peers.set_threads(machine.usable_cores(), contestant.startswith(OURS))
     validate(work)
     (one,) = work.contestants
     inputs = cycle(one.inputs)
+    start = time.perf_counter()
+    one.call(*next(inputs))
+    rounds = int(min(_ROUNDS, max(3, _SECONDS / (time.perf_counter() - start))))
     benchmark.group = row
-    benchmark.extra_info.update(detail=one.detail, flops=work.flops, bytes=work.bytes)
-    benchmark.pedantic(one.call, setup=lambda: (next(inputs), {}), rounds=_ROUNDS, warmup_rounds=3)
+    benchmark.extra_info.update(
+        detail=one.detail, dtype=work.dtype, layout=work.layout, flops=work.flops, bytes=work.bytes
+    )
+    benchmark.pedantic(one.call, setup=lambda: (next(inputs), {}), rounds=rounds, warmup_rounds=3)
