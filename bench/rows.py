@@ -134,6 +134,8 @@ USUAL = (
     "embedding_gpt_forward",
     "embedding_gpt_backward",
     "sgd_1M_in_160",
+    "adagrad_1M_in_160",
+    "rmsprop_1M_in_160",
     "adam_1M_in_160",
     "adam_10M",
 )

@@ -15,12 +15,25 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from rawgrad.bench import cases, gpu, gpu_contestants, gpu_rows, harness, programs, results, shapes, traffic
+from rawgrad.bench import (
+    cases,
+    gpu,
+    gpu_contestants,
+    gpu_limits,
+    gpu_rows,
+    harness,
+    programs,
+    results,
+    shapes,
+    traffic,
+)
 from rawgrad.bench.gpu import Outcome, Stage
 from rawgrad.bench.harness import WrongResult
+from rawgrad.bench.small_cases import CASES
 from rawgrad.kernels._cuda import device as cuda_device
 from rawgrad.kernels._cuda import nvrtc
 from rawgrad.kernels._dispatch import BACKENDS, backend
+from rawgrad.kernels._errors import ArgumentError
 from rawgrad.kernels._layout import is_channels_last
 from rawgrad.kernels.gemm import hopper
 
@@ -186,6 +199,14 @@ def test_versions_for_other_gpus_are_left_out(emulated: None, monkeypatch: pytes
     assert said == [f"{1 + len(on_an_a100)} of {1 + len(on_an_a100)} launches without an error"]
 
 
+#: A pass of each operation: its kernels' own tests have the others.
+SOME = [
+    *("gemm", "conv2d  backward", "linear  backward", "max_pool2d  backward", "avg_pool2d  forward", "dropout"),
+    *("softmax  forward", "activation gelu backward", "batch_norm  forward", "layer_norm  backward"),
+    *("group_norm  backward", "embedding  forward"),
+]
+
+
 def made(case: cases.Case, **setting: bool) -> gpu_rows.GpuRow:
     return gpu_rows._row("small", case, gpu_contestants.Setting(**setting), case.operation, "float32")
 
@@ -241,6 +262,50 @@ class TestRows:
             assert found.layout == ("NHWC" if channels_last else "NCHW")
             (ours, *_) = row.build(HostTimer(), []).contestants
             assert all(is_channels_last(arguments[0]) == channels_last for arguments in ours.inputs)
+
+    @pytest.mark.parametrize("name", SOME)
+    def test_every_pass_and_version_is_right_also_replayed(self, emulated: None, name: str) -> None:
+        case = CASES[name]()
+        work = gpu_contestants.on_gpu("small", case, HostTimer(), [])
+        names = [one.name for one in work.contestants]
+        versions = gpu_contestants.versions(case)
+        assert names == ["rawgrad", *(f"rawgrad {version}" for version in versions), "rawgrad replayed"]
+        for one in work.contestants:
+            one.inputs = one.inputs[:2]
+        harness.validate(work)
+
+    def test_the_limits_are_what_the_timer_says(self, emulated: None) -> None:
+        class Steady(HostTimer):
+            def seconds(self, queue: Callable[[], None], host_seconds: float) -> float:
+                queue()
+                return 0.5
+
+        sides = dict.fromkeys(gpu_limits.SIDES, 16)
+        limits = gpu_limits.GpuLimits(Steady(), [], 1024, sides)
+        for precision in sides:
+            assert limits.rates(precision) == (2 * 1024 / 0.5, 2 * 16**3 / 0.5)
+        source, target = limits._copy.args[::-1]  # type: ignore[union-attr]
+        assert source is not target and source.nbytes == 1024
+
+    def test_a_row_tells_its_fraction_of_the_limit(self, emulated: None, row: gpu_rows.GpuRow) -> None:
+        limits = gpu_limits.GpuLimits(HostTimer(), [], 1024, dict.fromkeys(gpu_limits.SIDES, 16))
+        found = gpu_rows.measured(row, HostTimer(), [], [].append, limits)
+        assert found.limits is not None and all(entry.fraction and entry.fraction > 0 for entry in found.entries)
+
+    def test_an_empty_kernel_is_launched_and_replayed(self, emulated: None) -> None:
+        timer, count = HostTimer(), list[int]()
+        timer.empty = lambda: count.append(1)  # type: ignore[method-assign]
+        work = gpu_rows._empty_kernel("empty", timer, [])
+        assert [one.name for one in work.contestants] == ["rawgrad", "rawgrad replayed"]
+        for one in work.contestants:
+            one.call()
+        assert len(count) == 3 * gpu_rows._LAUNCHES  # once queued; in a warm-up and in the capture
+
+    def test_peers_by_the_hosts_clock_are_waited_for_once_a_turn(self) -> None:
+        waited: list[object] = []
+        one = gpu_contestants.WaitingContestant("jax", lambda x: x + 1, [(1,), (2,)], wait=waited.append)
+        one.turn(5, time.perf_counter_ns, 0.0)
+        assert len(waited) == 1
 
     def test_inputs_are_past_the_cache(self, emulated: None, row: gpu_rows.GpuRow) -> None:
         work = row.build(HostTimer(), [])
@@ -302,6 +367,16 @@ class TestRows:
     def test_rows_have_the_names_of_their_works(self) -> None:
         assert {"gemm_4096", "conv2d_p5_layer2", "train_step_p5_batch100"} <= set(gpu_rows.ROWS)
         assert all(name == row.name for name, row in gpu_rows.ROWS.items())
+        folders = {path.parent.name for path in ROOT.glob("kernels/*/*.cu")}
+        assert {row.operation for row in gpu_rows.ROWS.values()} == folders | {"train_step", "launch"}
+        assert {row.precision for row in gpu_rows.ROWS.values()} == set(gpu_limits.SIDES)
+
+    def test_rows_are_chosen_by_name_and_operation(self) -> None:
+        assert list(gpu_rows.named([])) == list(gpu_rows.ROWS)
+        chosen = gpu_rows.named(["dropout", "gemm_4096"])
+        assert list(chosen) == ["dropout_8192x4096", "gemm_4096"]
+        with pytest.raises(ArgumentError, match=r"row must be one of launch, .*gemm_4096.*; got 'gem'"):
+            gpu_rows.named(["gem"])
 
 
 def test_a_row_that_fails_is_recorded_as_failed_and_the_missing_are_named(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from rawgrad import backend, get_num_threads
-from rawgrad.bench import harness, kernels, optimizer_step, peers, rivals, rows, shapes
+from rawgrad.bench import harness, kernels, optimizer_step, peers, rivals, rows, shapes, single
 from rawgrad.bench.small_cases import CASES
 from rawgrad.kernels import _threads
 from rawgrad.kernels._errors import ArgumentError, BackendError
@@ -122,7 +124,9 @@ def test_every_row_can_be_drawn_and_states_its_cost():
         case = row.make()
         assert case.bytes > 0 and case.operation == row.operation and name.startswith(row.operation)
     with_every = {rows.ROWS[name].operation for name in rows.USUAL}
-    assert {row.operation for row in kernels.named().values()} <= with_every
+    folders = {path.parent.name for path in Path(kernels.__file__).parents[1].glob("kernels/*/reference.py")}
+    assert folders <= with_every
+    assert {rows.ROWS[row].operation for row, _ in single.cases()} == folders
 
 
 def test_an_unknown_row_and_contestant_are_refused():
@@ -148,6 +152,22 @@ def test_every_kernel_row_has_its_operation():
     for name, spec in rows.ROWS.items():
         assert name.startswith(spec.operation)
         assert name in rows.of_operation(spec.operation)
+
+
+def test_peers_that_keep_their_threads_refuse_other_numbers(monkeypatch):
+    monkeypatch.setattr(peers, "_planned", [2])
+    monkeypatch.setitem(peers.sys.modules, "jax", None)
+    peers.plan_threads(2)
+    with pytest.raises(ArgumentError, match="bench: threads must be 2, with which jax.* began; got 1"):
+        peers.plan_threads(1)
+
+
+def test_compiled_takes_part_only_if_asked(monkeypatch):
+    monkeypatch.setattr(rows, "problem", lambda peer: None)
+    assert rows.contestants("layer_norm_odd_forward") == ["rawgrad", "rawgrad numpy", "torch", "jax", "tinygrad"]
+    assert "torch compiled" in rows.contestants("layer_norm_odd_forward", compiled=True)
+    (missing,) = rows.missing("layer_norm_odd_forward")
+    assert (missing.name, missing.reason) == ("torch compiled", "only with --compiled")
 
 
 @pytest.mark.parametrize("count", [1, 2])
