@@ -104,8 +104,10 @@ def _normal(random: np.random.Generator, *shape: int) -> np.ndarray:
 
 
 def _distinct(random: np.random.Generator, *shape: int) -> np.ndarray:
-    """Numbers in [-2, 2), no two alike up to 2^24 of them: libraries differ in what they make of ties."""
+    """Numbers in [-2, 2), no two alike, since libraries differ in what they make of ties; above 2^24 normal ones."""
     count = int(np.prod(shape))
+    if count > 2**24:  # float32 has no more
+        return _normal(random, *shape)
     return (4 * (random.permutation(count) / count) - 2).astype(np.float32).reshape(shape)
 
 

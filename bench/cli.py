@@ -143,6 +143,8 @@ def _measure(name: str, options: argparse.Namespace, progress: Progress) -> resu
     done = measure(
         work, rounds=options.rounds, min_round=options.min_round, threads=options.threads, memory=used, rates=rates
     )
+    for absent in done.missing or []:
+        progress.say(f"rawgrad bench: {name}: without {absent.name}: {absent.reason}")
     return replace(done, missing=[*rows.missing(name, options.compiled), *(done.missing or [])])
 
 

@@ -248,8 +248,7 @@ class Maker:
 
     def __init__(self, case: Case, setting: Setting, timer: Timer, peers: Sequence[str]) -> None:
         self._case, self._setting, self._timer, self._peers = case, setting, timer, peers
-        (first,) = kernels.inputs_of(case, 1)
-        self.sets = kernels.inputs_of(case, sets_past_cache(sum(a.nbytes for a in first)))
+        self.sets = kernels.inputs_of(case, sets_past_cache)
 
     def _timed(self, name: str, call: Any, sets: Any, said: str, host: Callable[[Any], Any]) -> Contestant:
         return GpuContestant(name, call, sets, said, partial(_host_result, call, sets[0], host), timer=self._timer)

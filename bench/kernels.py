@@ -24,16 +24,20 @@ from .shapes import networks
 #: Our NumPy reference, as a contestant.
 REFERENCE = f"{OURS} numpy"
 #: Seconds of a call from which on these take no part: a row must not take minutes for them.
-_PATIENCE = 0.25
+_PATIENCE = 0.5
 
 
-def inputs_of(case: Case, count: int | None = None) -> list[Arrays]:
-    """Sets of inputs, together past the caches: the first drawn, the others its numbers moved along."""
+def inputs_of(case: Case, count: Callable[[int], int] | None = None) -> list[Arrays]:
+    """Sets of inputs: the first drawn, the others its numbers moved along.
+
+    Args:
+        count: how many, from the bytes of one; by default as many as are past the CPU's caches.
+    """
     dtype = np.dtype(case.dtype)
     drawn = case.draw(np.random.default_rng(0))
     first = tuple(a.astype(dtype) if a.dtype == np.float32 else a for a in drawn)
-    count = sets_past_cache(sum(a.nbytes for a in first)) if count is None else count
-    return [first, *(tuple(np.roll(a, 1 + i) for a in first) for i in range(count - 1))]
+    sets = (count or sets_past_cache)(sum(a.nbytes for a in first))
+    return [first, *(tuple(np.roll(a, 1 + i) for a in first) for i in range(sets - 1))]
 
 
 def right_of(case: Case, inputs: Arrays) -> Any:

@@ -105,6 +105,8 @@ QUICK = (
     "max_pool2d_p5_layer1",
     "softmax_cross_entropy_256x32000",
     "train_step_p9_batch100",
+    "layer_norm_gpt_768_backward",
+    "adam_1M_in_160",
 )
 
 #: Those of ``rawgrad bench`` alone: training steps, and every operation, in the sizes that matter most.

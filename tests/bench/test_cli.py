@@ -101,7 +101,15 @@ def test_quick_measures_its_rows_in_few_rounds_and_stops_in_time(rows_planted, m
     monkeypatch.undo()
     operations = {spec.operation for name, spec in rows.ROWS.items() if name in rows.QUICK}
     assert set(rows.QUICK) <= set(rows.ROWS)
-    assert operations == {"train_step", "conv2d", "gemm", "max_pool2d", "softmax_cross_entropy"}
+    assert operations > {"train_step", "conv2d", "gemm", "max_pool2d", "softmax_cross_entropy"}
+
+
+def test_the_usual_rows_are_the_default_and_all_is_asked_for(rows_planted, monkeypatch, capsys):
+    monkeypatch.setattr(rows, "USUAL", ("right",))
+    assert cli.main([*QUICK]) == 0
+    assert cli.main([*QUICK, "--all"]) == 1  # the wrong one too
+    monkeypatch.undo()
+    assert set(rows.USUAL) <= set(rows.ROWS)
 
 
 def test_an_unknown_row_is_refused_before_anything_is_measured(rows_planted, capsys):

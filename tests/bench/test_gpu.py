@@ -24,6 +24,7 @@ from rawgrad.bench import (
     harness,
     programs,
     results,
+    rivals,
     shapes,
     traffic,
 )
@@ -273,6 +274,30 @@ class TestRows:
         for one in work.contestants:
             one.inputs = one.inputs[:2]
         harness.validate(work)
+
+    @pytest.mark.parametrize("name", ["gemm", "conv2d  backward", "layer_norm  backward", "softmax_cross_entropy"])
+    def test_torch_stands_beside(self, emulated: None, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        """Its tensors stay on the CPU here; all else is as on a GPU."""
+        pytest.importorskip("torch")
+        monkeypatch.setattr(gpu_contestants, "rival", lambda who, device: rivals.TorchRival())
+        case = CASES[name]()
+        for setting in ({}, {"tf32": True, "channels_last": True})[: 2 if case.operation == "conv2d" else 1]:
+            work = gpu_contestants.on_gpu("small", case, HostTimer(), ["torch"], gpu_contestants.Setting(**setting))
+            (one,) = [one for one in work.contestants if one.name == "torch"]
+            assert work.missing == []
+            work.check(one.checked_result(), work.reference())
+            if setting:
+                assert one.inputs[0][1].is_contiguous(memory_format=sys.modules["torch"].channels_last)
+
+    def test_a_peer_that_cannot_be_made_is_named(self, emulated: None, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(*_: object) -> None:
+            raise RuntimeError("no GPU for it\nand more")
+
+        monkeypatch.setattr(gpu_contestants, "rival", refuse)
+        work = gpu_contestants.on_gpu("small", CASES["gemm"](), HostTimer(), ["torch"])
+        (missing,) = work.missing
+        assert (missing.name, missing.reason) == ("torch", "RuntimeError: no GPU for it")
+        assert work.contestants[0].name == "rawgrad"
 
     def test_the_limits_are_what_the_timer_says(self, emulated: None) -> None:
         class Steady(HostTimer):

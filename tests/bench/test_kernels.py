@@ -37,7 +37,7 @@ def test_all_contestants_are_right(name):
 def test_results_of_every_set_are_right(name):
     """What is prepared of a set belongs to it."""
     case = CASES[name]()
-    inputs = kernels.inputs_of(case, 3)
+    inputs = kernels.inputs_of(case, lambda size: 3)
     assert len(inputs) == 3 and not np.array_equal(inputs[0][0], inputs[1][0])
     for one in kernels.work("w", case, ["rawgrad", *PEERS]).contestants:
         for arguments, of_set in zip(one.inputs, inputs, strict=False):
@@ -65,7 +65,7 @@ def test_a_kernel_that_is_a_little_wrong_is_refused(name):
 
 def test_dropout_that_drops_too_few_is_refused():
     case = CASES["dropout"]()
-    (x, _) = kernels.inputs_of(case, 1)[0]
+    (x, _) = kernels.inputs_of(case, lambda size: 1)[0]
     with pytest.raises(AssertionError, match=r"0\.1 of the elements must be dropped, within 0\.04; got 0"):
         case.checked((x / 0.9,), (x / 0.9,))
 

@@ -236,7 +236,7 @@ def test_operations_are_those_of_the_definition(name):
 def test_bytes_are_those_of_the_arrays(name):
     """Of all arrays that our kernels are given and make, as the profile counts them; products likewise."""
     case = CASES[name]()
-    (inputs,) = kernels.inputs_of(case, 1)
+    (inputs,) = kernels.inputs_of(case, lambda size: 1)
     with backend("numpy"):
         arguments = case.ours.prepare(*inputs)
         with profile() as found:
@@ -262,7 +262,7 @@ def test_bytes_are_what_the_kernels_touch_on_the_emulator(name):
     from rawgrad.kernels._emulator.runtime import record_launches
 
     case = CASES[name]()
-    (inputs,) = kernels.inputs_of(case, 1)
+    (inputs,) = kernels.inputs_of(case, lambda size: 1)
     with backend("emulated"):
         device = device_named("cuda")
         arguments = case.ours.prepare(*(device.from_host(a) for a in inputs))
