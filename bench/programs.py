@@ -1,4 +1,4 @@
-"""One training step of P5, P9 and P10: forward, loss, backward, optimizer step.
+"""One training step of P5, P8, P9 and P10: forward, loss, backward, optimizer step.
 
 One text serves every library, since rawgrad's names are torch's.  All start from the same weights,
 which NumPy draws, and see the same batches.  Before anything is timed, each contestant trains a few
@@ -10,7 +10,8 @@ those weights again, so that every round is the same work.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -20,6 +21,7 @@ from ..autograd.capture import graphed
 from ..kernels._dispatch import backend
 from . import shapes
 from .harness import OURS, Contestant, Work, assert_close
+from .kernels import REFERENCE
 from .peers import Library, detail, library
 
 CAPTURED = f"{OURS} captured"
@@ -31,6 +33,8 @@ _PROVED_STEPS = 4
 #: wide because a ReLU whose input is all rounding error may open in one library and not in the other,
 #: which was seen to move changes by 3e-3; what is exact is proved in float64.
 _TOLERANCES: dict[type[np.floating], tuple[float, float]] = {np.float64: (1e-12, 1e-9), np.float32: (1e-4, 2e-2)}
+#: Seconds of a step from which on the NumPy reference takes no part.
+_PATIENCE = 0.5
 _IMAGE = 28
 _CLASSES = 10
 
@@ -261,6 +265,32 @@ def contestant(lib: Library, program: Program, batch: int) -> Contestant:
     )
 
 
+def _in_numpy(call: Callable[..., Any]) -> Callable[..., Any]:
+    def reference(*arguments: Any) -> Any:
+        with backend("numpy"):
+            return call(*arguments)
+
+    return reference
+
+
+def by_name(who: str, make: Callable[[Library], Contestant], device: str = "cpu") -> Contestant:
+    """The contestant ``who`` that ``make`` makes of a library; the reference's is rawgrad's on its NumPy kernels."""
+    if who != REFERENCE:
+        return make(library(who, device))
+    with backend("numpy"):
+        one = make(library(OURS))
+    assert one.result is not None
+    return replace(
+        one,
+        name=who,
+        detail=detail(who),
+        call=_in_numpy(one.call),
+        result=_in_numpy(one.result),
+        reset=one.reset and _in_numpy(one.reset),
+        patience=_PATIENCE,
+    )
+
+
 def captured(program: Program, batch: int) -> Contestant:
     """Ours on the GPU with the step captured and replayed.
 
@@ -280,7 +310,7 @@ def train_step(name: str, batch: int, contestants: Sequence[str], device: str = 
     return Work(
         name=f"train_step_{name}_batch{batch}",
         description=f"{program.description}: forward, loss, backward, update at batch {batch}",
-        contestants=[contestant(library(c, device), program, batch) for c in contestants],
+        contestants=[by_name(c, partial(contestant, program=program, batch=batch), device) for c in contestants],
         reference=lambda: _reference(program, batch),
         reference_name=f"rawgrad's NumPy reference in float64, {_PROVED_STEPS} steps"
         + (", dropout left out" if "dropout" in name else ""),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from ..kernels._errors import ArgumentError
-from . import kernels, optimizer_step, overhead, programs
+from . import forward, kernels, optimizer_step, overhead, programs
 from .harness import OURS, Work
 from .peers import COMPILED, problem
 from .results import Missing
@@ -23,7 +23,7 @@ class RowSpec:
     """How a row is made.
 
     Attributes:
-        operation: the kernel operation it measures, ``train_step``, or ``overhead``.
+        operation: the kernel operation it measures, ``train_step``, ``forward`` or ``overhead``.
         build: makes the work for these contestants.
         peers: who can do the same work, installed or not.
         memory: whether peak memory is measured; that of a single kernel says little.
@@ -35,11 +35,23 @@ class RowSpec:
     memory: bool = True
 
 
+#: Who does whole programs, and the programs with their batches; at batch 1 it is the latency that counts.
+_PROGRAM = ("torch", kernels.REFERENCE)
+_SIZES = [*((name, 100) for name in programs.PROGRAMS), ("p5", 512), *((p, 1) for p in ("p5", "p8", "p9", "p10"))]
+
+
 def _train_steps() -> dict[str, RowSpec]:
-    sizes = [(name, 100) for name in programs.PROGRAMS] + [("p5", 512)]
     return {
-        f"train_step_{name}_batch{batch}": RowSpec("train_step", partial(programs.train_step, name, batch))
-        for name, batch in sizes
+        f"train_step_{name}_batch{batch}": RowSpec("train_step", partial(programs.train_step, name, batch), _PROGRAM)
+        for name, batch in _SIZES
+    }
+
+
+def _forward() -> dict[str, RowSpec]:
+    return {
+        f"forward_{name}_batch{batch}": RowSpec("forward", partial(forward.forward, name, batch), _PROGRAM)
+        for name, batch in _SIZES
+        if "dropout" not in name  # in evaluation mode it does nothing
     }
 
 
@@ -86,6 +98,7 @@ def _kernels() -> dict[str, RowSpec]:
 
 ROWS: dict[str, RowSpec] = {
     **_train_steps(),
+    **_forward(),
     **_overhead(),
     **_kernels(),
     **_updates(),
@@ -114,6 +127,9 @@ USUAL = (
     "train_step_p5_batch100",
     "train_step_p9_batch100",
     "train_step_p10_batch100",
+    "train_step_p5_batch1",
+    "forward_p5_batch100",
+    "forward_p5_batch1",
     "conv2d_p5_layer2",
     "conv2d_64x64_3x3_on_32",
     "conv2d_resnet_3x3_stride2_forward",

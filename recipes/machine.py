@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -53,16 +54,36 @@ def _last_level_cache() -> int | None:
     return max((int(size[:-1]) * scale[size[-1]] for size in sizes if size[-1:] in scale), default=None)
 
 
+def _clocks() -> dict[str, Any]:
+    """MHz: what the processors run at now, on average, and the most they may; the governor; None where not told."""
+    now = [float(line.partition(":")[2]) for line in (_text("/proc/cpuinfo") or "").splitlines() if "cpu MHz" in line]
+    scaling = "/sys/devices/system/cpu/cpu0/cpufreq/"
+    most = _text(f"{scaling}cpuinfo_max_freq")  # kHz
+    return {
+        "mhz": round(sum(now) / len(now)) if now else None,
+        "max_mhz": round(int(most) / 1000) if most and most.isdecimal() else None,
+        "governor": _text(f"{scaling}scaling_governor"),
+    }
+
+
+def _gpu_driver() -> str | None:
+    """The version of NVIDIA's driver, as the system tells it without a library; None without one."""
+    found = re.search(r"\b\d+\.\d+(?:\.\d+)?\b", _text("/proc/driver/nvidia/version") or "")
+    return found[0] if found else None
+
+
 def machine() -> dict[str, Any]:
-    """CPU model, cores (present, usable, quota), last-level cache and memory in bytes, system."""
+    """CPU model, cores (present, usable, quota), clocks, last-level cache and memory in bytes, system, GPU driver."""
     return {
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
         "usable_cores": usable_cores(),
         "core_quota": _quota(),
+        "clocks": _clocks(),
         "last_level_cache": _last_level_cache(),
         "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "system": platform.platform(),
+        "gpu_driver": _gpu_driver(),
     }
 
 

@@ -39,6 +39,10 @@ class Step:
             total += (2 if i == 0 and not self.convolutions else 3) * linear.flops()
         return total
 
+    def forward_flops(self) -> int:
+        """Of the forward pass alone."""
+        return sum(c.flops_forward() for c in self.convolutions) + sum(g.flops() for g in self.linears)
+
 
 def _linears(batch: int, *widths: int) -> tuple[Gemm, ...]:
     return tuple(Gemm(batch, a, b) for a, b in pairwise(widths))

@@ -7,7 +7,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from rawgrad.bench import harness, peers, programs
+from rawgrad.bench import forward, harness, peers, programs
+from rawgrad.kernels._dispatch import backend_of
 
 BATCH = 4
 
@@ -119,3 +120,37 @@ def test_each_turn_trains_from_the_same_weights():
         losses.append([float(one.call(*inputs).item()) for inputs in one.inputs[:3]])
     assert losses[0] == losses[1]
     assert len(set(losses[0])) == 3
+
+
+@pytest.mark.parametrize("name", ["p5", "p9", "p10"])
+def test_forward_alone_is_right_and_a_wrong_network_is_noticed(name):
+    from rawgrad.bench import rows
+
+    work = forward.forward(name, BATCH, rows.contestants(f"forward_{name}_batch100"))
+    harness.validate(work)
+    assert 2 * work.flops < programs.PROGRAMS[name].step(BATCH).flops() < 3 * work.flops
+    result = work.contestants[0].checked_result()
+    result[1][1] = result[1][1] + 1e-4
+    with pytest.raises(AssertionError, match=r"float32 outputs\[1\]"):
+        work.check(result, work.reference())
+
+
+def test_forward_alone_builds_no_graph():
+    (one,) = forward.forward("p5", BATCH, ["rawgrad"]).contestants
+    assert not one.call(*one.inputs[0]).requires_grad
+
+
+def test_the_reference_takes_part_on_its_own_backend():
+    """In every call, whatever is active around it."""
+    seen = []
+
+    def make(lib):
+        def note():
+            seen.append(backend_of("cpu"))
+
+        return harness.Contestant(lib.name, note, result=note, reset=note)
+
+    one = programs.by_name("rawgrad numpy", make)
+    one.call(), one.result(), one.reset()
+    assert seen == ["numpy"] * 3 and one.name == "rawgrad numpy" and "backend numpy" in one.detail
+    assert programs.by_name("rawgrad", make).call() is None and seen[3] == backend_of("cpu")

@@ -26,6 +26,23 @@ def test_quota_of_both_generations_of_control_groups(monkeypatch, files, cores):
     assert machine.machine()["core_quota"] == cores
 
 
+def test_clocks_and_driver_where_the_system_tells(monkeypatch):
+    scaling = "/sys/devices/system/cpu/cpu0/cpufreq/"
+    files = {
+        "/proc/cpuinfo": "processor : 0\ncpu MHz\t\t: 2700.4\n\nprocessor : 1\ncpu MHz\t\t: 3100.0\n",
+        f"{scaling}cpuinfo_max_freq": "3800000",
+        f"{scaling}scaling_governor": "performance",
+        "/proc/driver/nvidia/version": "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5 2024",
+    }
+    monkeypatch.setattr(machine, "_text", files.get)
+    found = machine.machine()
+    assert found["clocks"] == {"mhz": 2900, "max_mhz": 3800, "governor": "performance"}
+    assert found["gpu_driver"] == "550.54.15"
+    monkeypatch.setattr(machine, "_text", {}.get)
+    found = machine.machine()
+    assert found["clocks"] == {"mhz": None, "max_mhz": None, "governor": None} and found["gpu_driver"] is None
+
+
 def test_command_line_tells_the_variables_that_matter(monkeypatch):
     monkeypatch.setattr(machine.sys, "argv", ["/somewhere/bin/rawgrad", "bench", "a row", "--rounds", "3"])
     for name in [name for name in machine.os.environ if name.startswith(("RAWGRAD_", "OMP_", "OPENBLAS_", "MKL_"))]:
