@@ -21,7 +21,11 @@ def start(
 
     ``before`` is a command that is given the whole, and runs it.
     """
-    command = [*before, sys.executable, "-m", f"{__package__}.{module}", *arguments]
+    return process([*before, sys.executable, "-m", f"{__package__}.{module}", *arguments], stderr, **variables)
+
+
+def process(command: Sequence[str], stderr: Any = subprocess.PIPE, **variables: str) -> subprocess.Popen[str]:
+    """Start ``command`` with these environment ``variables``, its output in pipes."""
     # Wherever this process found the package (an editable install, a path set by hand), so does the child.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), **variables}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment)

@@ -12,7 +12,7 @@ from pathlib import Path
 from ..kernels._dispatch import BACKENDS
 from ..kernels._errors import RawgradError
 from ..recipes import machine
-from . import load, memory, overhead, peers, results, rows
+from . import first_step, load, memory, overhead, peers, results, rows
 from .harness import measure
 from .options import positive, rate, share
 from .progress import Progress, expected, expected_trainings
@@ -32,6 +32,8 @@ def _parser() -> argparse.ArgumentParser:
         epilog="rawgrad bench overhead: what a step of a small network spends outside compiled kernels. rawgrad bench "
         "time_to_accuracy: seconds from the start of a process until P5 knows 99 % of MNIST's test digits, for "
         "rawgrad with its kernels compiled before, for its first run, and for PyTorch; needs MNIST (RAWGRAD_DATA). "
+        "rawgrad bench import first_step: seconds from the start of a process until a library is imported, and until a "
+        "first training step is done, with compiled kernels and without. "
         "rawgrad bench profile: where a training step's time goes, kernel by kernel. "
         "rawgrad bench instructions: how many each compiled kernel executes, beside those recorded. "
         "rawgrad bench report: tables and pictures of result files. rawgrad bench compare A B: which rows moved "
@@ -113,6 +115,8 @@ def _with_memory(name: str, options: argparse.Namespace) -> bool:
 
 
 def _expected(name: str, options: argparse.Namespace) -> float:
+    if name in first_step.NAMES:
+        return first_step.expected(name, 1 + len(peers.available()))
     if name in rows.TRAININGS:
         return expected_trainings(1 + len(peers.available()), options.seeds)
     return expected(
@@ -126,9 +130,12 @@ def _expected(name: str, options: argparse.Namespace) -> float:
 
 def _measure(name: str, options: argparse.Namespace, progress: Progress) -> results.Row:
     if name in rows.TRAININGS:
-        from . import time_to_accuracy
+        if name in first_step.NAMES:
+            done = first_step.measure(name, options.threads)
+        else:
+            from . import time_to_accuracy
 
-        done = time_to_accuracy.measure(options.seeds, options.threads, options.accuracy, progress.say)
+            done = time_to_accuracy.measure(options.seeds, options.threads, options.accuracy, progress.say)
         return replace(done, missing=[results.Missing(p, r) for p in peers.PEERS if (r := peers.problem(p))])
     who = rows.contestants(name, options.compiled)
     work, used, rates = rows.build(name, who), {}, None

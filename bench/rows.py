@@ -159,7 +159,7 @@ USUAL = (
 )
 
 #: What takes minutes and runs in processes of its own: only by name.
-TRAININGS = ("time_to_accuracy",)
+TRAININGS = ("time_to_accuracy", "import", "first_step")
 
 
 def named(names: Sequence[str]) -> list[str]:
