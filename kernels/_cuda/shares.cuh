@@ -44,30 +44,39 @@ __device__ __forceinline__ void wait_for_share() {
 template <class T, int CLUSTER>
 struct MomentsOfBlocks {
   T sum[CLUSTER], rest[CLUSTER], squares[CLUSTER];
+
+  // Write this block's to block `to`, as all threads of the cluster have begun.
+  __device__ __forceinline__ void tell(const Moments<T>& own, int to) {
+    const int rank = cluster_rank();
+    store_to_block(&sum[rank], to, own.sum);
+    store_to_block(&rest[rank], to, own.rest);
+    store_to_block(&squares[rank], to, own.squares);
+  }
+
+  // Mean and variance of the set of M times `each` numbers, of which share_of(M) was made.  A cluster_sync() lies
+  // between this and what the blocks tell.
+  __device__ __forceinline__ Two<T> merged(int M, int each = 1) const {
+    T total_sum = 0, total = 0;
+    for (int block = 0; block < CLUSTER; ++block) total_sum += sum[block];
+    const T mean = total_sum / T(M * each);
+    for (int block = 0; block < CLUSTER; ++block) {
+      const T n = T(share_of<T>(block, CLUSTER, M).count * each);
+      if (n == T(0)) break;  // nor have those after it any
+      const T d = sum[block] / n - mean;
+      total += squares[block] + d * (T(2) * rest[block] + n * d);
+    }
+    return {mean, total / T(M * each)};
+  }
 };
 
 // Mean and variance of the set of M numbers, of which this block's share has the moments `own`.  Every block has called
 // cluster_arrive() when it began, and not yet waited.  Afterwards no block touches another one.
 template <int CLUSTER, class T>
 __device__ __forceinline__ Two<T> moments_of_cluster(const Moments<T>& own, int M, MomentsOfBlocks<T, CLUSTER>& of) {
-  const int rank = cluster_rank();
   cluster_wait();  // every block has begun before one writes to it
-  if (threadIdx.x < CLUSTER) {
-    store_to_block(&of.sum[rank], threadIdx.x, own.sum);
-    store_to_block(&of.rest[rank], threadIdx.x, own.rest);
-    store_to_block(&of.squares[rank], threadIdx.x, own.squares);
-  }
+  if (threadIdx.x < CLUSTER) of.tell(own, threadIdx.x);
   cluster_sync();  // the moments of every block are written before any block reads them
-  T sum = 0, total = 0;
-  for (int block = 0; block < CLUSTER; ++block) sum += of.sum[block];
-  const T mean = sum / T(M);
-  for (int block = 0; block < CLUSTER; ++block) {
-    const T n = T(share_of<T>(block, CLUSTER, M).count);
-    if (n == T(0)) break;  // nor have those after it any
-    const T d = of.sum[block] / n - mean;
-    total += of.squares[block] + d * (T(2) * of.rest[block] + n * d);
-  }
-  return {mean, total / T(M)};
+  return of.merged(M);
 }
 
 // Two sums of every block's share, each written by that block.
@@ -75,13 +84,11 @@ template <class T, int CLUSTER>
 struct SumsOfBlocks {
   T first[CLUSTER], second[CLUSTER];
 
-  // Write this block's to every block, which all threads of the cluster must have begun.
-  __device__ __forceinline__ void tell(const Two<T>& own) {
+  // Write this block's to block `to`, as all threads of the cluster have begun.
+  __device__ __forceinline__ void tell(const Two<T>& own, int to) {
     const int rank = cluster_rank();
-    if (threadIdx.x < CLUSTER) {
-      store_to_block(&first[rank], threadIdx.x, own.first);
-      store_to_block(&second[rank], threadIdx.x, own.second);
-    }
+    store_to_block(&first[rank], to, own.first);
+    store_to_block(&second[rank], to, own.second);
   }
 
   // Of the blocks begin, begin + 1, ... below `end`.  A cluster_sync() lies between this and what they tell.

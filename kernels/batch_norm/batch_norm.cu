@@ -17,6 +17,8 @@
 //              their merger by a warp per channel, and the result slab by slab; few channels still fill a GPU
 //   v3_cluster up to eight blocks of a cluster keep a longer channel in their shared memory, and tell each other
 //              their moments: one launch, one reading (sm_90 and newer)
+//   v4_columns for many examples of few positions, where a channel's runs are shorter than the 32 bytes that are read
+//              at once: a cluster owns neighbouring channels, 32 columns of x as a matrix; its blocks share the rows
 //
 // The variance is the mean of (x - mean)², never E[x²] - mean²; see reduce.cuh for the order of sums.
 //
@@ -398,7 +400,7 @@ batch_norm_backward_v3_cluster(const T* __restrict__ grad, const T* __restrict__
   const Two<T> of_share = staged_products<CLUSTER_THREADS>(s.grad, s.x, mu, r, threadIdx.x, own.count, s.values);
 
   cluster_wait();  // every block has begun before one writes to it
-  s.of_blocks.tell(of_share);
+  if (threadIdx.x < CLUSTER) s.of_blocks.tell(of_share, threadIdx.x);
   cluster_sync();  // the sums of every block are written before any block reads them
   const Two<T> sums = s.of_blocks.sum(0, CLUSTER);
   const InputGradient<T> gradient = input_gradient(mu, r, weight, c, sums.first, sums.second, M);
@@ -412,5 +414,142 @@ batch_norm_backward_v3_cluster(const T* __restrict__ grad, const T* __restrict__
   if (rank == 0 && threadIdx.x == 0) {
     dbias[c] = sums.first;
     dweight[c] = sums.second;
+  }
+}
+
+// ---- v4: 32 columns for a cluster
+//
+// x is a matrix of N rows and C L columns, L at most 32.  A cluster owns 32 / L neighbouring channels, so that a warp
+// reads neighbours; a block owns a share of the rows and keeps it, 32 places to a row.  Thread: a column, in every
+// eighth row of the block.
+
+constexpr int COLUMN_WARPS = CLUSTER_THREADS / WARP;
+
+// The column of this thread, and its channel.
+struct Column {
+  int lane, warp, k, c, at;  // channel k of the cluster's is c; the column is number `at` of a row of x
+  bool inside;               // there is such a column, and it is the cluster's
+
+  __device__ __forceinline__ Column(int cluster, int C, int L) : lane(threadIdx.x % WARP), warp(threadIdx.x / WARP) {
+    const int channels = WARP / L;
+    k = min(lane / L, channels - 1);
+    c = cluster * channels + k;
+    at = cluster * channels * L + lane;
+    inside = lane < channels * L && c < C;
+  }
+
+  // Whether it is the first one of its channel.
+  __device__ __forceinline__ bool leads(int L) const { return inside && lane == k * L; }
+};
+
+// Start copying a block's share of the rows to shared memory.
+template <class T>
+__device__ __forceinline__ void copy_columns(T* kept, const T* __restrict__ from, const Share& rows,
+                                             const Column& column, int width) {
+  if (!column.inside) return;
+  for (int i = column.warp; i < rows.count; i += COLUMN_WARPS)
+    copy_async<sizeof(T)>(&kept[i * WARP + column.lane], &from[(rows.first + i) * width + column.at], true);
+}
+
+template <class V>
+struct ChannelValues {
+  V of[COLUMN_WARPS][WARP];
+};
+
+// The sum of term(place in the share) over the numbers of this thread's channel, given to all threads that have it.
+template <class V, class Term>
+__device__ __forceinline__ V channel_sum(const Share& rows, const Column& column, int L, ChannelValues<V>& values,
+                                         Term term) {
+  values.of[column.warp][column.lane] = long_sum<V>(column.warp, column.inside ? rows.count : 0, COLUMN_WARPS,
+                                                    [&](int i) { return term(i * WARP + column.lane); });
+  __syncthreads();  // every thread's sum is written before any thread reads it
+  V total{};
+  for (int l = 0; l < L; ++l)
+    for (int warp = 0; warp < COLUMN_WARPS; ++warp) total += values.of[warp][column.k * L + l];
+  return total;
+}
+
+// Cluster: 32 / L channels.  Block: 256 threads and a share of the rows.
+template <class T, int CLUSTER>
+__global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(CLUSTER_THREADS, 3)
+batch_norm_forward_v4_columns(const T* __restrict__ x, const T* __restrict__ weight, const T* __restrict__ bias,
+                              T* __restrict__ y, T* __restrict__ mean, T* __restrict__ rstd, int N, int C, int L,
+                              double eps) {
+  struct Shared {
+    T x[KEPT<T>];
+    ChannelValues<T> of_one;
+    ChannelValues<Two<T>> of_two;
+    MomentsOfBlocks<T, CLUSTER> of_blocks[WARP];  // of each channel
+  };
+  Shared& s = block_shared<Shared>();
+  cluster_arrive();  // this block has begun, and may be written to
+  const int rank = cluster_rank(), width = C * L;
+  const Column column(blockIdx.x / CLUSTER, C, L);
+  const Share own = share_of<T>(rank, CLUSTER, N);
+  copy_columns(s.x, x, own, column, width);
+  const T weight_of_c = column.inside && weight != nullptr ? weight[column.c] : T(1);
+  const T shift = column.inside && bias != nullptr ? bias[column.c] : T(0);
+  wait_for_share();
+
+  const T sum = channel_sum<T>(own, column, L, s.of_one, [&](int m) { return s.x[m]; });
+  const T mean_of_share = sum / T(own.count * L);
+  const Two<T> about = channel_sum<Two<T>>(own, column, L, s.of_two, [&](int m) {
+    const T d = s.x[m] - mean_of_share;
+    return Two<T>(d, d * d);
+  });
+  cluster_wait();  // every block has begun before one writes to it
+  const Moments<T> moments{sum, about.first, about.second};
+  if (column.leads(L) && column.warp < CLUSTER) s.of_blocks[column.k].tell(moments, column.warp);
+  cluster_sync();  // the moments of every block are written before any block reads them
+  if (!column.inside) return;
+
+  const Two<T> of_channel = s.of_blocks[column.k].merged(N, L);
+  const T mu = of_channel.first, r = reciprocal_deviation(of_channel.second, eps), scale = r * weight_of_c;
+  for (int i = column.warp; i < own.count; i += COLUMN_WARPS)
+    y[(own.first + i) * width + column.at] = normalized(s.x[i * WARP + column.lane], mu, scale, shift);
+  if (rank == 0 && column.warp == 0 && column.leads(L)) {
+    mean[column.c] = mu;
+    rstd[column.c] = r;
+  }
+}
+
+// Cluster, block, thread: as in the forward pass.
+template <class T, int CLUSTER>
+__global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(CLUSTER_THREADS, 2)
+batch_norm_backward_v4_columns(const T* __restrict__ grad, const T* __restrict__ x, const T* __restrict__ weight,
+                               const T* __restrict__ mean, const T* __restrict__ rstd, T* __restrict__ dx,
+                               T* __restrict__ dweight, T* __restrict__ dbias, int N, int C, int L) {
+  struct Shared {
+    T grad[KEPT_BACKWARD<T>], x[KEPT_BACKWARD<T>];
+    ChannelValues<Two<T>> values;
+    SumsOfBlocks<T, CLUSTER> of_blocks[WARP];  // of each channel
+  };
+  Shared& s = block_shared<Shared>();
+  cluster_arrive();  // this block has begun, and may be written to
+  const int rank = cluster_rank(), width = C * L;
+  const Column column(blockIdx.x / CLUSTER, C, L);
+  const Share own = share_of<T>(rank, CLUSTER, N);
+  copy_columns(s.grad, grad, own, column, width);
+  copy_columns(s.x, x, own, column, width);
+  const T mu = column.inside ? mean[column.c] : T(0), r = column.inside ? rstd[column.c] : T(0);
+  wait_for_share();
+
+  const Two<T> of_share = channel_sum<Two<T>>(own, column, L, s.values, [&](int m) {
+    return Two<T>(s.grad[m], s.grad[m] * ((s.x[m] - mu) * r));
+  });
+  cluster_wait();  // every block has begun before one writes to it
+  if (column.leads(L) && column.warp < CLUSTER) s.of_blocks[column.k].tell(of_share, column.warp);
+  cluster_sync();  // the sums of every block are written before any block reads them
+  if (!column.inside) return;
+
+  const Two<T> sums = s.of_blocks[column.k].sum(0, CLUSTER);
+  const InputGradient<T> gradient = input_gradient(mu, r, weight, column.c, sums.first, sums.second, N * L);
+  for (int i = column.warp; i < own.count; i += COLUMN_WARPS) {
+    const int m = i * WARP + column.lane;
+    dx[(own.first + i) * width + column.at] = gradient(s.grad[m], s.x[m]);
+  }
+  if (rank == 0 && column.warp == 0 && column.leads(L)) {
+    dbias[column.c] = sums.first;
+    dweight[column.c] = sums.second;
   }
 }

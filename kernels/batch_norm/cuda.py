@@ -26,11 +26,17 @@ _WITH_CLUSTERS = ("sm_90", "sm_100")
 _CLUSTERS: dict[str, Any] = {"T": FLOATS, "CLUSTER": (1, 2, 4, 8), "VECTOR": BOOLS}
 _FORWARD_CLUSTER = Kernel(__file__, "batch_norm_forward_v3_cluster", _WITH_CLUSTERS, **_CLUSTERS)
 _BACKWARD_CLUSTER = Kernel(__file__, "batch_norm_backward_v3_cluster", _WITH_CLUSTERS, **_CLUSTERS)
+_COLUMNS: dict[str, Any] = {"T": FLOATS, "CLUSTER": (1, 2, 4, 8)}
+_FORWARD_COLUMNS = Kernel(__file__, "batch_norm_forward_v4_columns", _WITH_CLUSTERS, **_COLUMNS)
+_BACKWARD_COLUMNS = Kernel(__file__, "batch_norm_backward_v4_columns", _WITH_CLUSTERS, **_COLUMNS)
 
-#: Bytes of each array that a block of v3 keeps, as the source says, and what else its shared memory holds at most.
-_KEPT, _KEPT_BACKWARD, _REST = 64 * 1024, 48 * 1024, 1024
-#: Two for each of 132 multiprocessors: clusters grow until there are so many blocks.
-_ENOUGH_BLOCKS = 264
+#: Bytes of each array that a block of v3 or v4 keeps, as shares.cuh says, and what else its shared memory holds at
+#: most: bytes in v3, numbers in v4.
+_KEPT, _KEPT_BACKWARD, _REST, _REST_OF_COLUMNS = 64 * 1024, 48 * 1024, 1024, 1536
+#: Two for each of 132 multiprocessors: clusters grow until there are so many blocks, in v4 not below so many rows each.
+_ENOUGH_BLOCKS, _FEWEST_ROWS = 264, 64
+#: A channel's numbers that lie side by side are few if they are fewer bytes than the memory gives at once.
+_SECTOR = 32
 
 _SLAB_BYTES = 16 * 1024  # SLAB of reduce.cuh, whose 256 threads are 1 team or 8
 
@@ -127,6 +133,49 @@ def _backward_cluster(grad: Any, x: Any, weight: Any, mean: Any, rstd: Any, dx: 
     kernel(C * blocks, 256, *arguments, shared=2 * _KEPT_BACKWARD + _REST)
 
 
+def _columns(x: Any, kept: int) -> int | None:
+    """How many blocks keep the rows of 32 columns in v4, or None if positions are not few, or eight blocks too few."""
+    N, C, L = _sizes(x)
+    rows = kept // (32 * x.itemsize)
+    blocks = next((n for n in _COLUMNS["CLUSTER"] if N <= n * rows), None)
+    if blocks is None or not 0 < L * x.itemsize < _SECTOR:
+        return None
+    while blocks < 8 and _clusters_of_columns(C, L) * blocks < _ENOUGH_BLOCKS and N > blocks * _FEWEST_ROWS:
+        blocks *= 2
+    return blocks
+
+
+def _clusters_of_columns(C: int, L: int) -> int:
+    return ceil_div(C, 32 // L)
+
+
+def _forward_columns(x: Any, y: Any, weight: Any, bias: Any, mean: Any, rstd: Any, eps: float) -> None:
+    """v4; channels of more positions, or of more examples than a cluster keeps, are done by v3."""
+    N, C, L = _sizes(x)
+    blocks = _columns(x, _KEPT)
+    if blocks is None:
+        return _forward_cluster(x, y, weight, bias, mean, rstd, eps)
+    kernel, shared = _FORWARD_COLUMNS[x.dtype, blocks], _KEPT + _REST_OF_COLUMNS * x.itemsize
+    kernel(_clusters_of_columns(C, L) * blocks, 256, x, weight, bias, y, mean, rstd, N, C, L, eps, shared=shared)
+
+
+def _backward_columns(grad: Any, x: Any, weight: Any, mean: Any, rstd: Any, dx: Any, dweight: Any, dbias: Any) -> None:
+    """v4; channels of more positions, or of more examples than a cluster keeps, are done by v3."""
+    N, C, L = _sizes(x)
+    blocks = _columns(x, _KEPT_BACKWARD)
+    if blocks is None:
+        return _backward_cluster(grad, x, weight, mean, rstd, dx, dweight, dbias)
+    kernel, shared = _BACKWARD_COLUMNS[x.dtype, blocks], 2 * _KEPT_BACKWARD + _REST_OF_COLUMNS * x.itemsize
+    arguments = grad, x, weight, mean, rstd, dx, dweight, dbias, N, C, L
+    kernel(_clusters_of_columns(C, L) * blocks, 256, *arguments, shared=shared)
+
+
+def _has_columns(x: Any) -> bool:
+    """Whether v4 is the default: where v2 would give a block to a channel, but the loads serve several.  By bytes."""
+    N, _, L = _sizes(x)
+    return N * L > _slab(x) // 8 and 0 < L * x.itemsize < _SECTOR and architecture(x) >= 90
+
+
 def _has_clusters(x: Any) -> bool:
     """Whether v3 is the default: for channels that v2 would read twice, on a GPU that has clusters.  By bytes."""
     N, _, L = _sizes(x)
@@ -166,7 +215,8 @@ def _backward(
 
 def batch_norm_forward(x: Any, weight: Any, bias: Any, eps: float) -> tuple[Any, Any, Any]:
     """As the reference's; see the package's docstring."""
-    return _forward(_forward_cluster if _has_clusters(x) else _forward_slabs, x, weight, bias, eps)
+    version = _forward_columns if _has_columns(x) else _forward_cluster if _has_clusters(x) else _forward_slabs
+    return _forward(version, x, weight, bias, eps)
 
 
 def batch_norm_inference(x: Any, mean: Any, var: Any, weight: Any, bias: Any, eps: float) -> Any:
@@ -176,7 +226,8 @@ def batch_norm_inference(x: Any, mean: Any, var: Any, weight: Any, bias: Any, ep
 
 def batch_norm_backward(grad: Any, x: Any, weight: Any, mean: Any, rstd: Any) -> tuple[Any, Any, Any]:
     """As the reference's."""
-    return _backward(_backward_cluster if _has_clusters(x) else _backward_slabs, grad, x, weight, mean, rstd)
+    version = _backward_columns if _has_columns(x) else _backward_cluster if _has_clusters(x) else _backward_slabs
+    return _backward(version, grad, x, weight, mean, rstd)
 
 
 VERSIONS = {
@@ -184,6 +235,7 @@ VERSIONS = {
         "v1_plain": lambda *arguments: _forward(_forward_plain, *arguments),
         "v2_slabs": lambda *arguments: _forward(_forward_slabs, *arguments),
         "v3_cluster": lambda *arguments: _forward(_forward_cluster, *arguments),
+        "v4_columns": lambda *arguments: _forward(_forward_columns, *arguments),
     },
     "batch_norm_inference": {
         "v1_plain": lambda *arguments: _inference(_inference_plain, *arguments),
@@ -193,8 +245,9 @@ VERSIONS = {
         "v1_plain": lambda *arguments: _backward(_backward_plain, *arguments),
         "v2_slabs": lambda *arguments: _backward(_backward_slabs, *arguments),
         "v3_cluster": lambda *arguments: _backward(_backward_cluster, *arguments),
+        "v4_columns": lambda *arguments: _backward(_backward_columns, *arguments),
     },
 }
 
 #: Versions that are for some GPUs alone.
-ARCHITECTURES = {"v3_cluster": _WITH_CLUSTERS}
+ARCHITECTURES = {"v3_cluster": _WITH_CLUSTERS, "v4_columns": _WITH_CLUSTERS}

@@ -503,8 +503,10 @@ group_norm_backward_v3_cluster(const T* __restrict__ grad, const T* __restrict__
   of_share = block_sum<CLUSTER_THREADS>(of_share, s.values);  // by its barriers head and tail are written, too
 
   cluster_wait();  // every block has begun before one writes to it
-  s.of_shares.tell(of_share);
-  s.heads.tell(s.head);
+  if (threadIdx.x < CLUSTER) {
+    s.of_shares.tell(of_share, threadIdx.x);
+    s.heads.tell(s.head, threadIdx.x);
+  }
   cluster_sync();  // the sums of every block are written before any block reads them
   const Two<T> of_set = s.of_shares.sum(0, CLUSTER);
   if (threadIdx.x == 0 && own.count > 0 && !(headed && last == begin / L)) {

@@ -27,7 +27,8 @@ from rawgrad.kernels._dispatch import backend as use_backend
 from rawgrad.kernels._errors import ArgumentError, DeviceError, DtypeError, ShapeError
 
 EPS = 1e-3
-VERSIONS = pytest.mark.parametrize("version", each_version("batch_norm"))
+# v4_columns is for shapes of its own, and has tests of its own.
+VERSIONS = pytest.mark.parametrize("version", [v for v in each_version("batch_norm") if v != "v4_columns"])
 
 
 def definition(x, weight, bias, eps=EPS):
@@ -238,6 +239,88 @@ def test_clusters_keep_long_channels(backend, dtype, shape, blocks, monkeypatch)
     y, mean, rstd = ops.batch_norm_forward(x, weight, bias, EPS)
     gradients = ops.batch_norm_backward(grad, x, weight, mean, rstd)
     assert_equations(p, *(backend.get(a) for a in (y, mean, rstd, *gradients)))
+
+
+# Rows that 1, 2, 4 and 8 blocks keep, just so and one more: forward 512 of float32 each, backward 384, of float64 half
+# as many.  A cluster has 32, 16, 10 or 4 channels of 1, 2, 3 or 7 positions: just all that there are, or one less, or
+# there are several clusters.  Positions that are not few.
+COLUMNS = [
+    (np.float32, (384, 32, 1), (1, 1)),
+    (np.float32, (385, 5, 7), (1, 2)),
+    (np.float32, (513, 17, 2), (2, 2)),
+    (np.float32, (1025, 1, 3), (4, 4)),
+    (np.float32, (4096, 2, 1), (8, None)),
+    (np.float32, (4097, 1, 1), (None, None)),
+    (np.float32, (70, 3, 8), (None, None)),
+    (np.float64, (192, 33, 1), (1, 1)),
+    (np.float64, (257, 31, 3), (2, 2)),
+    (np.float64, (70, 3, 4), (None, None)),
+]
+
+
+@pytest.mark.backends("emulated", "cuda")
+@pytest.mark.parametrize(("dtype", "shape", "blocks"), COLUMNS, ids=str)
+def test_clusters_keep_neighbouring_columns(backend, dtype, shape, blocks, monkeypatch):
+    skip_unless_there(backend.name, "batch_norm", "batch_norm_forward", "v4_columns")
+    from rawgrad.kernels.batch_norm import cuda
+
+    monkeypatch.setattr(cuda, "_ENOUGH_BLOCKS", 1)
+    x = backend.put(np.empty(shape, dtype))
+    assert (cuda._columns(x, cuda._KEPT), cuda._columns(x, cuda._KEPT_BACKWARD)) == blocks
+    assert_columns(backend, dtype, shape)
+
+
+# Eight blocks have multiples of 4 float32 rows or 2 float64: shares of one row, of none, and all equal.
+@pytest.mark.backends("emulated", "cuda")
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(9, 11, 3), (17, 3, 1), (64, 40, 1)], ids=str)
+def test_rows_lie_across_the_blocks_of_a_cluster(backend, dtype, shape, monkeypatch):
+    skip_unless_there(backend.name, "batch_norm", "batch_norm_forward", "v4_columns")
+    from rawgrad.kernels.batch_norm import cuda
+
+    monkeypatch.setattr(cuda, "_FEWEST_ROWS", 1)
+    assert cuda._columns(backend.put(np.empty(shape, dtype)), cuda._KEPT) == 8
+    assert_columns(backend, dtype, shape)
+
+
+def assert_columns(backend, dtype, shape):
+    """By v4_columns the results are those of the equations, with the same bits at every address."""
+    p = problem(shape, over=(0, 2), sums=(0, 2), dtype=dtype)
+
+    def run(put):
+        x, weight, bias, grad = (put(a) for a in (p.x, p.weight.reshape(-1), p.bias.reshape(-1), p.grad))
+        y, mean, rstd = ops.batch_norm_forward(x, weight, bias, EPS)
+        return y, mean, rstd, *ops.batch_norm_backward(grad, x, weight, mean, rstd)
+
+    with use_backend(backend.name, batch_norm="v4_columns"):
+        assert_equations(p, *(backend.get(a) for a in run(backend.put)))
+        assert_same_bits(run, backend)
+
+
+def test_columns_keep_the_digits_of_the_variance_and_need_no_weights(backend):
+    """As the other versions, of numbers of a large mean; NaN stays in its channel."""
+    skip_unless_there(backend.name, "batch_norm", "batch_norm_forward", "v4_columns")
+    host = (4096 + np.random.default_rng(15).standard_normal((600, 5))).astype(np.float32)
+    host[7, 2] = np.nan
+    x = backend.put(host)
+    y, mean, rstd = ops.batch_norm_forward(x, None, None, 0.0)
+    dx, _, _ = ops.batch_norm_backward(x, x, None, mean, rstd)
+    others = [0, 1, 3, 4]
+    assert_accurate(backend.get(rstd)[others], lambda x: 1 / x.std(axis=0), host[:, others])
+    assert np.isnan(backend.get(y)[:, 2]).all() and np.isnan(backend.get(dx)[:, 2]).all()
+    assert np.isfinite(backend.get(y)[:, others]).all() and np.isfinite(backend.get(dx)[:, others]).all()
+
+
+def test_traffic_of_columns(backend):
+    """Once x, and once g; besides, a few numbers for each thread of eight blocks with a column.  It is the default."""
+    shape = (600, 40, 2)
+    C, size = shape[1], math.prod(shape)
+    x, c = backend.put(np.ones(shape, np.float32)), backend.put(np.ones(C, np.float32))
+    for_threads = 8 * 8 * C * shape[2]
+    forward = traffic(backend, lambda: ops.batch_norm_forward(x, c, c, EPS))
+    assert forward == [(size + 2 * for_threads, size + 2 * C)]
+    backward = traffic(backend, lambda: ops.batch_norm_backward(x, x, c, c, c))
+    assert backward == [(2 * size + 3 * for_threads, size + 2 * C)]
 
 
 @VERSIONS
