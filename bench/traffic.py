@@ -262,6 +262,20 @@ def cases() -> list[Case]:
             (image, image, channel[0], *statistics),
         ),
         Case(
+            "batch_norm",
+            "batch_norm_forward",
+            "(1024, 64)",
+            lambda x, w, b: batch_norm.batch_norm_forward(x, w, b, 1e-5),
+            (chosen, row[0][:64], row[1][:64]),
+        ),
+        Case(
+            "batch_norm",
+            "batch_norm_backward",
+            "(1024, 64)",
+            batch_norm.batch_norm_backward,
+            (chosen, chosen, row[0][:64], *row_statistics),
+        ),
+        Case(
             "layer_norm",
             "layer_norm_forward",
             "(64, 1024)",
