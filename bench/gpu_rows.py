@@ -35,6 +35,7 @@ from .gpu_limits import GpuLimits
 from .harness import OURS, Contestant, Work, WrongResult, measure
 from .peers import COMPILED, Library, detail, library
 from .results import Missing, Row
+from .rows import choices
 from .shapes import networks
 
 __all__ = [
@@ -299,8 +300,8 @@ def named(names: Sequence[str]) -> dict[str, GpuRow]:
     for name in names or ROWS:
         of_it = {n: row for n, row in ROWS.items() if name in (n, row.operation)}
         if not of_it:
-            operations = dict.fromkeys(row.operation for row in ROWS.values())
-            raise ArgumentError(f"bench: row must be one of {', '.join([*operations, *ROWS])}; got {name!r}")
+            operations = [*dict.fromkeys(row.operation for row in ROWS.values())]
+            raise ArgumentError(f"bench: row must be {choices(name, ROWS, operations)}; got {name!r}")
         found |= of_it
     return found
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import partial
 
 from ..kernels._errors import ArgumentError
@@ -174,9 +175,21 @@ def named(names: Sequence[str]) -> list[str]:
     return found
 
 
+def operations() -> list[str]:
+    """Whose rows there are."""
+    return [*dict.fromkeys(spec.operation for spec in ROWS.values())]
+
+
+def choices(name: str, rows: Iterable[str], operations: Sequence[str], others: Sequence[str] = ()) -> str:
+    """In words what could have been meant by ``name``."""
+    near = get_close_matches(name, [*rows, *operations, *others], 4, 0.5)
+    known = f"one of --list, or an operation of {', '.join([*operations, *others])}"
+    return f"{known} (near: {', '.join(near)})" if near else known
+
+
 def _known(name: str) -> str:
     if name not in ROWS:
-        raise ArgumentError(f"bench: row must be one of {', '.join([*ROWS, *TRAININGS])}; got {name!r}")
+        raise ArgumentError(f"bench: row must be {choices(name, ROWS, operations(), TRAININGS)}; got {name!r}")
     return name
 
 
