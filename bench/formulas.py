@@ -143,6 +143,29 @@ class JaxFormulas:
         return w[indices]
 
 
+def jax_update(np: Any, kind: str, lr: float, t: Any, p: Any, g: Any, *state: Any) -> tuple[Any, ...]:
+    """An optimizer's step ``t`` for one parameter, with torch's defaults: the parameter and its state anew.
+
+    Args:
+        np: ``jax.numpy``.
+        kind: as in :data:`.shapes.layers.UPDATES`.
+    """
+    if kind == "sgd":
+        return (p - lr * g,)
+    if kind == "sgd_momentum":
+        (b,) = state
+        b = 0.9 * b + g
+        return p - lr * b, b
+    if kind in ("adagrad", "rmsprop"):
+        (s,) = state
+        s, eps = (s + g * g, 1e-10) if kind == "adagrad" else (0.99 * s + 0.01 * g * g, 1e-8)
+        return p - lr * g / (np.sqrt(s) + eps), s
+    m, v = 0.9 * state[0] + 0.1 * g, 0.999 * state[1] + 0.001 * g * g
+    if kind == "adamw":
+        p = p * (1 - 0.01 * lr)
+    return p - lr * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8), m, v
+
+
 class TinygradFormulas:
     """tinygrad."""
 

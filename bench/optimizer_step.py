@@ -1,4 +1,4 @@
-"""A step of each optimizer over all parameters, beside PyTorch's.
+"""A step of each optimizer over all parameters, beside PyTorch's, and the same equations in JAX.
 
 Each set is an optimizer with parameters, gradients and state of its own; the sets are stepped in turn, so that none
 finds its arrays in the cache.  A step changes them, and takes as long however often it was done.  What is checked are
@@ -8,13 +8,17 @@ the parameters after three steps from the same numbers, the first thousand of ea
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 
 from ..kernels._dispatch import backend
-from . import shapes
+from . import peers, shapes
+from .formulas import jax_update
 from .harness import OURS, Contestant, Work, assert_close, sets_past_cache
+from .kernels import REFERENCE
 from .peers import Library, detail, library
 from .shapes import networks
 
@@ -71,6 +75,47 @@ def reference(kind: str, values: Values) -> list[np.ndarray]:
         return result(library(OURS), kind, first)
 
 
+#: Arrays of state per parameter.
+_STATES = {"sgd": 0, "sgd_momentum": 1, "adagrad": 1, "rmsprop": 1, "adam": 2, "adamw": 2}
+
+
+@cache
+def _jax_step(kind: str) -> Any:
+    """All parameters in one compiled function, which may write where it read."""
+    import jax
+
+    def step(t: Any, state: Any, gradients: Any) -> Any:
+        update = partial(jax_update, jax.numpy, kind, _LR, t)
+        return [update(one[0], g, *one[1:]) for one, g in zip(state, gradients, strict=True)]
+
+    return jax.jit(step, donate_argnums=1)
+
+
+class JaxOptimizer:
+    """Parameters, their state and gradients, in JAX."""
+
+    def __init__(self, kind: str, values: Values) -> None:
+        rival: Any = peers.rival("jax")
+        self._step, self._host, self._wait, self._t = _jax_step(kind), rival.host, rival.wait, 0
+        self._gradients = [rival.put(gradient) for _, gradient in values]
+        zeros = [[np.zeros_like(value) for _ in range(_STATES[kind])] for value, _ in values]
+        self._state = [
+            tuple(rival.put(a.copy()) for a in (value, *rest)) for (value, _), rest in zip(values, zeros, strict=True)
+        ]
+
+    def step(self) -> None:
+        """One step, its end waited for."""
+        self._t += 1
+        self._state = self._step(np.float32(self._t), self._state, self._gradients)
+        self._wait(self._state)
+
+    def proved(self) -> list[np.ndarray]:
+        """The parameters' first numbers after some steps."""
+        for _ in range(_PROVED_STEPS):
+            self.step()
+        return [self._host(one[0])[:_PROVED] for one in self._state]
+
+
 def figures(name: str, update: shapes.Update, contestants: Sequence[Contestant], values: Values) -> Work:
     """The row of these contestants, each of which gives what :func:`result` does."""
     return Work(
@@ -91,10 +136,23 @@ def work(name: str, update: shapes.Update, who: Sequence[str]) -> Work:
     sets = min(sets_past_cache(update.bytes()), max(2, 2**31 // update.bytes()))
 
     def contestant(one: str) -> Contestant:
-        lib = library(one)
-        inputs = [(optimizer(lib, update.kind, values),) for _ in range(sets)]
         step: Callable[[Any], None] = lambda chosen: chosen.step()  # noqa: E731
-        return Contestant(one, step, inputs, detail(one), lambda: result(lib, update.kind, values))
+        if one == "jax":
+            inputs = [(JaxOptimizer(update.kind, values),) for _ in range(sets)]
+            return Contestant(one, step, inputs, detail(one), lambda: JaxOptimizer(update.kind, values).proved())
+        within = partial(backend, "numpy") if one == REFERENCE else nullcontext
+
+        def in_backend(chosen: Any) -> None:
+            with within():
+                chosen.step()
+
+        def proved() -> list[np.ndarray]:
+            with within():
+                return result(lib, update.kind, values)
+
+        lib = library(OURS if one == REFERENCE else one)
+        inputs = [(optimizer(lib, update.kind, values),) for _ in range(sets)]
+        return Contestant(one, in_backend if one == REFERENCE else step, inputs, detail(one), proved)
 
     return figures(name, update, [contestant(one) for one in who], values)
 

@@ -68,7 +68,12 @@ def _overhead() -> dict[str, RowSpec]:
 
 def _updates() -> dict[str, RowSpec]:
     return {
-        name: RowSpec(optimizer_step.OPERATIONS[update.kind], partial(optimizer_step.work, name, update), memory=False)
+        name: RowSpec(
+            optimizer_step.OPERATIONS[update.kind],
+            partial(optimizer_step.work, name, update),
+            (kernels.REFERENCE, "torch", "jax"),
+            memory=False,
+        )
         for name, update in optimizer_step.named().items()
     }
 
