@@ -106,6 +106,7 @@ class TorchRival:
     def _f(self, f: Formula) -> Formula:
         if not self._compiled:
             return f
+        self._torch._dynamo.reset()  # else after some shapes of the same formula it would silently run eagerly
         compiled: Formula = self._torch.compile(f, dynamic=False)
         return compiled
 
