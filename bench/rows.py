@@ -15,9 +15,6 @@ from .results import Missing
 
 Builder = Callable[[Sequence[str]], Work]
 
-#: Why ``torch.compile`` takes no part.
-NOT_ASKED = "only with --compiled"
-
 
 @dataclass(frozen=True)
 class RowSpec:
@@ -166,6 +163,133 @@ USUAL = (
 
 #: What takes minutes and runs in processes of its own: only by name.
 TRAININGS = ("time_to_accuracy", "import", "first_step")
+
+
+def named(names: Sequence[str]) -> list[str]:
+    """The rows of these names; the name of an operation stands for all of its rows.
+
+    Raises:
+        ArgumentError: there is none of a name; the message lists those there are.
+    """
+    found: list[str] = []
+    for name in names:
+        found += [name] if name in TRAININGS else of_operation(name) or [_known(name)]
+    return found
+
+
+def operations() -> list[str]:
+    """Whose rows there are."""
+    return [*dict.fromkeys(spec.operation for spec in ROWS.values())]
+
+
+def choices(name: str, rows: Iterable[str], operations: Sequence[str], others: Sequence[str] = ()) -> str:
+    """In words what could have been meant by ``name``."""
+    near = get_close_matches(name, [*rows, *operations, *others], 4, 0.5)
+    known = f"one of --list, or an operation of {', '.join([*operations, *others])}"
+    return f"{known} (near: {', '.join(near)})" if near else known
+
+
+def _known(name: str) -> str:
+    if name not in ROWS:
+        raise ArgumentError(f"bench: row must be {choices(name, ROWS, operations(), TRAININGS)}; got {name!r}")
+    return name
+
+
+def spec(name: str) -> RowSpec:
+    """The row ``name``.
+
+    Raises:
+        ArgumentError: there is none; the message lists those there are.
+    """
+    return ROWS[_known(name)]
+
+
+def _asked(name: str, compiled: bool) -> list[str]:
+    """The peers of the row; ``torch.compile`` only if ``compiled``."""
+    return [peer for peer in spec(name).peers if compiled or peer != COMPILED]
+
+
+def contestants(name: str, compiled: bool = False) -> list[str]:
+    """rawgrad and those peers of the row that are installed here."""
+    always = {"numpy", "scipy", kernels.REFERENCE, overhead.OUTSIDE}
+    return [OURS, *(peer for peer in _asked(name, compiled) if peer in always or problem(peer) is None)]
+
+
+def missing(name: str, compiled: bool = False) -> list[Missing]:
+    """The peers of row ``name`` that are not installed here, each with its reason."""
+    here = contestants(name, compiled)
+    return [Missing(one, problem(one) or "it takes no part") for one in _asked(name, compiled) if one not in here]
+
+
+def build(name: str, row: kernels.KernelRow, who: Sequence[str]) -> Work:
+        return kernels.work(name, row.make(), who)
+
+    return {
+        name: RowSpec(row.operation, partial(build, name, row), row.peers, memory=name in _WITH_MEMORY)
+        for name, row in kernels.named().items()
+    }
+
+
+ROWS: dict[str, RowSpec] = {
+    **_train_steps(),
+    **_overhead(),
+    **_kernels(),
+    **_updates(),
+}
+
+
+def of_operation(operation: str) -> list[str]:
+    """The names of the rows that measure ``operation``."""
+    return [name for name, spec in ROWS.items() if spec.operation == operation]
+
+
+#: Those of ``rawgrad bench --quick``: a whole step, and one row of each operation that matters, dearest first.
+QUICK = (
+    "train_step_p5_batch100",
+    "conv2d_p5_layer2",
+    "gemm_1024",
+    "max_pool2d_p5_layer1",
+    "softmax_cross_entropy_256x32000",
+    "train_step_p9_batch100",
+    "layer_norm_gpt_768_backward",
+    "adam_1M_in_160",
+)
+
+#: Those of ``rawgrad bench`` alone: training steps, and every operation, in the sizes that matter most.
+USUAL = (
+    "train_step_p5_batch100",
+    "train_step_p9_batch100",
+    "train_step_p10_batch100",
+    "conv2d_p5_layer2",
+    "conv2d_64x64_3x3_on_32",
+    "conv2d_resnet_3x3_stride2_forward",
+    "gemm_1024",
+    "gemm_100x980x10",
+    "gemm_linear_gpt_mlp_in_forward",
+    "max_pool2d_p5_layer1",
+    "avg_pool2d_densenet_2x2_forward",
+    "softmax_cross_entropy_512x10",
+    "softmax_cross_entropy_256x32000",
+    "softmax_attention_forward",
+    "activation_gelu_gpt_mlp_forward",
+    "activation_relu_resnet_backward",
+    "dropout_gpt_mlp",
+    "batch_norm_resnet_56_forward",
+    "batch_norm_resnet_56_backward",
+    "layer_norm_gpt_768_forward",
+    "layer_norm_gpt_768_backward",
+    "group_norm_resnet_56_forward",
+    "embedding_gpt_forward",
+    "embedding_gpt_backward",
+    "sgd_1M_in_160",
+    "adagrad_1M_in_160",
+    "rmsprop_1M_in_160",
+    "adam_1M_in_160",
+    "adam_10M",
+)
+
+#: What takes minutes and runs in processes of its own: only by name.
+TRAININGS = ("time_to_accuracy",)
 
 
 def named(names: Sequence[str]) -> list[str]:
