@@ -35,6 +35,7 @@ def _parser() -> argparse.ArgumentParser:
         "rawgrad bench import first_step: seconds from the start of a process until a library is imported, and until a "
         "first training step is done, with compiled kernels and without. "
         "rawgrad bench profile: where a training step's time goes, kernel by kernel. "
+        "rawgrad bench growth: how the time of a step grows with batch, channels, depth, threads. "
         "rawgrad bench instructions: how many each compiled kernel executes, beside those recorded. "
         "rawgrad bench report: tables and pictures of result files. rawgrad bench compare A B: which rows moved "
         "between two of them. These have options of their own.",
@@ -187,6 +188,8 @@ def _others(name: str) -> Callable[[Sequence[str]], int] | None:
         from .compare import main
     elif name == "instructions":
         from .instructions import main
+    elif name == "growth":
+        from .growth import main
     else:
         return None
     return main

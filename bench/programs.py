@@ -305,16 +305,20 @@ def captured(program: Program, batch: int) -> Contestant:
 
 def train_step(name: str, batch: int, contestants: Sequence[str], device: str = "cpu") -> Work:
     """The row of one program at one batch."""
-    program = PROGRAMS[name]
-    step = program.step(batch)
+    work = work_of(PROGRAMS[name], f"train_step_{name}_batch{batch}", batch, contestants, device)
+    left_out = ", dropout left out" if "dropout" in name else ""
+    return replace(work, reference_name=work.reference_name + left_out)
+
+
+def work_of(program: Program, name: str, batch: int, contestants: Sequence[str], device: str = "cpu") -> Work:
+    """A training step of any program, called ``name``."""
     return Work(
-        name=f"train_step_{name}_batch{batch}",
+        name=name,
         description=f"{program.description}: forward, loss, backward, update at batch {batch}",
         contestants=[by_name(c, partial(contestant, program=program, batch=batch), device) for c in contestants],
         reference=lambda: _reference(program, batch),
-        reference_name=f"rawgrad's NumPy reference in float64, {_PROVED_STEPS} steps"
-        + (", dropout left out" if "dropout" in name else ""),
+        reference_name=f"rawgrad's NumPy reference in float64, {_PROVED_STEPS} steps",
         check=check,
         layout="NC" if program.flat else "NCHW",
-        flops=step.flops(),
+        flops=program.step(batch).flops(),
     )

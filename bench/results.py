@@ -277,6 +277,15 @@ def of_content(content: dict[str, Any], path: str) -> Report:
     return report
 
 
+def parsed(kind: Any, value: Any, where: str) -> Any:
+    """``value``, as JSON gave it, as the type ``kind``: a dataclass, a list of them, a number, …
+
+    Raises:
+        DataError: it is of another type; the message names ``where``.
+    """
+    return _parse(kind, value, where, older=False)
+
+
 def _parse(kind: Any, value: Any, where: str, older: bool) -> Any:
     """``value``, as JSON gave it, as the type ``kind``.
 
