@@ -1,71 +1,21 @@
-"""A report as a list of headings, texts, tables and pictures; ``pages`` makes files of them."""
+"""A report as a list of blocks; ``pages`` makes files of them."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import compress
 
 from .. import load
 from ..harness import OURS
-from ..results import Spread, in_units
-from . import pictures
+from ..results import Spread, in_units, runs
+from . import others, pictures
+from .blocks import Block, Heading, Listing, Picture, Table, Text
 from .gather import Machine, Record, Shown, called
 from .goals import goal_of
 
 NO_GPU = "There is no record of a GPU yet: what follows is the CPU alone."
-
-
-@dataclass(frozen=True)
-class Heading:
-    """Of a section (level 2) or of a part of it (3)."""
-
-    text: str
-    level: int = 2
-
-
-@dataclass(frozen=True)
-class Text:
-    """A paragraph; what stands between backticks is code."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Listing:
-    """Lines, each with a dot before it."""
-
-    lines: Sequence[str]
-
-
-@dataclass(frozen=True)
-class Table:
-    """Cells, as many in each line as in the head."""
-
-    head: Sequence[str]
-    lines: Sequence[Sequence[str]]
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture, which is drawn when a page is made.
-
-    Attributes:
-        name: of its file.
-        title: says what it shows, to those who do not see it too.
-        draw: makes the figure.
-        legend: a numbered list below it.
-    """
-
-    name: str
-    title: str
-    draw: pictures.Draw
-    legend: Sequence[str] = field(default=())
-
-
-Block = Heading | Text | Listing | Table | Picture
 
 
 def report(records: Sequence[Record], machines: Sequence[Machine]) -> Iterator[Block]:
@@ -87,17 +37,24 @@ def report(records: Sequence[Record], machines: Sequence[Machine]) -> Iterator[B
             yield Text(NO_GPU)
         title = "images that a training step takes in a second, by batch size"
         yield Picture("batches", title, partial(pictures.by_batch, machines))
+    if any(pictures.batches(machine, "forward") for machine in machines):
+        title = "images that the forward pass alone takes in a second, by batch size"
+        yield Picture("batches-forward", title, partial(pictures.by_batch, machines, "forward"))
+    for record in others.newest(records):
+        yield from others.blocks_of(record) or []
     yield Heading("Records")
     shown = [one.path for machine in machines for one in machine.shown]
-    yield Listing([_source(record, shown.count(record.path)) for record in records])
+    yield Listing([_source(record, shown.count(record.path), others.newest(records)) for record in records])
 
 
-def _source(record: Record, shown: int) -> str:
+def _source(record: Record, shown: int, of_others: Sequence[Record]) -> str:
     """A record, with how many rows of it are shown."""
     content = record.content
     commit = f", commit {str(content.get('commit'))[:10]}" if content.get("commit") else ", no commit known"
     changed = " with changes" if content.get("dirty") else ""
-    told = f"{shown} of {len(record.report.rows)} rows shown" if record.report else f"about {record.kind}, not shown"
+    told = f"about {record.kind}" + ("" if record in of_others else ", not shown")
+    if record.report:
+        told = f"{shown} of {len(record.report.rows)} rows shown"
     return f"`{record.path.name}` ({told}): {content['date']}{commit}{changed}, `{content['command']}`"
 
 
@@ -135,6 +92,13 @@ def _machine(machine: Machine) -> Iterator[Block]:
     if versions_of:
         yield Heading(f"{machine.name}: versions of the kernels", 3)
         yield Table(["row", "version", "median", "quartiles", "its time over the chosen one's"], versions_of)
+    ways = [line for one in machine.shown for line in _ways(one)]
+    if ways:
+        yield Heading(f"{machine.name}: rawgrad in other ways", 3)
+        yield Table(["row", "threads", "way", "median", "quartiles", "its time over rawgrad's own", "what"], ways)
+    for one in machine.shown:
+        if said := runs(one.row):
+            yield Listing(said.splitlines())
 
 
 def _file_name(*parts: str) -> str:
@@ -211,6 +175,18 @@ def _goal(machine: Machine, one: Shown) -> str:
         verdict = "not measured" if fraction is None else "reached" if fraction >= goal.fraction else "short"
         said += f"; ≥ {goal.fraction:.0%} of the limit: {verdict}"
     return said
+
+
+def _ways(one: Shown) -> Iterator[list[str]]:
+    """What rawgrad does otherwise in a row: on another backend, captured, at its first run."""
+    for entry in one.row.entries:
+        if entry.name != OURS and entry.name.startswith(OURS) and entry not in one.versions.values():
+            seconds = entry.seconds
+            over = f"{seconds.median / one.ours.seconds.median:.2f}" if one.ours else ""
+            quartiles = f"{in_units(seconds.q1)} – {in_units(seconds.q3)}"
+            name = entry.name.removeprefix(OURS).strip(", ")
+            time = in_units(seconds.median)
+            yield [f"`{one.row.name}`", str(one.row.threads), name, time, quartiles, over, entry.detail]
 
 
 def _versions(one: Shown) -> Iterator[list[str]]:

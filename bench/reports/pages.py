@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import pictures
-from .content import Block, Heading, Listing, Picture, Table, Text
+from .blocks import Block, Heading, Listing, Picture, Table, Text
 
 TITLE = "What rawgrad's bench has measured"
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ...recipes.curves import figure
+from ..growth import Series, fitted
 from ..harness import OURS
 from ..results import Entry, in_units
 from .gather import Machine, Shown, called
@@ -168,32 +169,32 @@ def _beside(one: Shown) -> list[Entry]:
     return [entry for entry in one.row.entries if entry.name == OURS or not entry.name.startswith(OURS)]
 
 
-_BATCH = re.compile(r"train_step_(\w+)_batch(\d+)")
+_BATCH = re.compile(r"(train_step|forward)_(\w+)_batch(\d+)")
 
 
-def batches(machine: Machine) -> dict[tuple[str, str], list[tuple[int, float]]]:
-    """Of (program, way): (batch, images a second), ways being rawgrad and rawgrad captured."""
+def batches(machine: Machine, what: str = "train_step") -> dict[tuple[str, str], list[tuple[int, float]]]:
+    """Of (program, way): (batch, images a second), ways being rawgrad and rawgrad captured; of steps or ``forward``."""
     found: dict[tuple[str, str], list[tuple[int, float]]] = {}
     for one in machine.shown:
         match = _BATCH.fullmatch(one.row.name)
-        if match is None or one.row.threads != max(machine.threads):
+        if match is None or match[1] != what or one.row.threads != max(machine.threads):
             continue
         for entry in one.row.entries:
             if entry.name in (OURS, f"{OURS} captured"):
-                points = found.setdefault((match[1], entry.name), [])
-                points.append((int(match[2]), int(match[2]) / entry.seconds.median))
+                points = found.setdefault((match[2], entry.name), [])
+                points.append((int(match[3]), int(match[3]) / entry.seconds.median))
     return {key: sorted(points) for key, points in found.items()}
 
 
-def by_batch(all_machines: Sequence[Machine]) -> Any:
-    """Images that a training step takes in a second, by batch size: every machine, GPU beside CPU."""
+def by_batch(all_machines: Sequence[Machine], what: str = "train_step") -> Any:
+    """Images that a training step, or ``forward`` alone, takes in a second, by batch size; GPU beside CPU."""
     with style():
         made, (axes,) = figure(1, 3.6, width=_WIDTH)
         programs: dict[str, str] = {}
         lines, marks = ("-", "--", ":", "-."), "osv^D"
         ways: dict[tuple[str, str], int] = {}
         for machine in all_machines:
-            for (program, way), points in batches(machine).items():
+            for (program, way), points in batches(machine, what).items():
                 colour = programs.setdefault(program, f"C{len(programs) % 10}")
                 number = ways.setdefault((machine.name, way), len(ways))
                 axes.plot(
@@ -209,12 +210,35 @@ def by_batch(all_machines: Sequence[Machine]) -> Any:
                 linestyle=lines[number % len(lines)], label=label,
             )  # fmt: skip
         axes.set(xscale="log", yscale="log", xlabel="batch", ylabel="images a second")
-        sizes = sorted({size for m in all_machines for points in batches(m).values() for size, _ in points})
+        sizes = sorted({size for m in all_machines for points in batches(m, what).values() for size, _ in points})
         axes.set_xticks(sizes, [str(size) for size in sizes])
         axes.minorticks_off()
         axes.set_xlim(min(sizes) / 1.5, max(sizes) * 1.5)
         axes.grid()
         made.legend(loc="outside lower center", ncols=3, fontsize=7, frameon=False)
+    return made
+
+
+def growing(found: Sequence[Series]) -> Any:
+    """Seconds of a step by size, along one axis; a line is the fitted power."""
+    with style():
+        made, (axes,) = figure(1, 2.6, width=_WIDTH)
+        sizes = sorted({size for one in found for size in one.sizes})
+        for one, colour in zip(found, (AHEAD, BEHIND, MARK, PEER), strict=False):
+            medians = [spread.median for spread in one.seconds]
+            exponent, constant = fitted(one.sizes, medians)
+            label = f"{called(one.contestant)}: {one.exponent.median:.2f}"
+            axes.plot(one.sizes, medians, "o", color=colour, markersize=4, label=label)
+            axes.plot(one.sizes, [constant * size**exponent for size in one.sizes], color=colour, linewidth=1)
+        axes.set(xscale="log", yscale="log", xlabel=found[0].axis, ylabel="time of a step")
+        axes.set_xticks(sizes, [str(size) for size in sizes])
+        low, high = axes.get_ylim()
+        ticks = [digit * 10.0**power for power in range(-7, 4) for digit in (1, 2, 5)]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        axes.set_yticks(ticks, [in_units(tick) for tick in ticks])
+        axes.minorticks_off()
+        axes.grid()
+        made.legend(loc="outside lower center", ncols=3, fontsize=7, frameon=False, title="exponent", title_fontsize=7)
     return made
 
 

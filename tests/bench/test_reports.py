@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from html.parser import HTMLParser
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rawgrad.bench import cli, results, rows
-from rawgrad.bench.reports import content, gather, goals, pages, pictures
+from rawgrad.bench import cli, growth, results, rows
+from rawgrad.bench.harness import Contestant
+from rawgrad.bench.reports import content, gather, goals, others, pages, pictures
 from rawgrad.bench.results import Entry, Limits, Missing, Ratio, Report, Spread
 from rawgrad.kernels._errors import DataError
 
@@ -179,7 +181,7 @@ def test_the_page_needs_no_other_file_and_has_every_picture(machines, both, tmp_
     tables = [block for block in written.split("\n\n") if block.startswith("|")]
     for table in tables:
         assert len({line.replace(r"\|", "").count("|") for line in table.strip().splitlines()}) == 1
-    assert len(tables) == 3  # a table each, and the GPU's versions
+    assert len(tables) == 5  # a table each, the GPU's versions, and of each what rawgrad does in other ways
 
 
 def test_versions_stand_from_the_plainest_up(machines, both):
@@ -268,6 +270,45 @@ def test_records_of_another_kind_are_named(machines, both, tmp_path):
     with pytest.raises(DataError, match="at least one file must have rows"):
         cli.main(["report", str(other), "--out", str(tmp_path / "none")])
     assert not (tmp_path / "none").exists()
+
+
+def test_every_committed_record_of_another_kind_is_shown():
+    read = gather.read(gather.recorded())
+    assert not [r.path.name for r in read if r.report is None and others.blocks_of(r) is None]
+
+
+def test_growth_is_shown_with_a_picture_and_without_any_row(tmp_path):
+    def along(contestant, exponent):
+        rounds = [[1e-3 * n**exponent for n in (1, 2, 4)]] * 2
+        return growth.series("depth", "a step", Contestant(contestant, print, detail="1"), (1, 2, 4), rounds)
+
+    told = {"kind": "growth", "date": "2026-11-22", "command": "c", "machine": CPU, "rounds": 2, "threads": 2}
+    series = [dataclasses.asdict(along(*one)) for one in (("rawgrad", 0.5), ("torch", 1.5))]
+    file = tmp_path / "growth.json"
+    results.write({**told, "series": series, "others_share": 0.5}, file)
+    old = tmp_path / "old.json"
+    results.write({**told, "series": series[:1], "date": "2026-11-21"}, old)
+    assert cli.main(["report", str(file), str(old), "--out", str(tmp_path / "out")]) == 0
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "![a step](growth-depth.png)" in text and (tmp_path / "out" / "growth-depth.png").is_file()
+    assert "| depth | torch | 1.50 | 1.50 – 1.50 | 0% | 1, 2, 4 | 1 ms, 2.83 ms, 8 ms |" in text
+    assert "noisy: others used 50%" in text
+    assert "`growth.json` (about growth):" in text and "`old.json` (about growth, not shown):" in text
+    (axes,) = pictures.growing([along("rawgrad", 0.5), along("torch", 1.5)]).axes
+    points, line = axes.lines[:2]
+    assert list(points.get_ydata()) == pytest.approx(list(line.get_ydata()))
+    with pytest.raises(DataError, match="at least one file must have rows"):
+        cli.main(["report", str(file), "--picture", str(tmp_path / "p.png")])
+
+
+def test_rawgrad_in_other_ways_has_a_table(machines, row, tmp_path):
+    ways = {"rawgrad": 1.0, "torch": 3.0, "rawgrad, first run": 20.0, "rawgrad numpy": 2.0}
+    machines(a_report(row("first_step", ways), row("forward_p5_batch1", {"rawgrad": 1e-4}, threads=2)))
+    assert cli.main(["report", str(tmp_path / "in" / "0.json"), "--out", str(tmp_path / "out")]) == 0
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "| `first_step` | 2 | first run | 20 s | 19.8 s – 20.2 s | 20.00 |" in text
+    assert "| `first_step` | 2 | numpy | 2 s |" in text
+    assert "(batches-forward.png)" in text and "(batches.png)" not in text
 
 
 def test_rows_of_another_cpu_are_noted_and_times_of_nothing_refused(machines, row, tmp_path):
