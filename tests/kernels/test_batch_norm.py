@@ -201,6 +201,7 @@ def test_traffic_of_longer_channels(backend):
 
 def test_traffic_of_channels_in_clusters(backend):
     """Once x, and once g; besides, a few numbers for each thread of a channel's four blocks.  It is the default."""
+    skip_unless_there(backend.name, "batch_norm", "batch_norm_forward", "v3_cluster")
     shape, blocks = (4, 3, 2500), 4
     C, size = shape[1], math.prod(shape)
     x, c = backend.put(np.ones(shape, np.float32)), backend.put(np.ones(shape[1], np.float32))
@@ -313,6 +314,7 @@ def test_columns_keep_the_digits_of_the_variance_and_need_no_weights(backend):
 
 def test_traffic_of_columns(backend):
     """Once x, and once g; besides, a few numbers for each thread of eight blocks with a column.  It is the default."""
+    skip_unless_there(backend.name, "batch_norm", "batch_norm_forward", "v4_columns")
     shape = (600, 40, 2)
     C, size = shape[1], math.prod(shape)
     x, c = backend.put(np.ones(shape, np.float32)), backend.put(np.ones(C, np.float32))
