@@ -157,7 +157,7 @@ def test_every_recorded_file_can_be_read():
         content = json.loads(path.read_text())
         assert content["commit"], f"{path}: a figure needs the commit that it belongs to"
         if "kind" in content:
-            assert content["kind"] in ("checkpoints", "reading"), path
+            assert content["kind"] in ("checkpoints", "growth", "instructions", "reading"), path
             assert {"date", "command", "dirty", "machine", "versions"} < set(content), path
         else:
             assert results.read(path).rows, path
