@@ -38,8 +38,13 @@ from ._layers import one_by_one, stack
 _DEPTH = 256  # steps of K: a panel of b, of 128 bytes a step, is then 32 KB
 _ROWS = 252  # of a block of a, of 0.25 MB then
 _COLUMNS = 2048  # of a block of b
-#: Tiles, rows and vectors, with the time of a multiplication relative to the processor's best.
-_TILES = {(14, 2): 1.0, (10, 2): 1.04, (6, 4): 1.08} if registers_fit(14, 2) else {(6, 2): 1.0}
+#: Tiles, rows and vectors, with the time of a multiplication relative to the processor's best.  The last ones are for
+#: products of so few rows, which wait for b: they read more of a row of it before they go on to the next.
+_TILES = (
+    {(14, 2): 1.0, (10, 2): 1.04, (6, 4): 1.08, (4, 6): 1.1, (2, 8): 1.2, (1, 8): 1.4}
+    if registers_fit(14, 2)
+    else {(6, 2): 1.0, (2, 4): 1.2, (1, 6): 1.4}
+)
 
 
 @simd

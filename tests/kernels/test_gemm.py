@@ -361,7 +361,7 @@ def test_refusals(call, error, message):
 
 
 # Why each: at and beyond the sizes up to which dot products are taken, with few rows or few columns; panels that end
-# early in either direction, a sum in several blocks; products so small that nothing is launched.
+# early in either direction, a sum in several blocks; products so small that nothing is launched; the tiles of few rows.
 @pytest.mark.backends("numpy", "numba")
 @pytest.mark.parametrize("transposed", [(False, False), (False, True), (True, False), (True, True)])
 @pytest.mark.parametrize(
@@ -376,6 +376,7 @@ def test_refusals(call, error, message):
         (30, 70, 600),
         (260, 2100, 40),
         (3, 2, 1),
+        *((M, N, 300) for M in (1, 2, 3, 4) for N in (33, 300)),
     ],
 )
 def test_sizes_at_the_edges_of_ways(backend, M, N, K, transposed):
