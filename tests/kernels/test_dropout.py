@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 from _layouts import LAYOUTS, untouched
+from _versions import every_version
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -123,6 +124,18 @@ def test_versions_give_the_same_bits(backend, dtype, monkeypatch):
             np.testing.assert_array_equal(backend.get(one), backend.get(two))
     monkeypatch.setattr(cuda, "_LARGE", 5000)  # the default changes over there
     np.testing.assert_array_equal(backend.get(ops.dropout_forward(x, 0.3, 7, offset)), backend.get(two))
+
+
+# A block of four that is stored as vectors, and three elements that are not.
+@pytest.mark.parametrize("version", every_version("dropout", "dropout_forward"))
+def test_the_least_word_that_is_kept(backend, version):
+    ones, offset = backend.put(np.ones(7, np.float32)), offset_of(backend, 3)
+    words = [int(word) for word in backend.get(ops.philox(7, offset, 7))]
+    for place, word in enumerate(words):
+        kept, dropped = (
+            backend.get(ops.dropout_forward(ones, p / 2**32, 7, offset, version=version)) > 0 for p in (word, word + 1)
+        )
+        assert kept[place] and not dropped[place]
 
 
 @pytest.mark.backends("numba")
