@@ -18,8 +18,8 @@ from pathlib import Path
 
 from ..kernels._errors import ArgumentError
 from . import child, load, peers
-from .harness import OURS, WrongResult
-from .results import Entry, Ratio, Row, Spread
+from .harness import OURS, WrongResult, ratios
+from .results import Entry, Row, Spread
 from .time_to_accuracy import FIRST
 
 IMPORT, FIRST_STEP = "import", "first_step"
@@ -141,9 +141,5 @@ def measure(name: str, threads: int, runs: int = _RUNS, first_runs: int = _FIRST
             Entry(one, "kernels compiled on the way" if one == FIRST else peers.detail(one), 1, Spread.of(s), s, None)
             for one, s in seconds.items()
         ],
-        ratios=[
-            Ratio(one, Spread.of([peer / ours for peer, ours in zip(seconds[one], seconds[OURS], strict=True)]))
-            for one in who
-            if one != OURS
-        ],
+        ratios=ratios({one: seconds[one] for one in who}),
     )

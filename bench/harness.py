@@ -181,6 +181,15 @@ def calibrate(contestant: Contestant, min_round: float, clock: Clock, settle: fl
     return calls
 
 
+def ratios(seconds: Mapping[str, Sequence[float]]) -> list[Ratio]:
+    """Each peer's time over ours, round by round; none without us."""
+    return [
+        Ratio(name, Spread.of([peer / ours for peer, ours in zip(theirs, seconds[OURS], strict=True)]))
+        for name, theirs in seconds.items()
+        if name != OURS and OURS in seconds
+    ]
+
+
 def measure(
     work: Work,
     *,
@@ -258,11 +267,7 @@ def measure(
             )
             for c in contestants
         ],
-        ratios=[
-            Ratio(name, Spread.of([peer / ours for peer, ours in zip(theirs, seconds[OURS], strict=True)]))
-            for name, theirs in seconds.items()
-            if name != OURS and OURS in seconds
-        ],
+        ratios=ratios(seconds),
         limits=limits,
         missing=missing,
     )

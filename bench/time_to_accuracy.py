@@ -32,8 +32,8 @@ from ..kernels._errors import RawgradError
 from ..recipes.mnist_cnn import TASK
 from ..recipes.networks import build
 from . import child, load, peers
-from .harness import OURS, WrongResult
-from .results import Entry, Ratio, Row, Run, Spread
+from .harness import OURS, WrongResult, ratios
+from .results import Entry, Row, Run, Spread
 from .to_accuracy import DIGITS, PREDICTIONS, WEIGHTS, Settings
 
 NAME = "time_to_accuracy"
@@ -175,9 +175,5 @@ def measure(seeds: int, threads: int, accuracy: float, say: Callable[[str], None
             Entry(name, detail, 1, Spread.of(seconds[name]), seconds[name], None, runs=runs[name])
             for name, detail in [*((name, peers.detail(name)) for name in who), (FIRST, "kernels compiled on the way")]
         ],
-        ratios=[
-            Ratio(name, Spread.of([peer / ours for peer, ours in zip(seconds[name], seconds[OURS], strict=True)]))
-            for name in who
-            if name != OURS
-        ],
+        ratios=ratios({name: seconds[name] for name in who}),
     )
