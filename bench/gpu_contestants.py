@@ -25,10 +25,11 @@ from ..kernels._dispatch import backend, current_choice, precision
 from ..kernels._launch import architecture
 from . import kernels
 from .cases import Case, several
+from .formulas import LigerFormulas
 from .harness import OURS, Clock, Contestant, Work
 from .peers import COMPILED, detail, rival
 from .results import Missing
-from .rivals import LigerFormulas, TorchRival, Way
+from .rivals import TorchRival, Way
 
 #: At most so many calls are queued at once; a stream takes about a thousand launches.
 _QUEUED = 100

@@ -21,9 +21,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from .formulas import JaxFormulas, LigerFormulas, ScipyFormulas, TinygradFormulas, TorchFormulas
-
-__all__ = ["JaxRival", "LigerFormulas", "Rival", "ScipyRival", "TinygradRival", "TorchRival", "Way"]
+from .formulas import JaxFormulas, ScipyFormulas, TinygradFormulas, TorchFormulas
 
 Formula = Callable[..., Any]
 
